@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT
+
+// Package store is the face of an object store: the few requests that a
+// volume makes of one container, what they promise, and the errors they end
+// with. Its subpackages are the stores: swift (OpenStack Swift through
+// ncw/swift), mem (in memory, for tests) and faulty (a decorator that fails on
+// demand). Retry and Limit decorate any of them. storetest holds all of them
+// to the same behaviour.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// ETag is the MD5 of an object's bytes in lower-case hexadecimal, without
+// quotes, as Swift computes it for a plain object. The empty ETag is "not
+// known".
+type ETag string
+
+// ObjectInfo is what a store says of one object.
+type ObjectInfo struct {
+	Name         string
+	Size         int64 // bytes of the whole object, also when a range was read
+	ETag         ETag
+	LastModified time.Time
+}
+
+// GetOptions says how an object is read.
+type GetOptions struct {
+	// Offset is the first byte to read.
+	Offset int64
+	// IfMatch, when not empty, reads only a copy with this ETag: a stale
+	// replica answers 412 and the proxy asks the next one. Where no
+	// replica has it the end is ErrPrecondition.
+	IfMatch ETag
+	// Newest asks every replica and reads the newest copy (X-Newest: true).
+	// Without it and without IfMatch a read may be stale.
+	Newest bool
+}
+
+// ListOptions selects a page of a listing. A listing is a hint only: it is
+// updated late, and can lack objects that exist.
+type ListOptions struct {
+	Prefix    string
+	Marker    string // names greater than this
+	EndMarker string // names less than this
+	Limit     int    // names a page; 0 means the server's own limit (10,000)
+}
+
+// Metadata is a container's X-Container-Meta-* headers: keys without that
+// prefix, in canonical form ("Swiftnbd-Object-Size"), and what Swift counts.
+type Metadata struct {
+	Items   map[string]string
+	Objects int64 // as counted by the container server: late, a hint
+	Bytes   int64
+}
+
+// Store is one container in an object store. Its methods may be called by
+// many goroutines at once. Each makes one request and, apart from renewing an
+// expired token once, does not try again: that is Retry's duty.
+type Store interface {
+	// Get reads len(p) bytes of the object from o.Offset into p. The read
+	// is short only in error (io.ErrUnexpectedEOF when the object ends
+	// before). The ObjectInfo's ETag is the whole object's. After an error
+	// p must not be used again: a late read may still write into it.
+	// Ends with ErrNotFound, ErrPrecondition (o.IfMatch), or another.
+	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
+
+	// Head asks for an object's size and ETag, the newest copy's.
+	Head(ctx context.Context, name string) (ObjectInfo, error)
+
+	// Put stores data as the whole object. It sends etag, which must be
+	// the data's own, and ends with nil only when the store has kept
+	// exactly these bytes (201 and nothing else). ErrSuperseded (202)
+	// means that the store holds a newer timestamp and has discarded the
+	// data. An error for which Ambiguous is true may still take effect
+	// later. data must not change until Put returns.
+	Put(ctx context.Context, name string, data []byte, etag ETag) error
+
+	// Delete removes the object. ErrNotFound says there was none,
+	// ErrSuperseded (409) that the store holds a newer one.
+	Delete(ctx context.Context, name string) error
+
+	// List returns one page of the container's listing, in the order of
+	// the names' bytes. An empty page is the end.
+	List(ctx context.Context, o ListOptions) ([]ObjectInfo, error)
+
+	// BulkDelete removes many objects in as few requests as the store
+	// allows. Names that do not exist are no error. When the store has no
+	// bulk delete it ends with errors.ErrUnsupported.
+	BulkDelete(ctx context.Context, names []string) error
+
+	// Metadata reads the container's metadata, the newest copy's. Ends
+	// with ErrContainerNotFound where there is no such container.
+	Metadata(ctx context.Context) (Metadata, error)
+
+	// SetMetadata merges items into the container's metadata, key by key;
+	// an empty value removes the key. Keys as in Metadata.
+	SetMetadata(ctx context.Context, items map[string]string) error
+
+	// CreateContainer creates the container with these metadata items, or
+	// merges them where it exists. created says which (201 or 202).
+	CreateContainer(ctx context.Context, items map[string]string) (created bool, err error)
+
+	// DeleteContainer removes the empty container. ErrNotEmpty where it
+	// holds objects.
+	DeleteContainer(ctx context.Context) error
+}
+
+// The errors that a caller tells apart. Use errors.Is.
+var (
+	ErrNotFound          = errors.New("object not found")
+	ErrContainerNotFound = errors.New("container not found")
+	ErrPrecondition      = errors.New("no replica has the expected content")
+	ErrSuperseded        = errors.New("the cluster holds a newer version and discarded this one")
+	ErrNotEmpty          = errors.New("container is not empty")
+	ErrUnauthorized      = errors.New("authentication failed")
+	ErrForbidden         = errors.New("permission denied")
+)
+
+// StatusError is an answer that the store did not expect. errors.Is finds the
+// sentinel that belongs to it, if one does, through Err.
+type StatusError struct {
+	Op         string        // "PUT disk.part/00000003"
+	Code       int           // the HTTP status
+	RetryAfter time.Duration // the Retry-After header, or 0
+	Body       string        // the beginning of the body, for the message
+	Err        error         // a sentinel, or nil
+}
+
+func (e *StatusError) Error() string {
+	s := fmt.Sprintf("%s: %d %s", e.Op, e.Code, http.StatusText(e.Code))
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	} else if e.Body != "" {
+		s += ": " + e.Body
+	}
+	return s
+}
+
+func (e *StatusError) Unwrap() error { return e.Err }
+
+// TransportError is a request that got no usable answer: refused, reset, timed
+// out, or a body that ended early.
+type TransportError struct {
+	Op string
+	// Sent says that the request may have reached the server: for a PUT or
+	// DELETE it may still take effect.
+	Sent bool
+	Err  error
+}
+
+func (e *TransportError) Error() string { return e.Op + ": " + e.Err.Error() }
+func (e *TransportError) Unwrap() error { return e.Err }
+
+// Ambiguous says whether the request that ended with err may have taken effect
+// or may still do so: a transport error after sending, or an answer of 5xx or
+// 408 from a proxy that may have reached some of the object servers.
+func Ambiguous(err error) bool {
+	var te *TransportError
+	if errors.As(err, &te) {
+		return te.Sent
+	}
+	var se *StatusError
+	if errors.As(err, &se) {
+		return se.Code >= 500 || se.Code == http.StatusRequestTimeout
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// Transient says whether the same request may succeed later: transport errors
+// and the statuses 408, 409, 429, 498 (Swift's rate limit), 500, 502, 503, 504
+// and 507. 401 is handled by the store itself (one new login); what is left of
+// it is final, as are 403, 404 and 497.
+func Transient(err error) bool {
+	var te *TransportError
+	if errors.As(err, &te) {
+		return true
+	}
+	var se *StatusError
+	if errors.As(err, &se) {
+		switch se.Code {
+		case 408, 409, 429, 498, 500, 502, 503, 504, 507:
+			return !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrNotEmpty)
+		}
+	}
+	return false
+}
