@@ -4,4 +4,17 @@ go 1.25
 
 require libguestfs.org/nbdkit v0.0.0
 
+require (
+	github.com/VividCortex/ewma v1.2.0 // indirect
+	github.com/acarl005/stripansi v0.0.0-20180116102854-5a71ef0e047d // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/mattn/go-runewidth v0.0.16 // indirect
+	github.com/rivo/uniseg v0.4.7 // indirect
+	github.com/spf13/cobra v1.10.2 // indirect
+	github.com/spf13/pflag v1.0.9 // indirect
+	github.com/vbauerster/mpb/v8 v8.9.3 // indirect
+	golang.org/x/sys v0.30.0 // indirect
+	gopkg.in/ini.v1 v1.67.3 // indirect
+)
+
 replace libguestfs.org/nbdkit => ./plugin/nbdkit
