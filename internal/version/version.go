@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+
+// Package version owns the one answer to "which swiftnbd is this?", which the
+// plugin, the command line tool and the embedded Swift all give.
+package version
+
+// Version is the release this binary was built from, such as "0.20.0". The
+// Makefile, whose VERSION variable is the only place where the number is kept,
+// sets it at link time with -X; a binary built by plain `go build` says "devel".
+var Version = "devel"

@@ -1,0 +1,179 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# deps.sh: what each purpose needs on the machine, and the Debian package that
+# brings it.
+#
+#   scripts/deps.sh check PURPOSE...     name what is missing; exit 1 if anything is
+#   scripts/deps.sh install PURPOSE...   apt-get install what is missing (Debian, root)
+#   scripts/deps.sh packages PURPOSE...  print the packages, one a line
+#
+# Purposes:
+#   build       make
+#   quickstart  make quickstart (build, and nbdkit with its clients)
+#   lint        make lint
+#   swift       scripts/saio.sh up
+#   keystone    scripts/saio.sh up --keystone
+#   check       make check (all of the above, and qemu for the kernel client)
+set -eu
+# nbd-client, mke2fs and e2fsck are in sbin, which a user's PATH may lack.
+PATH=$PATH:/usr/sbin:/sbin
+
+# needs PURPOSE: prints lines "PROBE PACKAGE", where PROBE is one of
+# cmd:NAME (on the PATH), pc:MODULE (pkg-config knows it), file:PATH,
+# py:MODULE (Debian's own Python can import it), go:VERSION (Go, that or newer;
+# package "(none)", since Debian 12's own Go is older than we need).
+needs() {
+  case $1 in
+    build) cat <<'EOF'
+go:1.25 (none)
+cmd:gcc gcc
+file:/usr/include/stdlib.h libc6-dev
+cmd:ld binutils
+cmd:readelf binutils
+cmd:pkg-config pkg-config
+pc:nbdkit nbdkit-plugin-dev
+cmd:pod2man perl
+EOF
+      ;;
+    quickstart) needs build; cat <<'EOF'
+cmd:nbdkit nbdkit
+cmd:nbdcopy libnbd-bin
+cmd:nbdinfo libnbd-bin
+cmd:mke2fs e2fsprogs
+cmd:e2fsck e2fsprogs
+cmd:cmp diffutils
+EOF
+      ;;
+    lint) needs build; cat <<'EOF'
+cmd:shellcheck shellcheck
+cmd:podchecker perl
+EOF
+      ;;
+    swift) cat <<'EOF'
+file:/usr/bin/python3 python3
+py:swift.proxy.server python3-swift
+cmd:memcached memcached
+cmd:swift python3-swiftclient
+cmd:curl curl
+cmd:ps procps
+cmd:setsid util-linux
+EOF
+      ;;
+    keystone) needs swift; cat <<'EOF'
+py:keystone python3-keystone
+py:keystonemiddleware python3-keystonemiddleware
+py:keystoneclient python3-keystoneclient
+EOF
+      ;;
+    check) needs quickstart; needs lint; needs keystone; cat <<'EOF'
+file:/usr/bin/nbdsh python3-libnbd
+cmd:nbdfuse libnbd-bin
+cmd:fio fio
+cmd:qemu-img qemu-utils
+cmd:qemu-io qemu-utils
+cmd:qemu-system-x86_64 qemu-system-x86
+cmd:nbd-client nbd-client
+file:/bin/busybox busybox-static
+cmd:dpkg-deb dpkg
+cmd:openssl openssl
+EOF
+      ;;
+    *) echo "deps.sh: unknown purpose '$1'" >&2; exit 2 ;;
+  esac
+}
+
+present() { # PROBE
+  local have
+  case $1 in
+    # Go from 1.21 on fetches the toolchain that go.mod asks for by itself.
+    go:*) have=$(go env GOVERSION 2>/dev/null) || return 1
+      [ "$(printf '%s\n' 1.21 "${have#go}" | sort -V | head -n 1)" = 1.21 ] ;;
+    cmd:*) command -v "${1#cmd:}" >/dev/null 2>&1 ;;
+    pc:*) pkg-config --exists "${1#pc:}" 2>/dev/null ;;
+    file:*) [ -e "${1#file:}" ] ;;
+    py:*) PYTHONNOUSERSITE=1 /usr/bin/python3 -c \
+      "import importlib.util as u, sys; sys.exit(not u.find_spec('${1#py:}'))" 2>/dev/null ;;
+  esac
+}
+
+what() { # PROBE -> words for a person
+  case $1 in
+    go:*) echo "Go ${1#go:} or newer (Debian 12's own is too old: take the Go project's, or golang-go from backports)" ;;
+    cmd:*) echo "the command '${1#cmd:}'" ;;
+    pc:*) echo "the headers of ${1#pc:}" ;;
+    file:*) echo "the file ${1#file:}" ;;
+    py:*) echo "the Python module ${1#py:}" ;;
+  esac
+}
+
+# missing PURPOSE...: the lines of needs that the machine does not meet.
+missing() {
+  local probe package purpose
+  for purpose in "$@"; do needs "$purpose"; done | sort -u |
+    while read -r probe package; do
+      present "$probe" || echo "$probe $package"
+    done
+}
+
+packages_of() { # LINES of needs -> their packages, each once
+  cut -d' ' -f2 <<<"$1" | grep -v '^(none)$' | sort -u
+}
+
+check() {
+  local lines probe package packages
+  lines=$(missing "$@")
+  [ -n "$lines" ] || return 0
+  while read -r probe package; do
+    case $package in
+      '(none)') echo "missing: $(what "$probe")" >&2 ;;
+      *) echo "missing: $(what "$probe"): Debian package $package" >&2 ;;
+    esac
+  done <<<"$lines"
+  mapfile -t packages < <(packages_of "$lines")
+  [ ${#packages[@]} = 0 ] || echo "to install: apt-get install ${packages[*]}" >&2
+  return 1
+}
+
+install() {
+  local lines packages policy
+  lines=$(missing "$@")
+  [ -n "$lines" ] || return 0
+  if ! command -v apt-get >/dev/null 2>&1; then
+    check "$@" || true
+    echo "deps.sh: this is no Debian (there is no apt-get): install the above by hand" >&2
+    return 1
+  fi
+  if [ "$(id -u)" != 0 ]; then
+    check "$@" || true
+    echo "deps.sh: not root, so the above cannot be installed from here" >&2
+    return 1
+  fi
+  mapfile -t packages < <(packages_of "$lines")
+  [ ${#packages[@]} != 0 ] || { check "$@"; return; }
+  echo "deps.sh: installing ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  # memcached's package would start a service; ours is started by saio.sh only.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    # shellcheck disable=SC2064 # the value of now is meant
+    trap "rm -f '$policy'" EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  if ! apt-get install -y -q --no-install-recommends "${packages[@]}" </dev/null; then
+    # A new machine has no package lists yet, or old ones.
+    apt-get update -q </dev/null
+    apt-get install -y -q --no-install-recommends "${packages[@]}" </dev/null
+  fi
+  check "$@"
+}
+
+[ $# -ge 2 ] || { sed -n '3,17p' "$0" >&2; exit 2; }
+command=$1
+shift
+case $command in
+  check) check "$@" ;;
+  install) install "$@" ;;
+  packages) packages_of "$(for p in "$@"; do needs "$p"; done)" ;;
+  *) sed -n '3,17p' "$0" >&2; exit 2 ;;
+esac
