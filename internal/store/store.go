@@ -40,6 +40,10 @@ type GetOptions struct {
 	// Newest asks every replica and reads the newest copy (X-Newest: true).
 	// Without it and without IfMatch a read may be stale.
 	Newest bool
+	// Whole says that p is expected to hold the whole object. It changes
+	// nothing but the request, which goes without a Range header: Swift
+	// then verifies the object's checksum while it reads. Offset must be 0.
+	Whole bool
 }
 
 // ListOptions selects a page of a listing. A listing is a hint only: it is
@@ -120,6 +124,7 @@ var (
 	ErrNotEmpty          = errors.New("container is not empty")
 	ErrUnauthorized      = errors.New("authentication failed")
 	ErrForbidden         = errors.New("permission denied")
+	ErrNoSpace           = errors.New("no space left: a quota is used up or the cluster is full")
 )
 
 // StatusError is an answer that the store did not expect. errors.Is finds the
