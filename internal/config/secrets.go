@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+// DefaultPath is where the secrets file is unless the user says otherwise, as
+// it was for swiftnbd 0.11.
+const DefaultPath = "/etc/swiftnbd/secrets.conf"
+
+// maxSecretsSize bounds what is read of a secrets file, bytes: whoever names a
+// disk instead gets an error and not a full memory.
+const maxSecretsSize = 16 << 20
+
+// ErrNoContainer says that a container has no section in the secrets file, and
+// that the environment gives no credentials to make up for it.
+var ErrNoContainer = errors.New("no such container in the secrets file")
+
+// Secrets is a secrets file that has been read and whose values have been
+// checked one by one. It is immutable.
+type Secrets struct {
+	path       string
+	containers []string                     // in the file's order
+	values     map[string]map[string]string // section -> key -> value, DEFAULT's apart
+	lines      map[place]int
+}
+
+// ParseSecrets reads the content of a secrets file. path serves for messages,
+// and a relative cacert is looked for in its folder. An error is a *FileError:
+// a line that is no INI, a key or section given twice, an unknown key, a value
+// that its key does not take, a section that cannot be a container's name.
+func ParseSecrets(path string, data []byte) (*Secrets, error) {
+	known := func(key string) bool { _, ok := settings[key]; return ok }
+	file, lines, err := parseINI(path, data, known)
+	if err != nil {
+		return nil, err
+	}
+	s := &Secrets{path: path, values: make(map[string]map[string]string), lines: lines}
+	for _, section := range file.Sections() {
+		name := section.Name()
+		if name != defaultSection {
+			if err := CheckContainer(name); err != nil {
+				return nil, &FileError{Path: path, Section: name, Err: err}
+			}
+			s.containers = append(s.containers, name)
+		}
+		s.values[name] = section.KeysHash()
+		for _, key := range section.KeyStrings() {
+			check := settings[key]
+			if check == nil {
+				continue
+			}
+			if err := check(s.values[name][key]); err != nil {
+				return nil, s.fault(name, key, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// NoSecrets is the Secrets of someone who has no secrets file: every container
+// is the environment's. path is the file that was looked for.
+func NoSecrets(path string) *Secrets { return &Secrets{path: path} }
+
+// ReadSecrets reads and parses the secrets file at path. warning, when not
+// empty, is one line for the user: others can read the file. An error names
+// the file; it is fs.ErrNotExist where there is none, for callers who then go
+// on with NoSecrets.
+func ReadSecrets(path string) (s *Secrets, warning string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	if info.IsDir() {
+		return nil, "", fmt.Errorf("secrets file %s: is a directory", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSecretsSize+1))
+	if err != nil {
+		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	if len(data) > maxSecretsSize {
+		return nil, "", fmt.Errorf("secrets file %s: larger than %d MiB", path, maxSecretsSize>>20)
+	}
+	if info.Mode().IsRegular() {
+		warning = WorldReadable(path, info.Mode())
+	}
+	s, err = ParseSecrets(path, data)
+	return s, warning, err
+}
+
+// WorldReadable returns the warning that a secrets file of this mode deserves,
+// or "".
+func WorldReadable(path string, mode fs.FileMode) string {
+	if mode.Perm()&0o004 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is world readable, please consider changing its permissions to 0600", path)
+}
+
+// bare strips the operation and path from an error of package os, which the
+// caller says better.
+func bare(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// Path returns the file's path as it was given.
+func (s *Secrets) Path() string { return s.path }
+
+// Containers returns the file's sections in their order, without [DEFAULT].
+func (s *Secrets) Containers() []string { return slices.Clone(s.containers) }
+
+// Has says whether the container has a section of its own.
+func (s *Secrets) Has(container string) bool { return slices.Contains(s.containers, container) }
+
+// Validate resolves every section with these defaults and this environment and
+// returns what is wrong with each that cannot be, joined; nil where all can.
+func (s *Secrets) Validate(d Defaults, env Environ) error {
+	var errs []error
+	for _, c := range s.containers {
+		if _, err := s.Export(c, d, env); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Format implements fmt.Formatter: under every verb only the file's name and
+// the number of its sections are printed, since fmt would not ask the values
+// in unexported fields to redact themselves.
+func (s *Secrets) Format(f fmt.State, _ rune) {
+	if s == nil {
+		_, _ = io.WriteString(f, "<nil>")
+		return
+	}
+	_, _ = fmt.Fprintf(f, "secrets(%s, %d containers)", s.path, len(s.containers))
+}
+
+// get returns the value that the section itself or [DEFAULT] gives for a key,
+// and which of the two did; "" where neither.
+func (s *Secrets) get(section, key string) (value, from string) {
+	if v, ok := s.values[section][key]; ok {
+		return v, section
+	}
+	if v, ok := s.values[defaultSection][key]; ok {
+		return v, defaultSection
+	}
+	return "", ""
+}
+
+// fault is an error about a key, with the line of the place that gave it.
+func (s *Secrets) fault(section, key string, err error) error {
+	return &FileError{Path: s.path, Line: s.lines[place{section, key}], Section: section, Key: key, Err: err}
+}
+
+// blame is fault for a key that the section may have from [DEFAULT].
+func (s *Secrets) blame(section, key string, err error) error {
+	if _, from := s.get(section, key); from != "" {
+		section = from
+	}
+	return s.fault(section, key, err)
+}
