@@ -1,0 +1,43 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# kernel.sh DIR: puts Debian's kernel in DIR (vmlinuz, modules/*.ko) for the
+# test of the kernel's own NBD client, which boots it in qemu. Nothing is
+# installed: the package is only downloaded and opened. Does nothing when it is
+# there already.
+set -eu
+[ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
+dir=$1
+[ ! -e "$dir/complete" ] || exit 0
+
+mkdir -p "$dir"
+new=$(mktemp -d "$dir/new.XXXXXX")
+trap 'rm -rf "$new"' EXIT
+
+find_package() { # the kernel package that linux-image-amd64 stands for now
+  apt-cache depends linux-image-amd64 2>/dev/null |
+    sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1
+}
+fetch() { # PACKAGE, into $new; _apt, apt's own user, cannot write there: one warning
+  (cd "$new" && apt-get download "$1")
+}
+
+package=$(find_package)
+if [ -z "$package" ] || ! fetch "$package"; then
+  # No package lists, or old ones that name a kernel which has gone.
+  apt-get update -q
+  package=$(find_package)
+  [ -n "$package" ] || { echo "$0: apt knows no package linux-image-amd64" >&2; exit 1; }
+  fetch "$package"
+fi
+deb=("$new"/linux-image-*.deb)
+dpkg-deb --fsys-tarfile "${deb[0]}" | tar -x -C "$new" --wildcards \
+  './boot/vmlinuz-*' \
+  './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/virtio/*' \
+  './lib/modules/*/kernel/drivers/net/virtio_net.ko*' './lib/modules/*/kernel/drivers/net/net_failover.ko*' \
+  './lib/modules/*/kernel/net/core/*' './lib/modules/*/kernel/crypto/*' './lib/modules/*/kernel/lib/*' \
+  './lib/modules/*/kernel/fs/ext4/*' './lib/modules/*/kernel/fs/jbd2/*' './lib/modules/*/kernel/fs/mbcache.ko*'
+mkdir -p "$dir/modules"
+find "$new/lib" -name '*.ko' -exec mv -t "$dir/modules" {} +
+[ -e "$dir/modules/nbd.ko" ] || { echo "$0: ${deb[0]##*/} has no uncompressed nbd.ko" >&2; exit 1; }
+mv "$new"/boot/vmlinuz-* "$dir/vmlinuz"
+echo "$package" >"$dir/complete"

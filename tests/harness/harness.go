@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: MIT
+
+// Package harness owns the processes of the black-box tests: real nbdkit in
+// any of its modes, the embedded Swift and the real one, the clients, and the
+// files that they want. It imports nothing of swiftnbd, so that what a test
+// says of swiftnbd comes from the outside. A tool that is missing fails the
+// test; nothing here skips one.
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Patience is how long a test waits for what should come at once. It is long,
+// since the machine may be busy; no test measures speed with it.
+const Patience = 60 * time.Second
+
+// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2), which the syscall
+// package does not name.
+const prSetChildSubreaper = 36
+
+// Main runs the tests of a package and then stops what they shared. Its caller
+// is TestMain, which passes the status on to os.Exit.
+func Main(m *testing.M) int {
+	// nbd-client, mke2fs and e2fsck are in sbin, which PATH may lack.
+	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	// What the person who runs the tests has set must not log in for us.
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "OS_") || strings.HasPrefix(name, "ST_") ||
+			strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			os.Unsetenv(name)
+		}
+	}
+	// An nbdkit that went into the background becomes our child, so that its
+	// exit status can be had.
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); errno != 0 {
+		fmt.Fprintln(os.Stderr, "harness: prctl(PR_SET_CHILD_SUBREAPER):", errno)
+		return 1
+	}
+	defer stopShared()
+	return m.Run()
+}
+
+var (
+	sharedMu sync.Mutex
+	shared   []func()
+)
+
+// atEnd has f called when all tests of the package are done.
+func atEnd(f func()) {
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	shared = append(shared, f)
+}
+
+func stopShared() {
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	for i := len(shared) - 1; i >= 0; i-- {
+		shared[i]()
+	}
+	shared = nil
+}
+
+// Root returns the directory of the project.
+func Root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "scripts", "saio.sh")); err == nil {
+			return dir
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			t.Fatal("these tests run inside the project's tree: no scripts/saio.sh above the current directory")
+		}
+		dir = up
+	}
+}
+
+// Built returns the path of what `make` built: build/NAME, or NAME in the
+// directory that SWIFTNBD_BUILD says.
+func Built(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("SWIFTNBD_BUILD")
+	if dir == "" {
+		dir = filepath.Join(Root(t), "build")
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run make first", err)
+	}
+	return path
+}
+
+// Plugin returns the path of the plugin that is under test.
+func Plugin(t testing.TB) string {
+	t.Helper()
+	return Built(t, "nbdkit-swift-plugin.so")
+}
+
+// Tool returns the path of a program, and fails the test without it.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%v: scripts/deps.sh install check brings it", err)
+	}
+	return path
+}
+
+// NeedRoot fails a test that needs to be root, as changing the user does.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test changes the user, which takes root: run it as root")
+	}
+}
+
+// TempDir returns a new directory with a short path, as the names of Unix
+// sockets must be. Everybody may enter it, also after nbdkit's -u.
+func TempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "swiftnbd-t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+var serial atomic.Int64
+
+// Name returns a name for a container that nobody else uses.
+func Name(t testing.TB) string {
+	t.Helper()
+	clean := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		}
+		return '-'
+	}, strings.TrimPrefix(t.Name(), "Test"))
+	return fmt.Sprintf("t%d-%d-%s", os.Getpid(), serial.Add(1), clean)
+}
+
+// FreePort returns a TCP port of the loopback address that was free just now.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Eventually waits until cond is true, and fails the test when it does not
+// become so in Patience.
+func Eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	if !within(Patience, cond) {
+		t.Fatalf("still not after %v: %s", Patience, what)
+	}
+}
+
+func within(d time.Duration, cond func() bool) bool {
+	for end := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
+		if cond() {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
+		}
+	}
+}
+
+// Result is how a program ended.
+type Result struct {
+	Status int // exit status, or -1 when a signal ended it
+	Stdout string
+	Stderr string
+}
+
+// Run runs a program to its end and returns how it ended. The test fails when
+// that takes longer than a few times Patience.
+func Run(t testing.TB, name string, args ...string) Result {
+	t.Helper()
+	return RunCmd(t, exec.Command(Tool(t, name), args...))
+}
+
+// RunCmd is Run for a command that was made by the caller, who may have set
+// its environment or standard input.
+func RunCmd(t testing.TB, cmd *exec.Cmd) Result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A daemon that the program leaves behind may hold its standard error
+	// open; it must not hold us up.
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(4*Patience, func() { cmd.Process.Kill() })
+	err := cmd.Wait()
+	if !timer.Stop() {
+		t.Fatalf("%v did not end in %v\n%s%s", cmd.Args, 4*Patience, stdout.String(), stderr.String())
+	}
+	if cmd.ProcessState == nil {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	return Result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// Must runs a program that has to succeed, and returns its standard output.
+func Must(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	r := Run(t, name, args...)
+	if r.Status != 0 {
+		t.Fatalf("%s %s: exit status %d\n%s%s", name, strings.Join(args, " "), r.Status, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+// WriteFile writes a file of the test, with mode 0600.
+func WriteFile(t testing.TB, path, content string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
