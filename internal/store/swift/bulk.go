@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+
+package swiftstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/ncw/swift/v2"
+
+	"swiftnbd/internal/store"
+)
+
+// Info is what the cluster says of itself at /info. A cluster may keep it from
+// its users: then nothing is known, and nothing optional is used.
+type Info struct {
+	Known   bool
+	Version string // Swift's, or ""
+	// BulkDelete says that there is a bulk delete, of at most MaxDeletes
+	// names a request.
+	BulkDelete bool
+	MaxDeletes int
+	// TempURL says that requests may be signed with a key in place of a
+	// token; TempURLDigests are the signatures' digests ("sha256").
+	TempURL        bool
+	TempURLMethods []string
+	TempURLDigests []string
+	// MaxFileSize is the largest object in bytes, 0 where it is not known.
+	MaxFileSize int64
+}
+
+// maxBulk bounds the names of one bulk request, so that it ends well within
+// Options.Timeout.
+const maxBulk = 1000
+
+// maxInfo and maxBulkAnswer bound what is read of an answer.
+const (
+	maxInfo       = 1 << 20
+	maxBulkAnswer = 8 << 20
+)
+
+// Info asks the cluster what it can do, once: the answer is kept. Where the
+// cluster does not tell (403, 404), Info.Known is false.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	c.mu.Lock()
+	known := c.info
+	c.mu.Unlock()
+	if known != nil {
+		return *known, nil
+	}
+	t, err := c.token(ctx)
+	if err != nil {
+		return Info{}, fmt.Errorf("GET /info: %w", err)
+	}
+	target, err := infoURL(t.conn.StorageUrl)
+	if err != nil {
+		return Info{}, err
+	}
+	var info Info
+	r := request{method: "GET", target: target}
+	err = c.do(ctx, r, nil, func(x *exchange) error {
+		body, err := io.ReadAll(io.LimitReader(x.stream, maxInfo))
+		if err != nil {
+			return readError(r.op(), x, len(body), err)
+		}
+		info = parseInfo(body)
+		return nil
+	})
+	var se *store.StatusError
+	if errors.As(err, &se) && se.Code < 500 && !store.Transient(err) && !errors.Is(err, store.ErrUnauthorized) {
+		err = nil // not for us
+	}
+	if err != nil {
+		return Info{}, err
+	}
+	c.mu.Lock()
+	c.info = &info
+	c.mu.Unlock()
+	return info, nil
+}
+
+// infoURL is the storage URL up to its version ("/v1"), and "/info" then.
+func infoURL(storageURL string) (string, error) {
+	u, err := url.Parse(storageURL)
+	if err != nil {
+		return "", errors.New("the storage URL is malformed")
+	}
+	path := strings.TrimRight(u.Path, "/")
+	if i := strings.LastIndex(path+"/", "/v1/"); i >= 0 {
+		path = path[:i]
+	} else {
+		path = ""
+	}
+	u.Path, u.RawPath, u.RawQuery = path+"/info", "", ""
+	return u.String(), nil
+}
+
+func parseInfo(body []byte) Info {
+	var answer struct {
+		Swift struct {
+			Version     string
+			MaxFileSize int64 `json:"max_file_size"`
+		}
+		BulkDelete *struct {
+			MaxDeletes int `json:"max_deletes_per_request"`
+		} `json:"bulk_delete"`
+		TempURL *struct {
+			Methods []string
+			Digests []string `json:"allowed_digests"`
+		}
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return Info{}
+	}
+	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: answer.Swift.MaxFileSize}
+	if b := answer.BulkDelete; b != nil && b.MaxDeletes > 0 {
+		info.BulkDelete, info.MaxDeletes = true, b.MaxDeletes
+	}
+	if t := answer.TempURL; t != nil {
+		info.TempURL, info.TempURLMethods, info.TempURLDigests = true, t.Methods, t.Digests
+	}
+	return info
+}
+
+// BulkDelete implements store.Store. It makes one request for every thousand
+// names. After an error some of the names may have been deleted.
+func (c *container) BulkDelete(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if err := c.check("BULK DELETE", name); err != nil {
+			return err
+		}
+	}
+	info, err := c.client.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("BULK DELETE %s: %w", c.name, err)
+	}
+	if !info.BulkDelete {
+		return fmt.Errorf("BULK DELETE %s: the cluster has none: %w", c.name, errors.ErrUnsupported)
+	}
+	chunk := min(info.MaxDeletes, maxBulk)
+	for len(names) > 0 {
+		n := min(chunk, len(names))
+		if err := c.bulkDelete(ctx, names[:n]); err != nil {
+			return err
+		}
+		names = names[n:]
+	}
+	return nil
+}
+
+func (c *container) bulkDelete(ctx context.Context, names []string) error {
+	var body strings.Builder
+	for _, name := range names {
+		// PathEscape leaves no slash and no newline, which would end the
+		// name.
+		body.WriteString(url.PathEscape(c.name) + "/" + url.PathEscape(name) + "\n")
+	}
+	r := request{
+		method: "POST", params: url.Values{"bulk-delete": {"1"}}, bulk: true,
+		headers: swift.Headers{"Content-Type": "text/plain", "Accept": "application/json", "Content-Length": strconv.Itoa(body.Len())},
+		body:    []byte(body.String()),
+	}
+	op := r.op() + " " + c.name
+	return c.client.do(ctx, r, nil, func(x *exchange) error {
+		answer, err := io.ReadAll(io.LimitReader(x.stream, maxBulkAnswer))
+		if err != nil {
+			return readError(op, x, len(answer), err)
+		}
+		return bulkError(op, answer)
+	})
+}
+
+// bulkError reads the answer to a bulk delete, whose HTTP status is 200
+// whatever happened.
+func bulkError(op string, body []byte) error {
+	var answer struct {
+		Status  string     `json:"Response Status"`
+		Message string     `json:"Response Body"`
+		Deleted int        `json:"Number Deleted"`
+		Absent  int        `json:"Number Not Found"`
+		Errors  [][]string `json:"Errors"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return &store.TransportError{Op: op, Sent: true, Err: fmt.Errorf("answer: %w", err)}
+	}
+	for _, e := range answer.Errors {
+		if len(e) != 2 {
+			continue
+		}
+		name, err := url.PathUnescape(e[0])
+		if err != nil {
+			name = e[0]
+		}
+		code := statusCode(e[1])
+		found := &store.StatusError{Op: fmt.Sprintf("%s: %s", op, name), Code: code, Body: e[1]}
+		if found.Err = deleteCodes[code]; found.Err == nil {
+			found.Err = general[code]
+		}
+		return found
+	}
+	if code := statusCode(answer.Status); code < 200 || code > 299 {
+		// A bulk delete that found nothing at all is "404 Not Found".
+		if code == http.StatusNotFound {
+			return nil
+		}
+		return &store.StatusError{Op: op, Code: code, Body: answer.Message, Err: general[code]}
+	}
+	return nil
+}
+
+// statusCode reads the number from "409 Conflict"; 0 where there is none.
+func statusCode(status string) int {
+	first, _, _ := strings.Cut(status, " ")
+	code, err := strconv.Atoi(first)
+	if err != nil {
+		return 0
+	}
+	return code
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+
+package swiftstore
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ncw/swift/v2"
+
+	"swiftnbd/internal/store"
+)
+
+// metaPrefix begins the headers that are a container's metadata.
+const metaPrefix = "X-Container-Meta-"
+
+var containerCodes = map[int]error{http.StatusNotFound: store.ErrContainerNotFound}
+
+// checkContainer looks at the container's name and the metadata to send.
+func (c *container) checkContainer(method string, items map[string]string) error {
+	err := store.CheckContainerName(c.name)
+	for key, value := range items {
+		if err == nil {
+			err = store.CheckMeta(key, value)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, c.name, err)
+	}
+	return nil
+}
+
+// List implements store.Store.
+func (c *container) List(ctx context.Context, o store.ListOptions) ([]store.ObjectInfo, error) {
+	if err := c.checkContainer("GET", nil); err != nil {
+		return nil, err
+	}
+	r := request{method: "GET", container: c.name, params: url.Values{"format": {"json"}}}
+	for key, value := range map[string]string{"prefix": o.Prefix, "marker": o.Marker, "end_marker": o.EndMarker} {
+		if value != "" {
+			r.params.Set(key, value)
+		}
+	}
+	if o.Limit > 0 {
+		r.params.Set("limit", strconv.Itoa(min(o.Limit, store.MaxListing)))
+	}
+	var page []store.ObjectInfo
+	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
+		if x.status == http.StatusNoContent {
+			return nil
+		}
+		var lines []struct {
+			Name         string
+			Bytes        int64
+			Hash         string
+			LastModified string `json:"last_modified"`
+		}
+		if err := json.NewDecoder(x.stream).Decode(&lines); err != nil {
+			return readError(r.op(), x, 0, fmt.Errorf("listing: %w", err))
+		}
+		x.drain()
+		page = make([]store.ObjectInfo, 0, len(lines))
+		for _, l := range lines {
+			if l.Name == "" {
+				continue // a subdir, which was not asked for
+			}
+			at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
+			page = append(page, store.ObjectInfo{Name: l.Name, Size: l.Bytes, ETag: etag(l.Hash), LastModified: at})
+		}
+		return nil
+	})
+	return page, err
+}
+
+// Metadata implements store.Store.
+func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
+	if err := c.checkContainer("HEAD", nil); err != nil {
+		return store.Metadata{}, err
+	}
+	m := store.Metadata{Items: make(map[string]string)}
+	r := request{method: "HEAD", container: c.name, headers: swift.Headers{"X-Newest": "true"}}
+	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
+		for key := range x.header {
+			if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
+				m.Items[store.MetaKey(name)] = x.header.Get(key)
+			}
+		}
+		m.Objects, _ = strconv.ParseInt(x.header.Get("X-Container-Object-Count"), 10, 64)
+		m.Bytes, _ = strconv.ParseInt(x.header.Get("X-Container-Bytes-Used"), 10, 64)
+		return nil
+	})
+	return m, err
+}
+
+// metaHeaders returns items as headers. An empty value removes a key.
+func metaHeaders(items map[string]string) swift.Headers {
+	h := make(swift.Headers, len(items))
+	for key, value := range items {
+		h[metaPrefix+store.MetaKey(key)] = value
+	}
+	return h
+}
+
+// SetMetadata implements store.Store.
+func (c *container) SetMetadata(ctx context.Context, items map[string]string) error {
+	if err := c.checkContainer("POST", items); err != nil {
+		return err
+	}
+	r := request{method: "POST", container: c.name, headers: metaHeaders(items), body: []byte{}}
+	return c.client.do(ctx, r, containerCodes, func(x *exchange) error {
+		x.drain()
+		return nil
+	})
+}
+
+// CreateContainer implements store.Store.
+func (c *container) CreateContainer(ctx context.Context, items map[string]string) (bool, error) {
+	if err := c.checkContainer("PUT", items); err != nil {
+		return false, err
+	}
+	created := false
+	r := request{method: "PUT", container: c.name, headers: metaHeaders(items), body: []byte{}}
+	err := c.client.do(ctx, r, nil, func(x *exchange) error {
+		x.drain()
+		switch x.status {
+		case http.StatusCreated:
+			created = true
+		case http.StatusAccepted:
+		default:
+			return &store.StatusError{Op: r.op(), Code: x.status}
+		}
+		return nil
+	})
+	return created, err
+}
+
+var deleteContainerCodes = map[int]error{
+	http.StatusNotFound: store.ErrContainerNotFound,
+	http.StatusConflict: store.ErrNotEmpty,
+}
+
+// DeleteContainer implements store.Store.
+func (c *container) DeleteContainer(ctx context.Context) error {
+	if err := c.checkContainer("DELETE", nil); err != nil {
+		return err
+	}
+	r := request{method: "DELETE", container: c.name}
+	return c.client.do(ctx, r, deleteContainerCodes, func(x *exchange) error {
+		x.drain()
+		return nil
+	})
+}

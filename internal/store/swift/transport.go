@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+
+package swiftstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	dialTimeout = 10 * time.Second
+	// idleTimeout is how long an unused connection is kept. It is below
+	// the 60 s after which Swift's proxy closes it (client_timeout), since a
+	// request on a connection that is being closed ends ambiguously.
+	idleTimeout = 45 * time.Second
+	// bufferSize lets one system call carry a request's header with the
+	// first part of its body.
+	bufferSize = 64 << 10
+	// errorBody is how much of an unwanted answer's body is kept, errorDrain
+	// how much more is read so that the connection can be used again.
+	errorBody  = 1 << 10
+	errorDrain = 256 << 10
+	// loginBody bounds a login's answer: Keystone catalogues are large.
+	loginBody = 8 << 20
+	// spareConnections are those beyond Options.Connections, for the
+	// requests that no limit holds back: a lease's renewal, a login.
+	spareConnections = 4
+)
+
+// newHTTPTransport returns the connections' pool.
+func newHTTPTransport(connections int, caCert string) (*http.Transport, error) {
+	t := &http.Transport{
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: (&net.Dialer{
+			Timeout: dialTimeout,
+			KeepAliveConfig: net.KeepAliveConfig{
+				Enable: true, Idle: 15 * time.Second, Interval: 10 * time.Second, Count: 4,
+			},
+		}).DialContext,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: dialTimeout,
+		MaxIdleConnsPerHost: connections + spareConnections,
+		MaxConnsPerHost:     connections + spareConnections,
+		IdleConnTimeout:     idleTimeout,
+		DisableCompression:  true, // chunks are read as they are
+		WriteBufferSize:     bufferSize,
+		ReadBufferSize:      bufferSize,
+		Protocols:           new(http.Protocols),
+	}
+	// HTTP/2 would carry all requests over a single TCP connection.
+	t.Protocols.SetHTTP1(true)
+	if caCert != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		pem, err := os.ReadFile(caCert)
+		if err != nil {
+			return nil, fmt.Errorf("CA certificate: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("CA certificate: %s has no certificate in PEM form", caCert)
+		}
+		t.TLSClientConfig.RootCAs = pool
+	}
+	return t, nil
+}
+
+// exchange is one HTTP request and what came of it. It travels in the
+// request's context through ncw/swift, which keeps neither an error answer's
+// headers nor its body. Its fields are set before Connection.Call returns.
+type exchange struct {
+	// data, when not nil, is the request's body. It is handed over here and
+	// not through Call, which would put a timer around every read of it.
+	data []byte
+	// login marks a login: the whole answer's body is kept, and a refused
+	// one is not tried again in another form, unless probe is set.
+	login, probe bool
+
+	ctx   context.Context // the request's own, for telling why it ended
+	open  sync.WaitGroup  // request bodies that the transport has not closed yet
+	wrote atomic.Bool     // a whole request header has been written
+
+	status   int
+	header   http.Header
+	location string        // the Location header of a redirect, which is not followed
+	text     []byte        // the body of a login, or the beginning of an error's
+	stream   io.ReadCloser // the body of a 2xx answer
+}
+
+type exchangeKey struct{}
+
+// attach returns a context in which x records the request made with it.
+func (x *exchange) attach(ctx context.Context) context.Context {
+	x.ctx = ctx
+	ctx = context.WithValue(ctx, exchangeKey{}, x)
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaders: func() { x.wrote.Store(true) },
+	})
+}
+
+// retryAfter is the answer's Retry-After header, which holds seconds or a
+// date; 0 where there is none.
+func (x *exchange) retryAfter() time.Duration {
+	v := x.header.Get("Retry-After")
+	if s, err := strconv.Atoi(v); err == nil && s > 0 {
+		return time.Duration(min(s, 24*3600)) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
+}
+
+// requestBody is the body of one request; the transport closes it once it no
+// longer looks at the data, which may be after RoundTrip has returned.
+type requestBody struct {
+	bytes.Reader
+	once sync.Once
+	done func()
+}
+
+func (b *requestBody) Close() error {
+	b.once.Do(b.done)
+	return nil
+}
+
+func (x *exchange) newBody() io.ReadCloser {
+	x.open.Add(1)
+	b := &requestBody{done: x.open.Done}
+	b.Reset(x.data)
+	return b
+}
+
+// errRefused ends a login that ncw/swift wants to try a second time.
+var errRefused = errors.New("login refused")
+
+// roundTripper sits between ncw/swift and the transport. It deletes the
+// Expect header, since after a refused PUT with it the connection's next
+// request fails (docs/DESIGN.md); it follows no redirect, since the token
+// would be sent along; and it records what ncw/swift does not pass on.
+//
+// It has no method CloseIdleConnections: ncw/swift calls that at every login.
+type roundTripper struct{ base *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	x, _ := req.Context().Value(exchangeKey{}).(*exchange)
+	if x == nil {
+		return nil, errors.New("swiftstore: request without an exchange")
+	}
+	if x.login && x.status != 0 && !x.probe {
+		return nil, errRefused
+	}
+	r := req.WithContext(req.Context()) // a shallow copy
+	r.Header = maps.Clone(req.Header)
+	r.Header.Del("Expect")
+	if x.data != nil {
+		r.TransferEncoding = nil
+		r.ContentLength = int64(len(x.data))
+		if len(x.data) == 0 {
+			r.Body = http.NoBody
+		} else {
+			r.Body = x.newBody()
+			r.GetBody = func() (io.ReadCloser, error) { return x.newBody(), nil }
+		}
+	}
+	resp, err := t.base.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	good := resp.StatusCode >= 200 && resp.StatusCode <= 299
+	if x.status != 0 && !good {
+		resp.Body.Close()
+		return nil, errRefused // the first answer tells more
+	}
+	x.status, x.header = resp.StatusCode, resp.Header
+	x.location = resp.Header.Get("Location")
+	if resp.StatusCode >= 300 && resp.StatusCode <= 399 {
+		resp.Header.Del("Location") // or else http.Client follows it
+	}
+	switch {
+	case x.login:
+		x.text, err = io.ReadAll(io.LimitReader(resp.Body, loginBody))
+		resp.Body.Close()
+		if err != nil {
+			x.status = 0
+			return nil, err
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(x.text))
+	case good:
+		x.stream = resp.Body
+	default:
+		// What cannot be read is not missed: the status is known.
+		x.text, _ = io.ReadAll(io.LimitReader(resp.Body, errorBody))
+		_, _ = io.CopyN(io.Discard, resp.Body, errorDrain)
+		resp.Body.Close()
+		resp.Body = http.NoBody
+	}
+	return resp, nil
+}
