@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -155,6 +156,18 @@ func (n *Nbdkit) activated(t testing.TB, o Options, where []string, socket strin
 		network, address = "tcp", fmt.Sprintf("127.0.0.1:%d", n.Port)
 		where = where[:2] // -P only: the address is the socket's
 	}
+	f := listen(t, network, address)
+	defer f.Close()
+	argv := append([]string{"/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh"}, o.command(t, where...)...)
+	cmd := o.cmd(argv)
+	cmd.ExtraFiles = []*os.File{f}
+	n.Server = Start(t, cmd)
+	n.waitPidFile(t, n.Server)
+}
+
+// listen returns a listening socket as a file. A Unix socket's name stays.
+func listen(t testing.TB, network, address string) *os.File {
+	t.Helper()
 	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
@@ -171,12 +184,7 @@ func (n *Nbdkit) activated(t testing.TB, o Options, where []string, socket strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	argv := append([]string{"/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh"}, o.command(t, where...)...)
-	cmd := o.cmd(argv)
-	cmd.ExtraFiles = []*os.File{f}
-	n.Server = Start(t, cmd)
-	n.waitPidFile(t, n.Server)
+	return f
 }
 
 // waitPidFile waits for nbdkit's -P file, which it writes when it listens.
@@ -237,11 +245,12 @@ func (n *Nbdkit) Release(t testing.TB) int {
 }
 
 // inetd is what starts an `nbdkit -s` for each connection, as inetd(8) does:
-// the connected socket is its standard input and output.
+// the connected socket is its standard input and output. The next connection
+// waits until the one before has ended, since the volume has one writer.
 type inetd struct {
-	listener *net.UnixListener
-	served   chan *Process
-	last     *Process
+	mu   sync.Mutex
+	last *Process
+	err  error
 }
 
 func serveInetd(t testing.TB, o Options, dir string) *Nbdkit {
@@ -251,79 +260,87 @@ func serveInetd(t testing.TB, o Options, dir string) *Nbdkit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &inetd{listener: l, served: make(chan *Process, 64)}
+	d := &inetd{}
 	argv := o.command(t, "-s")
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for {
 			conn, err := l.AcceptUnix()
-			if err != nil {
-				if !errors.Is(err, net.ErrClosed) {
-					t.Error(err)
-				}
+			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			f, err := conn.File()
-			conn.Close()
+			if err == nil {
+				err = d.serve(o.cmd(argv), conn)
+			}
 			if err != nil {
-				t.Error(err)
+				d.mu.Lock()
+				d.err = err
+				d.mu.Unlock()
 				return
 			}
-			cmd := o.cmd(argv)
-			cmd.Stdin, cmd.Stdout = f, f
-			p, err := start(cmd)
-			f.Close()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			d.served <- p
 		}
 	}()
 	t.Cleanup(func() {
 		l.Close()
-		<-ended
-		close(d.served)
 		if d.last != nil {
 			d.last.end(t)
 		}
-		for p := range d.served {
-			p.end(t)
-		}
+		<-ended
 	})
 	return &Nbdkit{mode: Inetd, URI: UnixURI(socket, ""), inetd: d}
 }
 
-// next waits for the nbdkit that serves the next connection.
-func (d *inetd) next() *Process {
-	d.last = <-d.served
-	return d.last
+func (d *inetd) serve(cmd *exec.Cmd, conn *net.UnixConn) error {
+	f, err := conn.File()
+	conn.Close()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	d.mu.Lock()
+	last := d.last
+	d.mu.Unlock()
+	if last != nil {
+		<-last.done
+	}
+	cmd.Stdin, cmd.Stdout = f, f
+	p, err := start(cmd)
+	if err == nil {
+		d.mu.Lock()
+		d.last = p
+		d.mu.Unlock()
+	}
+	return err
 }
 
-// stop ends the last nbdkit by a signal and waits for those before it, which
-// ended with their connections.
+// process waits for the first connection and returns the nbdkit that serves
+// the newest one.
+func (d *inetd) process(t testing.TB) *Process {
+	t.Helper()
+	var p *Process
+	Eventually(t, "somebody connects to nbdkit -s", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.err != nil {
+			t.Fatal(d.err)
+		}
+		p = d.last
+		return p != nil
+	})
+	return p
+}
+
+// stop ends the newest nbdkit by a signal, unless it has ended with its
+// connection, and wants status 0 of it.
 func (d *inetd) stop(t testing.TB) {
 	t.Helper()
-	for {
-		select {
-		case p := <-d.served:
-			if d.last != nil {
-				d.last.Wait(t)
-			}
-			d.last = p
-			continue
-		default:
-		}
-		break
+	p := d.process(t)
+	if p.Running() {
+		// It may end on its own just now.
+		_ = syscall.Kill(p.Pid, syscall.SIGTERM)
 	}
-	if d.last == nil {
-		t.Fatal("nobody connected")
-	}
-	if d.last.Running() {
-		syscall.Kill(d.last.Pid, syscall.SIGTERM)
-	}
-	if status := d.last.Wait(t); status != 0 {
-		t.Errorf("nbdkit -s ended with status %d; want 0\n%s", status, d.last.Output())
+	if status := p.Wait(t); status != 0 {
+		t.Errorf("nbdkit -s ended with status %d; want 0\n%s", status, p.Output())
 	}
 }

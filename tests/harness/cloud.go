@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Cloud is a Swift that runs, with an account in it.
+type Cloud struct {
+	AuthURL  string
+	User     string
+	Key      string
+	Keystone *Keystone // nil where there is none
+}
+
+// Keystone is how the real Swift's Keystone lets us in.
+type Keystone struct {
+	AuthURL                  string
+	User, Password           string
+	Project, Domain, Region  string
+	AppCredID, AppCredSecret string
+}
+
+var (
+	devOnce sync.Once
+	dev     *Cloud
+	devErr  error
+
+	realOnce sync.Once
+	realOne  *Cloud
+	realErr  error
+)
+
+// Dev returns the embedded Swift that the tests of a package share.
+func Dev(t testing.TB) *Cloud {
+	t.Helper()
+	program := Built(t, "swiftdev")
+	port := FreePort(t)
+	devOnce.Do(func() {
+		var p *Process
+		dev, p, devErr = startDev(program, port)
+		if p != nil {
+			atEnd(p.kill)
+		}
+	})
+	if devErr != nil {
+		t.Fatal(devErr)
+	}
+	return dev
+}
+
+// OwnDev starts an embedded Swift for one test, with further options.
+func OwnDev(t testing.TB, args ...string) (*Cloud, *Process) {
+	t.Helper()
+	c, p, err := startDev(Built(t, "swiftdev"), FreePort(t), args...)
+	if p != nil {
+		t.Cleanup(func() { p.end(t) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, p
+}
+
+func startDev(program string, port int, args ...string) (*Cloud, *Process, error) {
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	p, err := start(exec.Command(program, append([]string{"--listen", address}, args...)...))
+	if err != nil {
+		return nil, nil, err
+	}
+	up := within(Patience, func() bool {
+		resp, err := http.Get("http://" + address + "/info")
+		if err != nil {
+			return !p.Running()
+		}
+		resp.Body.Close()
+		return true
+	})
+	if !up || !p.Running() {
+		return nil, p, fmt.Errorf("swiftdev did not come up:\n%s", p.Output())
+	}
+	return &Cloud{AuthURL: "http://" + address + "/auth/v1.0", User: "test:tester", Key: "testing"}, p, nil
+}
+
+// Real returns the real Swift: the one that the environment names, as
+// `scripts/saio.sh env` prints it, or else one that is started for the tests of
+// this package, with Keystone.
+func Real(t testing.TB) *Cloud {
+	t.Helper()
+	script := filepath.Join(Root(t), "scripts", "saio.sh")
+	realOnce.Do(func() { realOne, realErr = realCloud(script) })
+	if realErr != nil {
+		t.Fatal(realErr)
+	}
+	return realOne
+}
+
+func realCloud(script string) (*Cloud, error) {
+	env := os.Getenv
+	if env("SWIFTNBD_TEST_AUTH") == "" {
+		dir, err := os.MkdirTemp("", "swiftnbd-saio")
+		if err != nil {
+			return nil, err
+		}
+		vars, err := startReal(script, dir)
+		if err != nil {
+			os.RemoveAll(dir)
+			return nil, err
+		}
+		env = func(name string) string { return vars[name] }
+	}
+	c := &Cloud{AuthURL: env("SWIFTNBD_TEST_AUTH"), User: env("SWIFTNBD_TEST_USER"), Key: env("SWIFTNBD_TEST_KEY")}
+	if url := env("SWIFTNBD_TEST_KEYSTONE"); url != "" {
+		c.Keystone = &Keystone{
+			AuthURL: url, User: "tester", Password: "testing", Project: "test", Domain: "Default", Region: "RegionOne",
+			AppCredID: env("SWIFTNBD_TEST_APPCRED_ID"), AppCredSecret: env("SWIFTNBD_TEST_APPCRED_SECRET"),
+		}
+	}
+	return c, nil
+}
+
+// startReal starts a real Swift in dir and returns the variables that
+// `saio.sh env` exports.
+func startReal(script, dir string) (map[string]string, error) {
+	saio := func(args ...string) (string, error) {
+		cmd := exec.Command(script, args...)
+		cmd.Env = append(os.Environ(), "SAIO_DIR="+dir, "SAIO_FSYNC=0")
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Run(); err != nil {
+			return "", fmt.Errorf("saio.sh %s: %w\n%s", args[0], err, stderr.String())
+		}
+		return stdout.String(), nil
+	}
+	if _, err := saio("up", "--keystone"); err != nil {
+		return nil, err
+	}
+	atEnd(func() { saio("wipe") })
+	out, err := saio("env")
+	if err != nil {
+		return nil, err
+	}
+	vars := make(map[string]string)
+	for line := range strings.Lines(out) {
+		if words, ok := strings.CutPrefix(strings.TrimSpace(line), "export "); ok {
+			for _, kv := range strings.Fields(words) {
+				k, v, _ := strings.Cut(kv, "=")
+				vars[k] = v
+			}
+		}
+	}
+	return vars, nil
+}
+
+// Section returns a section of a secrets file for a container of the cloud,
+// with v1 authentication and further "key = value" lines.
+func (c *Cloud) Section(container string, lines ...string) string {
+	return Section(container, append([]string{
+		"authurl = " + c.AuthURL, "username = " + c.User, "password = " + c.Key}, lines...)...)
+}
+
+// Section returns a section of a secrets file.
+func Section(name string, lines ...string) string {
+	return "[" + name + "]\n" + strings.Join(lines, "\n") + "\n\n"
+}
+
+// Secrets writes a secrets file, mode 0600, of these sections.
+func Secrets(t testing.TB, sections ...string) string {
+	t.Helper()
+	return WriteFile(t, filepath.Join(TempDir(t), "secrets.conf"), strings.Join(sections, ""))
+}
+
+// PasswordSection is Section with Keystone's user and password.
+func (k *Keystone) PasswordSection(container string, lines ...string) string {
+	return Section(container, append([]string{
+		"authurl = " + k.AuthURL, "username = " + k.User, "password = " + k.Password, "project = " + k.Project,
+		"user-domain = " + k.Domain, "project-domain = " + k.Domain, "region = " + k.Region}, lines...)...)
+}
+
+// AppCredSection is Section with Keystone's application credential.
+func (k *Keystone) AppCredSection(container string, lines ...string) string {
+	return Section(container, append([]string{
+		"authurl = " + k.AuthURL, "application-credential-id = " + k.AppCredID,
+		"application-credential-secret = " + k.AppCredSecret}, lines...)...)
+}
