@@ -97,7 +97,7 @@ func (l *Login) preferIDs() {
 // environRest reads the OS_* variables that both kinds of credentials share.
 func (l *Login) environRest(env Environ) (err error) {
 	if l.AuthURL != "" {
-		if err := checkURL(l.AuthURL); err != nil {
+		if err := CheckURL(l.AuthURL); err != nil {
 			return fmt.Errorf("OS_AUTH_URL: %w", err)
 		}
 	}
@@ -124,7 +124,7 @@ func stEnviron(env Environ) (l Login, ok bool, err error) {
 	}
 	l.Username, l.Password = user, Secret(key)
 	if l.AuthURL = env.get("ST_AUTH"); l.AuthURL != "" {
-		if err := checkURL(l.AuthURL); err != nil {
+		if err := CheckURL(l.AuthURL); err != nil {
 			return l, false, fmt.Errorf("ST_AUTH: %w", err)
 		}
 	}

@@ -17,7 +17,7 @@ func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, err
 		return Export{}, fmt.Errorf("container %q: %w", container, err)
 	}
 	if d.AuthURL != "" {
-		if err := checkURL(d.AuthURL); err != nil {
+		if err := CheckURL(d.AuthURL); err != nil {
 			return Export{}, fmt.Errorf("authentication URL: %w", err)
 		}
 	}
@@ -28,7 +28,7 @@ func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, err
 		case err != nil:
 			return Export{}, fmt.Errorf("container %s: %w", printable(container), err)
 		case !ok:
-			return Export{}, fmt.Errorf("%s not found in %s: %w", printable(container), s.path, ErrNoContainer)
+			return Export{}, &noContainerError{container, s.path}
 		}
 		x.Login, err = s.settle(container, login, d)
 		return x, err

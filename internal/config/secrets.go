@@ -23,6 +23,14 @@ const maxSecretsSize = 16 << 20
 // that the environment gives no credentials to make up for it.
 var ErrNoContainer = errors.New("no such container in the secrets file")
 
+// noContainerError is ErrNoContainer in the words of swiftnbd 0.11.
+type noContainerError struct{ container, path string }
+
+func (e *noContainerError) Error() string {
+	return fmt.Sprintf("%s not found in %s", printable(e.container), e.path)
+}
+func (e *noContainerError) Is(target error) bool { return target == ErrNoContainer }
+
 // Secrets is a secrets file that has been read and whose values have been
 // checked one by one. It is immutable.
 type Secrets struct {

@@ -17,7 +17,7 @@ var settings = map[string]func(value string) error{
 	"username":                      nil,
 	"password":                      nil,
 	"read-only":                     func(v string) error { _, err := parseBool(v); return err },
-	"authurl":                       checkURL,
+	"authurl":                       CheckURL,
 	"auth-version":                  func(v string) error { _, err := parseVersion(v); return err },
 	"project":                       nil,
 	"user-domain":                   nil,
@@ -67,9 +67,16 @@ func parseEndpointType(v string) (string, error) {
 	return "", fmt.Errorf("%q is not public, internal or admin", v)
 }
 
-// checkURL wants an absolute http or https URL with a host. The URL is not
+// CheckEndpointType says why v is no endpoint's interface, or nil.
+func CheckEndpointType(v string) error {
+	_, err := parseEndpointType(v)
+	return err
+}
+
+// CheckURL says why v cannot be an authentication URL, or nil: that is an
+// absolute http or https URL with a host and without a password. The URL is not
 // quoted in the error when it cannot be parsed or carries a password.
-func checkURL(v string) error {
+func CheckURL(v string) error {
 	u, err := url.Parse(v)
 	switch {
 	case err != nil:
