@@ -70,8 +70,9 @@ type Store interface {
 	// Get reads len(p) bytes of the object from o.Offset into p. The read
 	// is short only in error (io.ErrUnexpectedEOF when the object ends
 	// before). The ObjectInfo's ETag is the whole object's. After an error
-	// p must not be used again: a late read may still write into it.
-	// Ends with ErrNotFound, ErrPrecondition (o.IfMatch), or another.
+	// p may hold anything, but nothing writes into it once Get has
+	// returned. Ends with ErrNotFound (also where there is no such
+	// container), ErrPrecondition (o.IfMatch), or another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
 
 	// Head asks for an object's size and ETag, the newest copy's.
@@ -166,6 +167,10 @@ func (e *TransportError) Unwrap() error { return e.Err }
 // or may still do so: a transport error after sending, or an answer of 5xx or
 // 408 from a proxy that may have reached some of the object servers.
 func Ambiguous(err error) bool {
+	var re *RetryError
+	if errors.As(err, &re) {
+		return re.Ambiguous // of any attempt, and not of the last alone
+	}
 	var te *TransportError
 	if errors.As(err, &te) {
 		return te.Sent

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"container/list"
+	"context"
+	"sync"
+)
+
+// Class says how urgent an operation is; it travels in the context.
+type Class int
+
+const (
+	// Foreground operations have somebody waiting for them. It is the
+	// class of a context that names none.
+	Foreground Class = iota
+	// Background operations are write-back and readahead.
+	Background
+	// Unlimited operations pass the limiter by: a lease's renewal, which
+	// must not stand behind a thousand uploads.
+	Unlimited
+)
+
+type classKey struct{}
+
+// WithClass returns a context whose operations are of class c.
+func WithClass(ctx context.Context, c Class) context.Context {
+	return context.WithValue(ctx, classKey{}, c)
+}
+
+// ClassOf returns the class of ctx's operations.
+func ClassOf(ctx context.Context) Class {
+	c, _ := ctx.Value(classKey{}).(Class)
+	return c
+}
+
+// Limiter allows a number of operations at once, in two classes:
+//
+//   - Background never takes the last slots: an eighth of them, at least one,
+//     is kept for Foreground, so that a read need not wait for an upload.
+//   - A free slot goes to Foreground first, unless Background has less than
+//     its own eighth: readers slow write-back down, and never stop it.
+//   - With a single slot, the classes that wait take turns.
+//   - Within a class the first to come is the first to be served.
+//
+// Put a Limiter around Retry and not within it: then the time that an
+// operation waits for its slot does not count as Swift's, and a cluster that
+// asks for patience is not asked by more requests meanwhile.
+type Limiter struct {
+	slots   int
+	reserve int // for each of the two classes
+
+	mu      sync.Mutex
+	running [2]int
+	waiting [2]list.List // of chan struct{}, closed when the slot is granted
+	turn    Class        // with a single slot: the class served last
+}
+
+// NewLimiter returns a Limiter of n operations at once, n at least 1.
+func NewLimiter(n int) *Limiter {
+	l := &Limiter{slots: max(1, n), turn: Background}
+	if l.slots > 1 {
+		l.reserve = max(1, l.slots/8)
+	}
+	return l
+}
+
+// Load is what a Limiter is doing.
+type Load struct {
+	Foreground, Background               int // operations under way
+	WaitingForeground, WaitingBackground int
+}
+
+// Load returns what the Limiter is doing now.
+func (l *Limiter) Load() Load {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Load{
+		Foreground: l.running[Foreground], Background: l.running[Background],
+		WaitingForeground: l.waiting[Foreground].Len(), WaitingBackground: l.waiting[Background].Len(),
+	}
+}
+
+// Store returns s under this limit, which several stores may share.
+func (l *Limiter) Store(s Store) Store {
+	return Wrap(s, func(ctx context.Context, op Op, call func(context.Context) error) error {
+		class := ClassOf(ctx)
+		if class != Foreground && class != Background {
+			return call(ctx)
+		}
+		if err := l.acquire(ctx, class); err != nil {
+			return &TransportError{Op: op.String(), Err: err}
+		}
+		defer l.release(class)
+		return call(ctx)
+	})
+}
+
+// Limit returns s with at most n operations at once; see Limiter.
+func Limit(s Store, n int) Store { return NewLimiter(n).Store(s) }
+
+func (l *Limiter) acquire(ctx context.Context, class Class) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	granted := make(chan struct{})
+	l.mu.Lock()
+	place := l.waiting[class].PushBack(granted)
+	l.grantLocked()
+	l.mu.Unlock()
+	select {
+	case <-granted:
+		return nil
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-granted: // in the meantime
+		l.running[class]--
+	default:
+		l.waiting[class].Remove(place)
+	}
+	// Whoever left may have been the one for whom a slot was kept.
+	l.grantLocked()
+	return context.Cause(ctx)
+}
+
+func (l *Limiter) release(class Class) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running[class]--
+	l.grantLocked()
+}
+
+// grantLocked gives the free slots to those who wait.
+func (l *Limiter) grantLocked() {
+	for {
+		class, ok := l.nextLocked()
+		if !ok {
+			return
+		}
+		queue := &l.waiting[class]
+		close(queue.Remove(queue.Front()).(chan struct{}))
+		l.running[class]++
+		l.turn = class
+	}
+}
+
+// nextLocked says which class gets the next slot, if there is one for it.
+func (l *Limiter) nextLocked() (Class, bool) {
+	if l.running[Foreground]+l.running[Background] >= l.slots {
+		return 0, false
+	}
+	foreground := l.waiting[Foreground].Len() > 0
+	background := l.waiting[Background].Len() > 0 && l.running[Background] < l.slots-l.reserve
+	switch {
+	case foreground && background && l.slots == 1:
+		return 1 - l.turn, true
+	case foreground && background && l.running[Background] < l.reserve:
+		return Background, true
+	case foreground:
+		return Foreground, true
+	}
+	return Background, background
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+// Policy is how patiently Retry tries. A zero field has the default named.
+type Policy struct {
+	// Timeout bounds the whole operation with its waits; default 60 s. A
+	// failure of the store that is shorter is not seen by the caller.
+	Timeout time.Duration
+	// Attempt bounds one attempt; default a third of Timeout, so that a
+	// request that hangs leaves time for another. Negative: not bounded.
+	Attempt time.Duration
+	// The wait before attempt n+1 is random between 0 and Base<<(n-1), at
+	// most Max ("full jitter"); default 100 ms and 5 s.
+	Base, Max time.Duration
+	// RetryAfter bounds what the store may ask for with Retry-After;
+	// default 30 s.
+	RetryAfter time.Duration
+	// OnRetry, when not nil, is told of every failed attempt that will be
+	// followed by another. It must be quick.
+	OnRetry func(Retrying)
+}
+
+// Retrying is a failed attempt that will be followed by another.
+type Retrying struct {
+	Op      Op
+	Attempt int // 1 is the first
+	Err     error
+	Wait    time.Duration // before the next attempt
+	// Ambiguous says that this attempt may still take effect, at any time:
+	// its request was sent and not answered. For a Put, that is beyond the
+	// operation's own end and against a later Put of other data. See
+	// docs/DESIGN.md, "Writing right".
+	Ambiguous bool
+}
+
+// RetryError is the end of an operation that was tried more than once.
+type RetryError struct {
+	Err       error // the last attempt's
+	Cause     error // why the context ended, if that is why no more was tried
+	Attempts  int
+	Elapsed   time.Duration
+	Ambiguous bool // any of the attempts may still take effect
+}
+
+func (e *RetryError) Error() string {
+	s := fmt.Sprintf("%v (tried %d times in %v", e.Err, e.Attempts, e.Elapsed.Round(time.Millisecond))
+	if e.Cause != nil {
+		s += ", until: " + e.Cause.Error()
+	}
+	return s + ")"
+}
+
+// Unwrap returns the last attempt's error and the context's end.
+func (e *RetryError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{e.Err}
+	}
+	return []error{e.Err, e.Cause}
+}
+
+// Retry returns s with every operation tried again while its errors are
+// Transient or ErrSuperseded, as p says. All of Store's operations have the
+// same effect when they are repeated, with these exceptions, which are seen to:
+//
+//   - Put. An attempt that ended ambiguously (sent, not answered) may have
+//     stored the data, and ErrSuperseded (202) may be about our own earlier
+//     attempt, or about a proxy with a fast clock. Before the next attempt
+//     the object is read back with Head, which asks for the newest copy: the
+//     same ETag and size are success. Anything else, and the data is sent
+//     again: by then, or some waits later, the clock is past the newer
+//     timestamp.
+//   - 422, the data did not match its ETag: it was damaged on the way. It is
+//     sent twice more before that is final, since a wrong ETag would never fit.
+//   - Delete, DeleteContainer. Not found is success if an earlier attempt may
+//     have been the one that deleted.
+//   - CreateContainer. Where an earlier attempt may have created it, "not
+//     created" does not say that somebody else did: look at the metadata.
+//
+// A success after an ambiguous attempt is a success, yet that attempt may
+// still land, later than another Put of the same object: OnRetry tells.
+func Retry(s Store, p Policy) Store {
+	if p.Timeout == 0 {
+		p.Timeout = 60 * time.Second
+	}
+	if p.Attempt == 0 {
+		p.Attempt = p.Timeout / 3
+	}
+	if p.Base <= 0 {
+		p.Base = 100 * time.Millisecond
+	}
+	if p.Max <= 0 {
+		p.Max = 5 * time.Second
+	}
+	if p.RetryAfter <= 0 {
+		p.RetryAfter = 30 * time.Second
+	}
+	r := &retrier{s: s, p: p}
+	r.Store = Wrap(s, func(ctx context.Context, op Op, call func(context.Context) error) error {
+		return r.run(ctx, op, func(ctx context.Context, _ history) error { return call(ctx) })
+	})
+	return r
+}
+
+// retrier is a Store whose operations are tried again. The embedded Store
+// does those that need no more than that.
+type retrier struct {
+	Store
+	s Store
+	p Policy
+}
+
+// history is what an attempt knows of those before it.
+type history struct {
+	ambiguous  bool // one of them may have taken effect
+	superseded bool // one of them was told of a newer version
+	damaged    int  // how many were answered 422
+}
+
+// maxDamaged is how often data that does not match its ETag is sent.
+const maxDamaged = 3
+
+// run calls attempt until it succeeds, fails for good, or time is up.
+func (r *retrier) run(ctx context.Context, op Op, attempt func(context.Context, history) error) error {
+	var (
+		h       history
+		start   = time.Now()
+		backoff = r.p.Base
+	)
+	for n := 1; ; n++ {
+		err := r.attempt(ctx, start, func(ctx context.Context) error { return attempt(ctx, h) })
+		if err == nil {
+			return nil
+		}
+		ambiguous := op.Kind.Writes() && Ambiguous(err)
+		h.ambiguous = h.ambiguous || ambiguous
+		h.superseded = h.superseded || errors.Is(err, ErrSuperseded)
+		var se *StatusError
+		if errors.As(err, &se) && se.Code == http.StatusUnprocessableEntity {
+			h.damaged++
+		}
+		wait, again := r.wait(err, h, start, backoff)
+		if ctx.Err() != nil {
+			again = false
+		}
+		if again {
+			if r.p.OnRetry != nil {
+				r.p.OnRetry(Retrying{Op: op, Attempt: n, Err: err, Wait: wait, Ambiguous: ambiguous})
+			}
+			again = sleep(ctx, wait)
+			backoff = min(2*backoff, r.p.Max)
+		}
+		if !again {
+			if n == 1 && ctx.Err() == nil {
+				return err
+			}
+			return &RetryError{
+				Err: err, Cause: context.Cause(ctx), Attempts: n, Elapsed: time.Since(start), Ambiguous: h.ambiguous,
+			}
+		}
+	}
+}
+
+// attempt makes one attempt within its own time and what is left of the whole.
+func (r *retrier) attempt(ctx context.Context, start time.Time, attempt func(context.Context) error) error {
+	left := r.p.Timeout - time.Since(start)
+	if r.p.Attempt > 0 {
+		left = min(left, r.p.Attempt)
+	}
+	within, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	err := attempt(within)
+	if err != nil && ctx.Err() == nil && within.Err() != nil && !Transient(err) && errors.Is(err, context.DeadlineExceeded) {
+		// The time that ran out is ours and not the caller's.
+		err = &TransportError{Op: "attempt", Sent: true, Err: err}
+	}
+	return err
+}
+
+// wait says whether there is another attempt after err, and when.
+func (r *retrier) wait(err error, h history, start time.Time, backoff time.Duration) (time.Duration, bool) {
+	damaged := h.damaged > 0 && h.damaged < maxDamaged
+	if !Transient(err) && !errors.Is(err, ErrSuperseded) && !damaged {
+		return 0, false
+	}
+	wait := rand.N(min(backoff, r.p.Max) + 1)
+	var se *StatusError
+	if errors.As(err, &se) {
+		// The jitter comes on top: all have been told the same.
+		wait += min(se.RetryAfter, r.p.RetryAfter)
+	}
+	// The last attempt comes shortly before the end, however long the wait
+	// would have been: a store that came back meanwhile is not missed.
+	last := r.p.Timeout - min(r.p.Max, r.p.Timeout/8)
+	elapsed := time.Since(start)
+	if elapsed >= last {
+		return 0, false
+	}
+	return min(wait, last-elapsed), true
+}
+
+// sleep waits, and says whether it did so to the end.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Put implements Store; see Retry.
+func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) error {
+	op := Op{Kind: OpPut, Name: name, Bytes: len(data)}
+	return r.run(ctx, op, func(ctx context.Context, h history) error {
+		if etag != "" && (h.ambiguous || h.superseded) {
+			info, err := r.s.Head(ctx, name)
+			switch {
+			case err == nil && info.ETag == etag && info.Size == int64(len(data)):
+				return nil
+			case err != nil && !errors.Is(err, ErrNotFound):
+				return fmt.Errorf("PUT %s: reading back: %w", name, err)
+			}
+		}
+		return r.s.Put(ctx, name, data, etag)
+	})
+}
+
+// Delete implements Store; see Retry.
+func (r *retrier) Delete(ctx context.Context, name string) error {
+	return r.run(ctx, Op{Kind: OpDelete, Name: name}, func(ctx context.Context, h history) error {
+		err := r.s.Delete(ctx, name)
+		if h.ambiguous && errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+}
+
+// DeleteContainer implements Store; see Retry.
+func (r *retrier) DeleteContainer(ctx context.Context) error {
+	return r.run(ctx, Op{Kind: OpDeleteContainer}, func(ctx context.Context, h history) error {
+		err := r.s.DeleteContainer(ctx)
+		if h.ambiguous && errors.Is(err, ErrContainerNotFound) {
+			return nil
+		}
+		return err
+	})
+}
