@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+
+package devswift
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// tokens knows who is logged in. As tempauth does, it gives a user the same
+// token again until that expires.
+type tokens struct {
+	mu      sync.RWMutex
+	byToken map[string]token
+	byUser  map[string]string
+}
+
+type token struct {
+	account string // AUTH_…
+	expires time.Time
+}
+
+// issue gives the user's token and what is left of its life.
+func (t *tokens) issue(u User, now time.Time, life time.Duration) (string, time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	user := u.Account + ":" + u.Name
+	if name, ok := t.byUser[user]; ok {
+		if left := t.byToken[name].expires.Sub(now); left > 0 {
+			return name, left
+		}
+		delete(t.byToken, name)
+	}
+	var b [16]byte
+	rand.Read(b[:])
+	name := "AUTH_tk" + hex.EncodeToString(b[:])
+	if t.byToken == nil {
+		t.byToken, t.byUser = map[string]token{}, map[string]string{}
+	}
+	t.byToken[name] = token{account: "AUTH_" + u.Account, expires: now.Add(life)}
+	t.byUser[user] = name
+	return name, life
+}
+
+// account gives the account that a token opens, and whether it opens any.
+func (t *tokens) account(name string, now time.Time) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	tok, ok := t.byToken[name]
+	if !ok || !tok.expires.After(now) {
+		return "", false
+	}
+	return tok.account, true
+}
+
+// RevokeTokens makes every token given out so far worth a 401.
+func (s *Server) RevokeTokens() {
+	s.tokens.mu.Lock()
+	defer s.tokens.mu.Unlock()
+	s.tokens.byToken, s.tokens.byUser = nil, nil
+}
+
+// RevokeToken makes one token worth a 401.
+func (s *Server) RevokeToken(name string) {
+	s.tokens.mu.Lock()
+	defer s.tokens.mu.Unlock()
+	delete(s.tokens.byToken, name)
+	for user, have := range s.tokens.byUser {
+		if have == name {
+			delete(s.tokens.byUser, user)
+		}
+	}
+}
+
+// login is tempauth's /auth/v1.0, and its older form /auth/v1/ACCOUNT/auth.
+func (c *call) login() {
+	if c.method != http.MethodGet {
+		c.answer(http.StatusMethodNotAllowed)
+		return
+	}
+	parts := strings.Split(strings.Trim(c.r.URL.Path, "/"), "/")
+	h := c.r.Header
+	user := first(h.Get("X-Auth-User"), h.Get("X-Storage-User"))
+	key := first(h.Get("X-Auth-Key"), h.Get("X-Storage-Pass"))
+	account, name, ok := "", "", false
+	switch {
+	case len(parts) == 2 && parts[1] == "v1.0":
+		account, name, ok = strings.Cut(user, ":")
+	case len(parts) == 4 && parts[1] == "v1" && parts[3] == "auth":
+		account, name, ok = parts[2], first(h.Get("X-Storage-User"), h.Get("X-Auth-User")), true
+		_, name, _ = cutLast(name, ":")
+	default:
+		c.answer(http.StatusBadRequest)
+		return
+	}
+	if !ok {
+		c.unauthorized("unknown")
+		return
+	}
+	for _, u := range c.s.users {
+		if u.Account != account || u.Name != name {
+			continue
+		}
+		if subtle.ConstantTimeCompare([]byte(u.Key), []byte(key)) != 1 {
+			c.unauthorized("unknown")
+			return
+		}
+		tok, left := c.s.tokens.issue(u, c.s.clock(), c.s.opts.TokenLife)
+		c.header("X-Auth-Token", tok)
+		c.header("X-Storage-Token", tok)
+		c.header("X-Auth-Token-Expires", strconv.FormatInt(int64(left/time.Second), 10))
+		scheme := "http"
+		if c.r.TLS != nil {
+			scheme = "https"
+		}
+		c.header("X-Storage-Url", scheme+"://"+c.r.Host+"/v1/AUTH_"+u.Account)
+		c.answer(http.StatusOK)
+		return
+	}
+	c.unauthorized(account)
+}
+
+// cutLast splits at the last separator; without one, all is after.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return "", s, false
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// authorized says whether the request's token opens the account, and answers
+// when it does not.
+func (c *call) authorized() bool {
+	name := first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token"))
+	account, ok := c.s.tokens.account(name, c.s.clock())
+	switch {
+	case ok && account == c.accountName:
+		return true
+	case c.accountName == "":
+		return true // there is nothing behind such a path
+	case !ok:
+		c.unauthorized(c.accountName)
+	case c.version != "v1" && c.version != "v1.0":
+		return true // which the proxy refuses
+	default:
+		c.answer(http.StatusForbidden)
+	}
+	return false
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+
+package devswift
+
+import (
+	"bytes"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+)
+
+// blob is an object's bytes, in memory or in a file.
+type blob struct {
+	data []byte
+	file string // whose beginning the bytes are; empty when in memory
+	size int64
+}
+
+// open gives the bytes for reading. The reader goes on giving the same bytes
+// when the object is replaced meanwhile. An error that is os.ErrNotExist means
+// that it was replaced already.
+func (b *blob) open() (*blobReader, error) {
+	if b.file == "" {
+		return &blobReader{blob: b}, nil
+	}
+	f, err := os.Open(b.file)
+	if err != nil {
+		return nil, err
+	}
+	return &blobReader{blob: b, f: f}, nil
+}
+
+type blobReader struct {
+	blob *blob
+	f    *os.File
+}
+
+func (r *blobReader) close() {
+	if r.f != nil {
+		r.f.Close()
+	}
+}
+
+// copyTo hands the bytes from..to over, in memory without copying them.
+func (r *blobReader) copyTo(write func([]byte) error, from, to int64) error {
+	if r.f == nil {
+		return write(r.blob.data[from:to])
+	}
+	buf := make([]byte, min(to-from, 256<<10))
+	for from < to {
+		n := min(int64(len(buf)), to-from)
+		if _, err := r.f.ReadAt(buf[:n], from); err != nil {
+			return fmt.Errorf("read %s: %w", r.blob.file, err)
+		}
+		if err := write(buf[:n]); err != nil {
+			return err
+		}
+		from += n
+	}
+	return nil
+}
+
+// newSource reads an object's bytes in order, for copying it.
+func newSource(r *blobReader) io.Reader {
+	if r.f == nil {
+		return bytes.NewReader(r.blob.data)
+	}
+	return io.NewSectionReader(r.f, 0, r.blob.size)
+}
+
+// errTooLarge means that a body is longer than an object may be.
+var errTooLarge = errors.New("body larger than an object may be")
+
+// errShort means that the client sent less than it announced.
+var errShort = errors.New("body shorter than announced")
+
+// receive reads a request's body into memory and gives its MD5. The length is
+// what the client announced, or -1.
+func receive(r io.Reader, length int64) ([]byte, string, error) {
+	sum := md5.New()
+	if length >= 0 {
+		// What a client announces is not trusted with memory before it came.
+		data := make([]byte, 0, min(length, 64<<20))
+		for int64(len(data)) < length {
+			if len(data) == cap(data) {
+				grown := make([]byte, len(data), min(length, int64(2*cap(data))))
+				copy(grown, data)
+				data = grown
+			}
+			step := data[len(data):min(cap(data), len(data)+256<<10)]
+			n, err := io.ReadFull(r, step)
+			sum.Write(step[:n])
+			data = data[:len(data)+n]
+			if err != nil {
+				return nil, "", fmt.Errorf("%w: %w", errShort, err)
+			}
+		}
+		return data, hexSum(sum), nil
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxFileSize+1))
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", errShort, err)
+	}
+	if len(data) > maxFileSize {
+		return nil, "", errTooLarge
+	}
+	sum.Write(data)
+	return data, hexSum(sum), nil
+}
+
+func hexSum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+
+package devswift
+
+import (
+	"maps"
+	"net/http"
+	"strings"
+)
+
+// copyObject is COPY: the request's path names the source, Destination the
+// target. It is a PUT with X-Copy-From written the other way round.
+func (c *call) copyObject(a *account) {
+	container, object, ok := copyPath(c.r.Header.Get("Destination"))
+	if !ok {
+		c.answerText(http.StatusPreconditionFailed, typeHTML, "Destination header must be of the form <container name>/<object name>")
+		return
+	}
+	from := c.containerName + "/" + c.objectName
+	c.containerName, c.objectName = container, object
+	c.copyObjects(a, from)
+}
+
+// copyFrom is PUT with X-Copy-From.
+func (c *call) copyFrom(a *account, header string) {
+	container, object, ok := copyPath(header)
+	if !ok {
+		c.answerText(http.StatusPreconditionFailed, typeHTML, "X-Copy-From header must be of the form <container name>/<object name>")
+		return
+	}
+	if c.r.ContentLength > 0 {
+		c.answerText(http.StatusBadRequest, typePlain, "Copy requests require a zero byte body")
+		return
+	}
+	c.copyObjects(a, container+"/"+object)
+}
+
+// copyPath reads "/container/object", quoted.
+func copyPath(header string) (container, object string, ok bool) {
+	container, object, ok = strings.Cut(strings.TrimLeft(unquote(header), "/"), "/")
+	return container, object, ok && container != "" && object != ""
+}
+
+// copyObjects puts a copy of an object to where the call leads. Metadata of
+// the source is kept, and what the request brings is laid over it, unless
+// X-Fresh-Metadata asks for none of the source's.
+func (c *call) copyObjects(a *account, from string) {
+	fromContainer, fromObject, _ := strings.Cut(from, "/")
+	target := *c
+	c.containerName, c.objectName = fromContainer, fromObject
+	source, body, ok := c.find(a)
+	c.containerName, c.objectName = target.containerName, target.objectName
+	if !ok {
+		return
+	}
+	defer body.close()
+	t := a.container(c.containerName)
+	if !c.putChecked(t) {
+		return
+	}
+	o, text := c.newObject()
+	if text != "" {
+		c.answerText(http.StatusBadRequest, typePlain, text)
+		return
+	}
+	if fresh := strings.ToLower(c.r.Header.Get("X-Fresh-Metadata")); fresh != "true" && fresh != "1" && fresh != "yes" {
+		merged := maps.Clone(source.headers)
+		maps.Copy(merged, o.headers)
+		o.headers = merged
+		if o.deleteAt == 0 {
+			o.deleteAt = source.deleteAt
+		}
+	}
+	o.contentType = first(o.contentType, source.contentType)
+	if _, newest := t.get(o.name); newest >= c.ts {
+		c.answer(http.StatusAccepted)
+		return
+	}
+	up, err := c.s.disk.receive(a, t, o, newSource(body), source.blob.size)
+	if err != nil {
+		c.putFailed(err)
+		return
+	}
+	defer up.discard()
+	if err := c.commit(a, t, o, up); err != nil {
+		c.putFailed(err)
+		return
+	}
+	c.header("Etag", o.etag)
+	c.header("Last-Modified", o.ts.httpDate())
+	c.header("X-Copied-From", quote(from))
+	c.header("X-Copied-From-Account", a.name)
+	c.header("X-Copied-From-Last-Modified", source.metaTS.httpDate())
+	for key, value := range o.headers {
+		c.header(key, value)
+	}
+	c.answer(http.StatusCreated)
+}

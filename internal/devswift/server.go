@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: MIT
+
+package devswift
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of Swift 2.30's default configuration, as /info shows them.
+const (
+	maxFileSize        = 5368709122
+	maxMetaName        = 128
+	maxMetaValue       = 256
+	maxMetaCount       = 90
+	maxMetaSize        = 4096
+	maxObjectName      = 1024
+	maxContainerName   = 256
+	listingLimit       = 10000
+	maxBulkDeletes     = 10000
+	maxFailedDeletes   = 1000
+	defaultTokenLife   = 24 * time.Hour
+	defaultJournal     = 100_000
+	reclaimAge         = 7 * 24 * time.Hour
+	stripeCount        = 256
+	defaultContentType = "application/octet-stream"
+)
+
+// User may log in with "ACCOUNT:NAME" and Key, and owns account AUTH_ACCOUNT.
+type User struct {
+	Account string
+	Name    string
+	Key     string
+}
+
+// Options configures New. The zero value is an empty Swift in memory with the
+// user test:tester, key testing.
+type Options struct {
+	// Dir keeps accounts, containers and objects in this directory, which is
+	// created when missing. Empty means in memory.
+	Dir string
+
+	// Latency passes between a request's arrival and its answer, for each
+	// request by itself.
+	Latency time.Duration
+
+	// Bandwidth limits the bytes of bodies per second, in both directions
+	// together and over all requests. Zero means unlimited.
+	Bandwidth int64
+
+	// Clock gives the time. Nil means time.Now.
+	Clock func() time.Time
+
+	// TokenLife is how long a token is good for. Zero means a day.
+	TokenLife time.Duration
+
+	// Users may log in. Empty means test:tester with the key testing.
+	Users []User
+
+	// Fault is asked about each request; see Action. SetFault replaces it.
+	Fault FaultFunc
+
+	// Journal is how many requests the log that Requests returns can hold.
+	// Zero means 100,000; a negative number keeps none. Counts has no limit.
+	Journal int
+
+	// Without names sections of /info which this Swift shall lack, together
+	// with what they stand for: "tempurl" and "bulk_delete" are known.
+	Without []string
+
+	// Logger hears about failures of the server itself, such as a full disk.
+	// Nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// Server is an embedded Swift. It is safe for concurrent use.
+type Server struct {
+	opts    Options
+	users   []User
+	clock   func() time.Time
+	log     *slog.Logger
+	ticks   ticker
+	disk    *disk // nil when in memory
+	without map[string]bool
+
+	accounts map[string]*account // fixed by New
+	tokens   tokens
+	journal  journal
+	pace     throttle
+	fault    atomic.Pointer[FaultFunc]
+	seed     maphash.Seed
+	stripes  [stripeCount]sync.Mutex
+	closed   chan struct{}
+	closing  sync.Once
+}
+
+// New gives a Server that is ready to answer. With Options.Dir it reads what
+// an earlier one left there; the directory must not be in use by another.
+func New(o Options) (*Server, error) {
+	s := &Server{
+		opts:     o,
+		users:    o.Users,
+		clock:    o.Clock,
+		log:      o.Logger,
+		accounts: map[string]*account{},
+		without:  map[string]bool{},
+		seed:     maphash.MakeSeed(),
+		closed:   make(chan struct{}),
+	}
+	if len(s.users) == 0 {
+		s.users = []User{{Account: "test", Name: "tester", Key: "testing"}}
+	}
+	if s.clock == nil {
+		s.clock = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.opts.TokenLife == 0 {
+		s.opts.TokenLife = defaultTokenLife
+	}
+	if s.opts.Journal == 0 {
+		s.opts.Journal = defaultJournal
+	}
+	for _, section := range o.Without {
+		s.without[section] = true
+	}
+	s.journal.limit = s.opts.Journal
+	s.pace.rate = o.Bandwidth
+	s.SetFault(o.Fault)
+	for _, u := range s.users {
+		name := "AUTH_" + u.Account
+		if s.accounts[name] == nil {
+			s.accounts[name] = newAccount(name, s.now())
+		}
+	}
+	if o.Dir != "" {
+		d, err := openDisk(o.Dir, s.log)
+		if err != nil {
+			return nil, err
+		}
+		s.disk = d
+		for _, a := range s.accounts {
+			if err := d.load(a, s.now()); err != nil {
+				d.close()
+				return nil, err
+			}
+		}
+	}
+	return s, nil
+}
+
+// Close ends the requests that hang by a fault and gives the directory back.
+// The http.Server in front has to be closed first.
+func (s *Server) Close() error {
+	s.closing.Do(func() { close(s.closed) })
+	if s.disk != nil {
+		return s.disk.close()
+	}
+	return nil
+}
+
+// now is the proxy's time, as a timestamp that was not given out before.
+func (s *Server) now() timestamp { return s.ticks.next(s.clock()) }
+
+// stripe is the lock that serialises changes of one object.
+func (s *Server) stripe(container, object string) *sync.Mutex {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	h.WriteString(container)
+	h.WriteByte('/')
+	h.WriteString(object)
+	return &s.stripes[h.Sum64()%stripeCount]
+}
+
+// newTransID gives what X-Trans-Id carries.
+func newTransID(now time.Time) string {
+	var b [11]byte
+	rand.Read(b[:])
+	return "tx" + hex.EncodeToString(b[:])[:21] + "-" + fmt.Sprintf("%010x", now.Unix())
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	if s.opts.Latency > 0 {
+		timer := time.NewTimer(s.opts.Latency)
+		select {
+		case <-timer.C:
+		case <-r.Context().Done():
+			// Nobody listens, but a request that arrived takes effect.
+			timer.Stop()
+		case <-s.closed:
+			timer.Stop()
+		}
+	}
+	c := newCall(s, w, r)
+	defer func() {
+		s.journal.add(Record{
+			Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery,
+			Status: c.status, Received: c.received, Sent: c.sent,
+			Start: start, Duration: time.Since(start), TransID: c.transID,
+		})
+	}()
+	s.serveFaulty(c)
+}
