@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// image is where a download goes: a file, which comes into being as a whole or
+// not at all, a block device, or a stream. The chunks come in order, from one
+// goroutine. One of commit and abort ends it.
+type image struct {
+	kind imageKind
+	file *os.File
+	path string // what to name it in messages; for a file, its final name
+	temp string // a file's name until commit
+	at   int64  // bytes that have been written
+}
+
+type imageKind int
+
+const (
+	imageFile imageKind = iota
+	imageDevice
+	imageStream
+)
+
+// holeSize is the granularity of holes within a chunk, bytes: the block size
+// of the file systems in use.
+const holeSize = 4096
+
+var zeroes [1 << 20]byte
+
+// openImage prepares path for a download. A regular file is left as it is
+// until commit: the download goes into a hidden file beside it. "-" is stdout.
+func openImage(path string, stdout io.Writer) (*image, error) {
+	if path == "-" {
+		f, ok := stdout.(*os.File)
+		if !ok {
+			return nil, errors.New("standard output is no file")
+		}
+		if _, tty := terminal(f); tty {
+			return nil, errors.New("not writing a disk to a terminal")
+		}
+		return &image{kind: imageStream, file: f, path: "standard output"}, nil
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if link, lerr := os.Lstat(path); lerr == nil && link.Mode()&fs.ModeSymlink != 0 {
+			return nil, fmt.Errorf("%s: a symbolic link to nothing", path)
+		}
+		return createImage(path, nil)
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return nil, fmt.Errorf("%s: is a directory", path)
+	case info.Mode().IsRegular():
+		// What a link points to is replaced, not the link.
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return nil, err
+		}
+		return createImage(real, info)
+	}
+	kind, flags := imageStream, os.O_WRONLY
+	if info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0 {
+		// O_EXCL: not one that is mounted, or otherwise in use.
+		kind, flags = imageDevice, os.O_WRONLY|os.O_EXCL
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &image{kind: kind, file: f, path: path}, nil
+}
+
+// createImage makes the hidden file that becomes path. It has the mode of the
+// file that it replaces, old, or a new file's.
+func createImage(path string, old fs.FileInfo) (*image, error) {
+	dir, base := filepath.Split(path)
+	for range 100 {
+		temp := filepath.Join(dir, fmt.Sprintf(".%.200s.partial-%08x", base, rand.Uint32()))
+		f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		im := &image{kind: imageFile, file: f, path: path, temp: temp}
+		if old != nil {
+			if err := f.Chmod(old.Mode().Perm()); err != nil {
+				im.abort()
+				return nil, err
+			}
+		}
+		return im, nil
+	}
+	return nil, fmt.Errorf("%s: cannot find a name for a file beside it", path)
+}
+
+// prepare makes room for size bytes.
+func (im *image) prepare(size int64) error {
+	switch im.kind {
+	case imageFile:
+		return im.file.Truncate(size)
+	case imageDevice:
+		has, err := im.file.Seek(0, io.SeekEnd)
+		if err != nil {
+			return err
+		}
+		if has < size {
+			return fmt.Errorf("%s has %s, the disk %s", im.path, humanSize(has), humanSize(size))
+		}
+		_, err = im.file.Seek(0, io.SeekStart)
+		return err
+	}
+	return nil
+}
+
+// write appends p. In a file, blocks of zeroes become holes.
+func (im *image) write(p []byte) error {
+	if im.kind != imageFile {
+		n, err := im.file.Write(p)
+		im.at += int64(n)
+		return err
+	}
+	// The runs of p between blocks of zeroes, with blocks counted from the
+	// beginning of the file.
+	begin := -1
+	for off := 0; off < len(p); {
+		end := min(len(p), off+holeSize-int((im.at+int64(off))%holeSize))
+		block := p[off:end]
+		zero := bytes.Equal(block, zeroes[:len(block)])
+		if !zero && begin < 0 {
+			begin = off
+		}
+		if zero && begin >= 0 {
+			if _, err := im.file.WriteAt(p[begin:off], im.at+int64(begin)); err != nil {
+				return err
+			}
+			begin = -1
+		}
+		off = end
+	}
+	if begin >= 0 {
+		if _, err := im.file.WriteAt(p[begin:], im.at+int64(begin)); err != nil {
+			return err
+		}
+	}
+	im.at += int64(len(p))
+	return nil
+}
+
+// hole appends n bytes of zeroes, as a hole where there can be one.
+func (im *image) hole(n int64) error {
+	switch im.kind {
+	case imageFile:
+		im.at += n
+		return nil
+	case imageDevice:
+		// A block device promises zeroes after this, or refuses.
+		err := unix.Fallocate(int(im.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, im.at, n)
+		if err == nil {
+			im.at += n
+			_, err = im.file.Seek(im.at, io.SeekStart)
+			return err
+		}
+	}
+	for n > 0 {
+		part := min(n, int64(len(zeroes)))
+		if err := im.write(zeroes[:part]); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
+
+// commit makes what was written last, and gives a file its name.
+func (im *image) commit() error {
+	if im.kind != imageStream {
+		if err := im.file.Sync(); err != nil {
+			im.abort()
+			return err
+		}
+	}
+	if im.path == "standard output" {
+		return nil
+	}
+	if err := im.file.Close(); err != nil {
+		im.abort()
+		return err
+	}
+	if im.kind != imageFile {
+		return nil
+	}
+	if err := os.Rename(im.temp, im.path); err != nil {
+		im.abort()
+		return err
+	}
+	// The name as well. Not every file system can, and the data is there.
+	if dir, err := os.Open(filepath.Dir(im.path)); err == nil {
+		_ = dir.Sync()
+		_ = dir.Close()
+	}
+	return nil
+}
+
+// abort leaves a regular file as it was before.
+func (im *image) abort() {
+	if im.kind == imageStream && im.path == "standard output" {
+		return
+	}
+	_ = im.file.Close()
+	if im.kind == imageFile {
+		_ = os.Remove(im.temp)
+	}
+}

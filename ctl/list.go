@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/volume"
+)
+
+// listAtOnce is how many containers list looks at at once.
+const listAtOnce = 8
+
+func (t *tool) listCommand() *cobra.Command {
+	var simple, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list [CONTAINER…]",
+		Short: "List the containers and who uses them",
+		Long: `List the containers of the secrets file, or those named: size, objects, version
+of the format, whether the export is read-only, and who holds the lock since
+when. A container that cannot be looked at is reported on standard error; the
+others are listed all the same, and the exit status is 1.`,
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			if simple && asJSON {
+				return usagef("--simple-output and --json exclude each other")
+			}
+			entries, err := t.look(ctx, args)
+			if err != nil {
+				return err
+			}
+			switch {
+			case asJSON:
+				err = t.printJSON(entries)
+			case simple:
+				err = t.printSimple(entries)
+			default:
+				err = t.printTable(entries)
+			}
+			if err != nil {
+				return err
+			}
+			for _, e := range entries {
+				if e.err != nil {
+					t.fault(e.err)
+					err = errReported
+				}
+			}
+			return err
+		}),
+		ValidArgsFunction: func(_ *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	cmd.Flags().BoolVarP(&simple, "simple-output", "s", false, "print one line a container, as swiftnbd did")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	return cmd
+}
+
+// entry is what list found out of a container.
+type entry struct {
+	name     string
+	readOnly bool
+	items    map[string]string // the metadata as it stands; nil where it could not be read
+	meta     volume.Meta       // where setUp
+	setUp    bool
+	err      error // why there is nothing to print, or not all of it
+}
+
+// look asks for the metadata of the named containers, or of all in the secrets
+// file, several at once. The result is in their order.
+func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
+	if err := t.load(); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		if t.noFile != nil {
+			return nil, t.noFile
+		}
+		names = t.secrets.Containers()
+	}
+	entries := make([]*entry, len(names))
+	var g errgroup.Group
+	g.SetLimit(listAtOnce)
+	for i, name := range names {
+		e := &entry{name: name}
+		entries[i] = e
+		c, err := t.open(name) // here, since it is not made for several goroutines
+		if err != nil {
+			e.err = err
+			continue
+		}
+		e.readOnly = c.export.ReadOnly
+		g.Go(func() error {
+			md, err := c.Metadata(ctx)
+			if err != nil {
+				e.err = c.explain(ctx, err)
+				return nil
+			}
+			e.items = md.Items
+			e.meta, err = volume.ParseMeta(md.Items)
+			e.setUp = err == nil
+			if err != nil && !errors.Is(err, volume.ErrNotSetUp) {
+				e.err = c.explain(ctx, err)
+			}
+			return nil
+		})
+	}
+	return entries, g.Wait()
+}
+
+// printSimple prints the lines of swiftnbd 0.11's `list -s`, to the letter:
+// the metadata as it stands in the container, sense or no sense.
+func (t *tool) printSimple(entries []*entry) error {
+	for _, e := range entries {
+		if e.items == nil {
+			continue
+		}
+		version, objects, size := e.items[volume.KeyVersion], e.items[volume.KeyObjects], e.items[volume.KeyObjectSize]
+		line := e.name + " is not a swiftnbd container"
+		if version != "" && objects != "" && size != "" {
+			lock := "unlocked"
+			if client := e.items[volume.KeyClient]; client != "" {
+				lock = "locked by " + client
+			}
+			line = fmt.Sprintf("%s objects=%s size=%s (version=%s, %s)", e.name, objects, size, version, lock)
+		}
+		if _, err := fmt.Fprintln(t.stdout, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printTable prints aligned columns for people.
+func (t *tool) printTable(entries []*entry) error {
+	w := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
+	header := false
+	for _, e := range entries {
+		if e.err != nil || e.items == nil {
+			continue
+		}
+		if !header {
+			fmt.Fprintln(w, "CONTAINER\tSIZE\tOBJECTS\tVERSION\tACCESS\tLOCK")
+			header = true
+		}
+		if !e.setUp {
+			fmt.Fprintf(w, "%s\t-\t-\t-\t-\tnot a swiftnbd container\n", e.name)
+			continue
+		}
+		access := "read-write"
+		if e.readOnly {
+			access = "read-only"
+		}
+		lock := "unlocked"
+		if e.meta.Client != "" {
+			holder, at := lease.ParseMark(e.meta.Client)
+			lock = holder + since(at)
+		}
+		g := e.meta.Geometry
+		fmt.Fprintf(w, "%s\t%s\t%d x %s\t%d\t%s\t%s\n", e.name, humanSize(g.Size()),
+			g.Objects(), humanSize(g.ObjectSize()), e.meta.Version, access, lock)
+	}
+	return w.Flush()
+}
+
+// listed is an entry in JSON. Every key is always there; what does not apply
+// is null.
+type listed struct {
+	Container  string     `json:"container"`
+	SetUp      bool       `json:"set_up"`
+	Version    *int       `json:"version"`
+	Size       *int64     `json:"size"`
+	Objects    *int64     `json:"objects"`
+	ObjectSize *int64     `json:"object_size"`
+	ReadOnly   bool       `json:"read_only"`
+	Locked     bool       `json:"locked"`
+	Holder     *string    `json:"holder"`
+	Since      *time.Time `json:"since"`
+	Last       *string    `json:"last"`
+	Error      *string    `json:"error"`
+}
+
+func (t *tool) printJSON(entries []*entry) error {
+	out := make([]listed, 0, len(entries))
+	for _, e := range entries {
+		l := listed{Container: e.name, SetUp: e.setUp, ReadOnly: e.readOnly}
+		if e.err != nil {
+			text := e.err.Error()
+			l.Error = &text
+		}
+		if e.setUp {
+			g := e.meta.Geometry
+			size, objects, objectSize := g.Size(), g.Objects(), g.ObjectSize()
+			l.Version, l.Size, l.Objects, l.ObjectSize = &e.meta.Version, &size, &objects, &objectSize
+			if e.meta.Last != "" {
+				l.Last = &e.meta.Last
+			}
+		}
+		if e.meta.Client != "" {
+			holder, at := lease.ParseMark(e.meta.Client)
+			l.Locked, l.Holder = true, &holder
+			if !at.IsZero() {
+				at = at.UTC()
+				l.Since = &at
+			}
+		}
+		out = append(out, l)
+	}
+	enc := json.NewEncoder(t.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(out)
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+// progress shows how far a long operation is. Its methods may be called by
+// many goroutines. The zero value shows nothing.
+type progress struct {
+	container *mpb.Progress
+	bar       *mpb.Bar
+}
+
+// newProgress shows a bar on standard error where that is a terminal and the
+// user did not want quiet. total is in bytes, or a number of things.
+func (t *tool) newProgress(title string, total int64, bytes, quiet bool) *progress {
+	out, ok := terminal(t.stderr)
+	if !ok || quiet {
+		return &progress{}
+	}
+	counters, speed := decor.CountersNoUnit("%d / %d"), decor.AverageSpeed(0, "%.0f/s", decor.WC{W: 12})
+	if bytes {
+		counters = decor.CountersKibiByte("% .1f / % .1f")
+		speed = decor.AverageSpeed(decor.SizeB1024(0), "% .1f", decor.WC{W: 14})
+	}
+	p := &progress{container: mpb.New(mpb.WithOutput(out), mpb.WithWidth(64))}
+	p.bar = p.container.AddBar(total,
+		mpb.BarFillerTrim(),
+		mpb.PrependDecorators(decor.Name(title+" "), decor.Percentage(decor.WC{W: 5}), decor.Name(" ")),
+		mpb.AppendDecorators(decor.Name(" "), counters, speed, decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO)),
+	)
+	return p
+}
+
+// add notes that n more are done.
+func (p *progress) add(n int64) {
+	if p.bar != nil {
+		p.bar.IncrInt64(n)
+	}
+}
+
+// grow makes the whole at least n.
+func (p *progress) grow(n int64) {
+	if p.bar != nil && p.bar.Current() <= n {
+		p.bar.SetTotal(n, false)
+	}
+}
+
+// end stops the bar, at its end or where it is, and leaves the cursor on a
+// line of its own. It may be called twice.
+func (p *progress) end(done bool) {
+	if p.bar == nil {
+		return
+	}
+	if done {
+		p.bar.SetTotal(-1, true)
+	} else {
+		p.bar.Abort(false)
+	}
+	p.container.Wait()
+	p.bar = nil
+}
