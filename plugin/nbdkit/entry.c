@@ -44,4 +44,4 @@ plugin_init (void)
 
 /* A second name for the function above whichever plugin_init the linker chose. */
 extern struct nbdkit_plugin *nbdkitgo_weak_plugin_init (void)
-  __attribute__ ((alias ("plugin_init"), visibility ("hidden")));
+  __attribute__ ((alias ("plugin_init")));

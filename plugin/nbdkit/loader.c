@@ -33,9 +33,8 @@ extern init_fn nbdkitgo_init_start[]
 extern init_fn nbdkitgo_init_stop[]
   __attribute__ ((weak, visibility ("hidden")));
 
-/* The first is whichever the linker chose, the second always entry.c's. */
+/* Whichever the linker chose; nbdkitgo_weak_plugin_init is always entry.c's. */
 extern struct nbdkit_plugin *plugin_init (void);
-extern struct nbdkit_plugin *nbdkitgo_weak_plugin_init (void);
 
 static int saved_argc;
 static char **saved_argv, **saved_envp;

@@ -53,6 +53,9 @@ struct nbdkitgo_param {
   char *value;
 };
 
+/* Only plugin_init is for others to see. */
+#pragma GCC visibility push(hidden)
+
 /* state.c: what C keeps for Go, since C is there before Go is. */
 extern const char *nbdkitgo_cwd (void);
 extern int nbdkitgo_param_append (const char *key, const char *value);
@@ -67,6 +70,7 @@ extern struct nbdkit_plugin *nbdkitgo_make_plugin (const void *description,
 extern void nbdkitgo_late_callbacks (struct nbdkit_plugin *plugin);
 extern bool nbdkitgo_is_late (void);
 extern void nbdkitgo_runtime_start (void);
+extern struct nbdkit_plugin *nbdkitgo_weak_plugin_init (void);
 /* entry.c: the plugin_init that a main package may replace by its own. */
 extern struct nbdkit_plugin *nbdkitgo_own_plugin_init (void);
 
@@ -101,5 +105,7 @@ extern void nbdkitgo_shutdown (void);
 extern int nbdkitgo_stdio_safe (void);
 extern char *nbdkitgo_read_password (const char *value);
 extern void nbdkitgo_free_secret (char *s);
+
+#pragma GCC visibility pop
 
 #endif
