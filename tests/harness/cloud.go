@@ -5,10 +5,10 @@ package harness
 import (
 	"bytes"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -44,10 +44,9 @@ var (
 func Dev(t testing.TB) *Cloud {
 	t.Helper()
 	program := Built(t, "swiftdev")
-	port := FreePort(t)
 	devOnce.Do(func() {
 		var p *Process
-		dev, p, devErr = startDev(program, port)
+		dev, p, devErr = startDev(program)
 		if p != nil {
 			atEnd(p.kill)
 		}
@@ -61,7 +60,7 @@ func Dev(t testing.TB) *Cloud {
 // OwnDev starts an embedded Swift for one test, with further options.
 func OwnDev(t testing.TB, args ...string) (*Cloud, *Process) {
 	t.Helper()
-	c, p, err := startDev(Built(t, "swiftdev"), FreePort(t), args...)
+	c, p, err := startDev(Built(t, "swiftdev"), args...)
 	if p != nil {
 		t.Cleanup(func() { p.end(t) })
 	}
@@ -71,24 +70,23 @@ func OwnDev(t testing.TB, args ...string) (*Cloud, *Process) {
 	return c, p
 }
 
-func startDev(program string, port int, args ...string) (*Cloud, *Process, error) {
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	p, err := start(exec.Command(program, append([]string{"--listen", address}, args...)...))
+// authLine is what swiftdev prints once it listens.
+var authLine = regexp.MustCompile(`(?m)^(http://127\.0\.0\.1:[0-9]+/auth/v1\.0)$`)
+
+func startDev(program string, args ...string) (*Cloud, *Process, error) {
+	p, err := start(exec.Command(program, append([]string{"--listen", "127.0.0.1:0"}, args...)...))
 	if err != nil {
 		return nil, nil, err
 	}
+	var m []string
 	up := within(Patience, func() bool {
-		resp, err := http.Get("http://" + address + "/info")
-		if err != nil {
-			return !p.Running()
-		}
-		resp.Body.Close()
-		return true
+		m = authLine.FindStringSubmatch(p.Output())
+		return m != nil || !p.Running()
 	})
-	if !up || !p.Running() {
+	if !up || m == nil {
 		return nil, p, fmt.Errorf("swiftdev did not come up:\n%s", p.Output())
 	}
-	return &Cloud{AuthURL: "http://" + address + "/auth/v1.0", User: "test:tester", Key: "testing"}, p, nil
+	return &Cloud{AuthURL: m[1], User: "test:tester", Key: "testing"}, p, nil
 }
 
 // Real returns the real Swift: the one that the environment names, as

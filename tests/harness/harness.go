@@ -205,7 +205,7 @@ type Result struct {
 // that takes longer than a few times Patience.
 func Run(t testing.TB, name string, args ...string) Result {
 	t.Helper()
-	return RunCmd(t, exec.Command(Tool(t, name), args...))
+	return RunCmd(t, Command(t, name, args...))
 }
 
 // RunCmd is Run for a command that was made by the caller, who may have set
@@ -248,4 +248,10 @@ func WriteFile(t testing.TB, path, content string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Command returns a command that is not started yet.
+func Command(t testing.TB, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	return exec.Command(Tool(t, name), args...)
 }

@@ -283,10 +283,13 @@ func serveInetd(t testing.TB, o Options, dir string) *Nbdkit {
 	}()
 	t.Cleanup(func() {
 		l.Close()
-		if d.last != nil {
-			d.last.end(t)
+		if p := d.newest(); p != nil {
+			p.kill() // the next connection waits for it
 		}
 		<-ended
+		if p := d.newest(); p != nil {
+			p.end(t)
+		}
 	})
 	return &Nbdkit{mode: Inetd, URI: UnixURI(socket, ""), inetd: d}
 }
@@ -298,10 +301,7 @@ func (d *inetd) serve(cmd *exec.Cmd, conn *net.UnixConn) error {
 		return err
 	}
 	defer f.Close()
-	d.mu.Lock()
-	last := d.last
-	d.mu.Unlock()
-	if last != nil {
+	if last := d.newest(); last != nil {
 		<-last.done
 	}
 	cmd.Stdin, cmd.Stdout = f, f
@@ -312,6 +312,12 @@ func (d *inetd) serve(cmd *exec.Cmd, conn *net.UnixConn) error {
 		d.mu.Unlock()
 	}
 	return err
+}
+
+func (d *inetd) newest() *Process {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.last
 }
 
 // process waits for the first connection and returns the nbdkit that serves
