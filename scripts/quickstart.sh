@@ -1,0 +1,100 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# quickstart.sh: what `make quickstart` does. Gets what is missing, builds,
+# starts the embedded Swift, copies a real file system onto a disk in it and
+# back, compares, and cleans up after itself, also when it fails or is
+# interrupted. It writes to build/ and to a temporary directory only.
+set -eu
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin # mke2fs and e2fsck
+# What the person has set for a Swift of their own is not meant here.
+for v in $(env | sed -n 's/^\(\(OS\|ST\)_[A-Z_]*\)=.*/\1/p'); do unset "$v"; done
+
+step() { printf '\n* %s\n' "$*"; }
+run() { # COMMAND...: shows it and runs it
+  printf '  $'
+  printf ' %q' "$@"
+  printf '\n'
+  "$@"
+}
+
+work='' swift_pid=''
+clean_up() {
+  local status=$?
+  trap - EXIT
+  if [ -n "$swift_pid" ]; then
+    kill "$swift_pid" 2>/dev/null || true
+    wait "$swift_pid" 2>/dev/null || true
+  fi
+  [ -z "$work" ] || rm -rf "$work"
+  [ $status = 0 ] || echo "quickstart: failed (status $status)" >&2
+  exit $status
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+step 'What is needed'
+scripts/deps.sh install quickstart
+nbdkit --version
+
+step 'Building'
+run make -s all
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/swiftnbd-quickstart.XXXXXX")
+plugin=build/nbdkit-swift-plugin.so ctl=build/swiftnbd-ctl
+secrets=$work/secrets.conf
+
+step 'Starting swiftdev, an OpenStack Swift in one process, in memory'
+build/swiftdev --listen 127.0.0.1:0 >"$work/swiftdev" 2>&1 &
+swift_pid=$!
+authurl=''
+for _ in $(seq 100); do
+  authurl=$(grep -m 1 '^http://' "$work/swiftdev") && break
+  kill -0 "$swift_pid" 2>/dev/null || break
+  sleep 0.1
+done
+[ -n "$authurl" ] || { cat "$work/swiftdev" >&2; echo 'quickstart: swiftdev did not start' >&2; exit 1; }
+echo "  $authurl"
+
+step 'Setting a container up as a disk'
+(umask 077 && cat >"$secrets" <<EOF
+[mydisk]
+authurl = $authurl
+username = test:tester
+password = testing
+EOF
+)
+sed 's/^/  | /' "$secrets"
+run "$ctl" --secrets "$secrets" setup mydisk --size 64M
+
+step 'Making an ext4 file system with content in an image'
+mkdir "$work/content"
+cp -R scripts docs Makefile go.mod "$work/content/"
+head -c 8388608 /dev/urandom >"$work/content/random"
+(cd "$work/content" && find . -type f -exec sha256sum {} + >"$work/sums" && mv "$work/sums" SHA256SUMS)
+run mke2fs -q -t ext4 -d "$work/content" "$work/image" 64M
+
+step 'Copying it onto the disk: nbdkit serves, nbdcopy is its client'
+# shellcheck disable=SC2016 # nbdkit sets $uri
+run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run "nbdcopy --flush '$work/image' \"\$uri\" && nbdinfo \"\$uri\""
+
+step 'Copying it back, through another nbdkit'
+run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run "nbdcopy \"\$uri\" '$work/back'"
+
+step 'Comparing'
+run cmp "$work/image" "$work/back"
+run e2fsck -f -n "$work/back"
+
+step 'What is in Swift'
+run "$ctl" --secrets "$secrets" list
+
+cat <<EOF
+
+All of it worked; swiftdev and what it held go now. Next, with a Swift of yours:
+  sudo make install                  the plugin into nbdkit's directory, swiftnbd-ctl
+  sudo mkdir -m 700 /etc/swiftnbd    then write /etc/swiftnbd/secrets.conf as above
+  swiftnbd-ctl setup mydisk --size 10G
+  nbdkit swift mydisk                and then, as root, nbd-client localhost /dev/nbd0
+  make check                         all the tests
+EOF
