@@ -18,10 +18,12 @@ import (
 
 // container is one container that a verb works on.
 type container struct {
-	store.Store
-	name   string
-	export config.Export
-	where  string // the secrets file, or "the environment"
+	store.Store             // with much patience
+	contact     store.Store // with less, for a verb's first requests
+	name        string
+	export      config.Export
+	where       string // the secrets file, or "the environment"
+	client      *swiftstore.Client
 }
 
 // load reads the secrets file, once. Where the default one does not exist the
@@ -77,8 +79,12 @@ func (t *tool) open(name string) (*container, error) {
 	if !t.secrets.Has(name) {
 		where = "the environment"
 	}
-	s := patient(&traced{Store: client.Container(name), log: t.log.With("container", name)})
-	return &container{Store: s, name: name, export: x, where: where}, nil
+	s := traced(client.Container(name), t.log.With("container", name))
+	return &container{
+		Store:   t.patient(s, name, workPolicy),
+		contact: t.patient(s, name, contactPolicy),
+		client:  client, name: name, export: x, where: where,
+	}, nil
 }
 
 // close ends the connections.

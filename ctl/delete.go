@@ -63,7 +63,7 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	if err != nil {
 		return err
 	}
-	md, err := c.Metadata(ctx)
+	md, err := c.contact.Metadata(ctx)
 	if err != nil {
 		return c.explain(ctx, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -69,7 +70,7 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	if err != nil {
 		return err
 	}
-	meta, err := volume.Read(ctx, c)
+	meta, err := volume.Read(ctx, c.contact)
 	if err != nil {
 		return c.explain(ctx, err)
 	}
@@ -95,23 +96,21 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 		im.abort()
 		return c.explain(ctx, err)
 	}
-	if meta.Geometry.Size() > 0 {
-		err = im.prepare(meta.Geometry.Size()) // it may have been set up anew since
-	}
+	err = im.prepare(meta.Geometry.Size()) // it may have been set up anew since
 	if err == nil {
 		err = t.copyDisk(ctx, c, meta, im, connections, quiet)
 	}
+	var unlockErr error
 	if held != nil {
-		if rerr := c.release(ctx, held); rerr != nil {
-			rerr = fmt.Errorf("%s stays locked: %w", name, oneLine{rerr})
-			if errors.Is(rerr, lease.ErrLost) {
-				rerr = fmt.Errorf("%s was unlocked or taken while it was downloaded: the image is not to be trusted", name)
-			}
-			if err != nil {
-				t.fault(rerr)
-			} else {
-				err = rerr
-			}
+		unlockErr = c.release(ctx, held)
+	}
+	switch {
+	case err == nil && errors.Is(unlockErr, lease.ErrLost):
+		err = fmt.Errorf("%s was unlocked while it was downloaded: the image is not to be trusted, and not kept", name)
+	case unlockErr != nil && !errors.Is(unlockErr, lease.ErrLost):
+		unlockErr = fmt.Errorf("%s stays locked: %w", name, oneLine{unlockErr})
+		if err != nil {
+			t.fault(unlockErr)
 		}
 	}
 	if err != nil {
@@ -120,6 +119,9 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	}
 	if err := im.commit(); err != nil {
 		return err
+	}
+	if unlockErr != nil {
+		return unlockErr
 	}
 	if im.kind == imageStream {
 		return nil
@@ -147,11 +149,13 @@ func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, im 
 	places := min(int64(2*connections), max(2, downloadMemory/g.ObjectSize()), g.Objects())
 	slots := make(chan struct{}, connections)
 	free := make(chan []byte, places)
-	queue := make(chan chan fetched, places-min(1, places-1))
+	queue := make(chan chan fetched, places)
 
 	readCtx, cancel := context.WithCancel(ctx)
+	var readers sync.WaitGroup
+	defer readers.Wait() // after the reads have been told to end
 	defer cancel()
-	go func() {
+	readers.Go(func() {
 		defer close(queue)
 		for i := range geometry.ChunkIndex(g.Objects()) {
 			done := make(chan fetched, 1)
@@ -166,12 +170,12 @@ func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, im 
 				done <- fetched{err: readCtx.Err()}
 				return
 			}
-			go func() {
+			readers.Go(func() {
 				defer func() { <-slots }()
 				done <- fetch(readCtx, v, i, free)
-			}()
+			})
 		}
-	}()
+	})
 
 	for done := range queue {
 		f := <-done

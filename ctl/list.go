@@ -100,7 +100,7 @@ func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
 		}
 		e.readOnly = c.export.ReadOnly
 		g.Go(func() error {
-			md, err := c.Metadata(ctx)
+			md, err := c.contact.Metadata(ctx)
 			if err != nil {
 				e.err = c.explain(ctx, err)
 				return nil

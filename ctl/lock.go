@@ -67,7 +67,7 @@ container. One that is not locked is left alone, and the exit status is 1.`,
 			if err != nil {
 				return err
 			}
-			mark, err := lease.Break(ctx, c)
+			mark, err := lease.Break(ctx, c.contact)
 			if errors.Is(err, lease.ErrNotLocked) {
 				return fmt.Errorf("%s is not locked, nothing to do", c.name)
 			}
@@ -91,7 +91,7 @@ func (c *container) mark(ctx context.Context, holder string) (*lease.Held, volum
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
 	defer cancel()
-	return lease.Mark(ctx, c, holder)
+	return lease.Mark(ctx, c.contact, holder)
 }
 
 // release gives the lock back, interrupted or not.

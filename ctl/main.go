@@ -32,7 +32,16 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// A reader that goes away must not kill us with a lock in our hands: the
+	// write fails instead.
+	signal.Ignore(syscall.SIGPIPE)
+	ends := []os.Signal{syscall.SIGTERM}
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // as under nohup
+			ends = append(ends, s)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	// The first signal ends the operation in good order; a second one, while
 	// that takes its time, ends the program at once.
 	context.AfterFunc(ctx, stop)
@@ -41,7 +50,7 @@ func main() {
 
 // run is the whole program: it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env config.Environ) int {
-	t := &tool{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
+	t := &tool{stdin: stdin, stdout: stdout, stderr: &console{out: stderr}, env: env}
 	defer t.close()
 	root := t.root()
 	root.SetArgs(args)
@@ -53,6 +62,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	switch {
 	case errors.Is(err, errReported):
 		return exitFailed
+	case errors.Is(err, syscall.EPIPE):
+		return exitFailed // whoever read our output has gone, and knows
 	case errors.As(err, &usage) || !t.begun:
 		// Cobra's own errors come before a verb has begun.
 		fmt.Fprintf(stderr, "%s: %v\nTry '%s --help'.\n", program, err, cmd.CommandPath())

@@ -12,12 +12,13 @@ import (
 type progress struct {
 	container *mpb.Progress
 	bar       *mpb.Bar
+	console   *console
 }
 
 // newProgress shows a bar on standard error where that is a terminal and the
 // user did not want quiet. total is in bytes, or a number of things.
 func (t *tool) newProgress(title string, total int64, bytes, quiet bool) *progress {
-	out, ok := terminal(t.stderr)
+	out, ok := terminal(t.stderr.out)
 	if !ok || quiet {
 		return &progress{}
 	}
@@ -26,12 +27,13 @@ func (t *tool) newProgress(title string, total int64, bytes, quiet bool) *progre
 		counters = decor.CountersKibiByte("% .1f / % .1f")
 		speed = decor.AverageSpeed(decor.SizeB1024(0), "% .1f", decor.WC{W: 14})
 	}
-	p := &progress{container: mpb.New(mpb.WithOutput(out), mpb.WithWidth(64))}
+	p := &progress{container: mpb.New(mpb.WithOutput(out), mpb.WithWidth(64)), console: t.stderr}
 	p.bar = p.container.AddBar(total,
 		mpb.BarFillerTrim(),
 		mpb.PrependDecorators(decor.Name(title+" "), decor.Percentage(decor.WC{W: 5}), decor.Name(" ")),
 		mpb.AppendDecorators(decor.Name(" "), counters, speed, decor.Name("  "), decor.AverageETA(decor.ET_STYLE_GO)),
 	)
+	t.stderr.over(p.container)
 	return p
 }
 
@@ -60,6 +62,7 @@ func (p *progress) end(done bool) {
 	} else {
 		p.bar.Abort(false)
 	}
+	p.console.over(nil)
 	p.container.Wait()
 	p.bar = nil
 }

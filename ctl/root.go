@@ -20,9 +20,10 @@ import (
 
 // tool is one run of the program.
 type tool struct {
-	stdin          io.Reader
-	stdout, stderr io.Writer
-	env            config.Environ
+	stdin  io.Reader
+	stdout io.Writer
+	stderr *console
+	env    config.Environ
 
 	// The global flags.
 	secretsPath string

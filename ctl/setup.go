@@ -103,7 +103,7 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	if err != nil {
 		return err
 	}
-	md, err := c.Metadata(ctx)
+	md, err := c.contact.Metadata(ctx)
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound):
 		t.say("%s doesn't exist, will be created", name)
@@ -113,6 +113,10 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 		if err := t.setupOver(ctx, c, md, g, force); err != nil {
 			return err
 		}
+	}
+	// A cluster that tells its limit is asked for it; /info may be hidden.
+	if info, err := c.client.Info(ctx); err == nil && info.MaxFileSize > 0 && g.ObjectSize() > info.MaxFileSize {
+		return fmt.Errorf("%s: objects of %s are too large for this Swift, which takes %s", name, humanSize(g.ObjectSize()), humanSize(info.MaxFileSize))
 	}
 	if err := volume.Create(ctx, c, g); err != nil {
 		return c.explain(ctx, err)
