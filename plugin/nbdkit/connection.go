@@ -146,9 +146,9 @@ func canCache(c *connection) (uint32, error) {
 	return CacheNone, nil
 }
 
-// supported keeps ENOTSUP from a request other than Zero: nbdkit gives it a
-// meaning there, and aborts when it finds it in the writes that stand in for
-// one.
+// supported keeps ENOTSUP from PWrite and Flush: nbdkit gives it a meaning in
+// Zero alone, uses these two in place of a Zero, and has assertions about it;
+// and the client would be told EINVAL.
 func supported(rc int32) int32 {
 	if rc == int32(syscall.ENOTSUP) || rc == int32(syscall.EOPNOTSUPP) {
 		return int32(syscall.EIO)
