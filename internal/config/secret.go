@@ -15,7 +15,8 @@ const redacted = "[redacted]"
 // every verb of fmt, through encoding/json, encoding.TextMarshaler and
 // log/slog; only Reveal gives it away. fmt does not call the methods of a
 // value in an unexported field: a type that keeps a Secret in one, and can be
-// printed, needs a Format method of its own, as Secrets has.
+// printed, needs a Format method of its own, as Secrets has. Nor does it for
+// %p, which is for pointers only, and which go vet reports.
 type Secret string
 
 // Reveal returns the secret itself. Whoever calls it sees to it that the
