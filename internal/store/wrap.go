@@ -2,7 +2,12 @@
 
 package store
 
-import "context"
+import (
+	"context"
+	"strconv"
+	"strings"
+	"unicode"
+)
 
 // Kind is one of Store's methods.
 type Kind string
@@ -46,7 +51,16 @@ func (o Op) String() string {
 	if o.Name == "" {
 		return string(o.Kind)
 	}
-	return string(o.Kind) + " " + o.Name
+	return OneLine(string(o.Kind) + " " + o.Name)
+}
+
+// OneLine returns s, quoted where it has a control character: a name may have
+// one, and an error is one line.
+func OneLine(s string) string {
+	if strings.ContainsFunc(s, unicode.IsControl) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // Around is what Wrap puts around every operation: it calls call, once or

@@ -87,7 +87,7 @@ func (c *Container) op(method, name string) string {
 	if name == "" {
 		return method + " " + c.name
 	}
-	return method + " " + c.name + "/" + name
+	return store.OneLine(method + " " + c.name + "/" + name)
 }
 
 func status(op string, code int, err error) error {

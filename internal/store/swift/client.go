@@ -232,6 +232,11 @@ func (c *Client) flyLocked() (*flight, error) {
 		c.flight, c.refused = nil, nil
 		switch {
 		case f.err == nil:
+			// tempauth gives out the token that it has until it ends:
+			// asking ahead of time is no use there.
+			if old := c.current.Load(); old != nil && old.conn.AuthToken == f.token.conn.AuthToken {
+				f.token.renewAt = time.Time{}
+			}
 			c.current.Store(f.token)
 		case errors.Is(f.err, store.ErrUnauthorized):
 			c.refused, c.refusedAt = f.err, time.Now()

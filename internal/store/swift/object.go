@@ -38,7 +38,7 @@ func (c *container) check(method, object string) error {
 		err = store.CheckObjectName(object)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s/%s: %w", method, c.name, object, err)
+		return fmt.Errorf("%s: %w", store.OneLine(method+" "+c.name+"/"+object), err)
 	}
 	return nil
 }

@@ -11,9 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/ncw/swift/v2"
@@ -56,10 +54,7 @@ func (r *request) op() string {
 	if r.target != "" {
 		s += " " + r.target
 	}
-	if strings.ContainsFunc(s, unicode.IsControl) {
-		s = strconv.Quote(s) // an error is one line
-	}
-	return s
+	return store.OneLine(s)
 }
 
 // do makes the request, again with a new token where it is answered 401. Any

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+
+package swiftstore_test
+
+import (
+	"net/http/httptest"
+	"testing"
+
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/storetest"
+	swiftstore "swiftnbd/internal/store/swift"
+)
+
+// embedded starts an embedded Swift and returns it with its login.
+func embedded(t testing.TB, o devswift.Options) (*devswift.Server, config.Login) {
+	t.Helper()
+	s, err := devswift.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(s)
+	t.Cleanup(func() {
+		s.Close() // first, so that what hangs there ends
+		web.Close()
+	})
+	return s, config.Login{AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "test:tester", Password: "testing"}
+}
+
+// dial returns a client that is closed with the test.
+func dial(t testing.TB, o swiftstore.Options) *swiftstore.Client {
+	t.Helper()
+	c, err := swiftstore.Dial(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func conform(t *testing.T, login config.Login) {
+	c := dial(t, swiftstore.Options{Login: login})
+	storetest.Run(t, func(t *testing.T) store.Store { return c.Container(storetest.Name(t)) })
+	if n := c.Logins(); n != 1 {
+		t.Errorf("%d logins for the whole suite", n)
+	}
+}
+
+func TestConformanceEmbedded(t *testing.T) {
+	_, login := embedded(t, devswift.Options{})
+	conform(t, login)
+}
+
+func TestConformanceReal(t *testing.T)     { conform(t, storetest.RealLogin(t)) }
+func TestConformanceKeystone(t *testing.T) { conform(t, storetest.KeystoneLogin(t)) }
+func TestConformanceAppCred(t *testing.T)  { conform(t, storetest.AppCredLogin(t)) }
