@@ -70,7 +70,7 @@ run "$ctl" --secrets "$secrets" setup mydisk --size 64M
 
 step 'Making an ext4 file system with content in an image'
 mkdir "$work/content"
-cp -R scripts docs Makefile go.mod "$work/content/"
+cp -R scripts internal Makefile go.mod "$work/content/"
 head -c 8388608 /dev/urandom >"$work/content/random"
 (cd "$work/content" && find . -type f -exec sha256sum {} + >"$work/sums" && mv "$work/sums" SHA256SUMS)
 run mke2fs -q -t ext4 -d "$work/content" "$work/image" 64M

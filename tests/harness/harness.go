@@ -132,14 +132,14 @@ func NeedRoot(t testing.TB) {
 }
 
 // TempDir returns a new directory with a short path, as the names of Unix
-// sockets must be. Everybody may enter it, also after nbdkit's -u.
+// sockets must be. Everybody may write in it, as nbdkit does after its -u.
 func TempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "swiftnbd-t")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })

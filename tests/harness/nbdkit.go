@@ -116,6 +116,8 @@ func Serve(t testing.TB, o Options) *Nbdkit {
 		if r.Status != 0 {
 			t.Fatalf("nbdkit did not go into the background: exit status %d\n%s", r.Status, r.Stderr)
 		}
+		// The file is the child's, which may still be about to write it.
+		Eventually(t, "nbdkit writes its pid file", n.hasPidFile)
 		n.Server = adopt(t, "nbdkit", n.readPid(t))
 	case Captive:
 		n.captive(t, o, where, dir)
@@ -194,9 +196,13 @@ func (n *Nbdkit) waitPidFile(t testing.TB, p *Process) {
 		if !p.Running() {
 			t.Fatalf("nbdkit ended before it served: %s\n%s", p.how(), p.Output())
 		}
-		b, err := os.ReadFile(n.PidFile)
-		return err == nil && strings.HasSuffix(string(b), "\n")
+		return n.hasPidFile()
 	})
+}
+
+func (n *Nbdkit) hasPidFile() bool {
+	b, err := os.ReadFile(n.PidFile)
+	return err == nil && strings.HasSuffix(string(b), "\n")
 }
 
 func (n *Nbdkit) readPid(t testing.TB) int {
