@@ -92,7 +92,7 @@ func (c *call) getAccount(a *account) {
 	c.header("X-Timestamp", created.String())
 	c.header("Accept-Ranges", "bytes")
 	if c.method == http.MethodHead {
-		c.header("Content-Type", format+"; charset=utf-8")
+		c.listingHeaders(format)
 		c.begin(http.StatusNoContent)
 		return
 	}

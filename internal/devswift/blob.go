@@ -64,12 +64,12 @@ func (r *blobReader) copyTo(write func([]byte) error, from, to int64) error {
 	return nil
 }
 
-// newSource reads an object's bytes in order, for copying it.
-func newSource(r *blobReader) io.Reader {
+// section reads a part of the bytes in order, for copying it.
+func (r *blobReader) section(part byteRange) io.Reader {
 	if r.f == nil {
-		return bytes.NewReader(r.blob.data)
+		return bytes.NewReader(r.blob.data[part.start:part.end])
 	}
-	return io.NewSectionReader(r.f, 0, r.blob.size)
+	return io.NewSectionReader(r.f, part.start, part.end-part.start)
 }
 
 // errTooLarge means that a body is longer than an object may be.

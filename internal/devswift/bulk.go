@@ -47,6 +47,8 @@ func (c *call) bulkDelete() bool {
 	}
 	c.header("Content-Type", first(format, typeHTML))
 	c.begin(http.StatusOK)
+	// As in Swift the length is not known when the answer begins.
+	_ = http.NewResponseController(c.w).Flush()
 	c.write(result.render(format)) // who does not listen needs no answer
 	return true
 }
@@ -191,9 +193,9 @@ func (r *bulkResult) render(format string) []byte {
 	case strings.HasSuffix(format, "/xml"):
 		fmt.Fprintf(&b, "<delete>\n<number_deleted>%d</number_deleted>\n<number_not_found>%d</number_not_found>\n"+
 			"<response_body>%s</response_body>\n<response_status>%s</response_status>\n<errors>\n",
-			r.deleted, r.notFound, escapeXML(r.body), escapeXML(r.status))
+			r.deleted, r.notFound, textXML.Replace(r.body), textXML.Replace(r.status))
 		for _, e := range r.errors {
-			b.WriteString("<object><name>" + escapeXML(e[0]) + "</name><status>" + escapeXML(e[1]) + "</status></object>\n")
+			b.WriteString("<object><name>" + textXML.Replace(e[0]) + "</name><status>" + textXML.Replace(e[1]) + "</status></object>\n")
 		}
 		b.WriteString("</errors>\n</delete>\n")
 	default:

@@ -31,7 +31,8 @@ type call struct {
 	// What became of it, for the journal.
 	status         int
 	received, sent int64
-	readBody       bool
+	readBody       bool // somebody read the request's body
+	drain          bool // the body has to be read after the answer
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request) *call {
@@ -117,7 +118,8 @@ func (c *call) answer(status int) {
 	c.answerText(status, typeHTML, page(status))
 }
 
-// answerText sends a status with a body.
+// answerText sends a status with a body, which an answer to a HEAD does
+// without: its Content-Length is 0 then.
 func (c *call) answerText(status int, contentType, body string) {
 	h := c.w.Header()
 	h["Content-Type"] = []string{contentType}
@@ -125,10 +127,24 @@ func (c *call) answerText(status int, contentType, body string) {
 		body = ""
 	}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if c.refuseExpecting(status, body) {
+		return
+	}
 	c.begin(status)
 	if body != "" {
-		c.write([]byte(body))
+		c.write([]byte(body)) // who left needs no answer
 	}
+}
+
+// answerHead is answerText where a HEAD is told the length of the body.
+func (c *call) answerHead(status int, contentType, body string) {
+	if c.method != http.MethodHead {
+		c.answerText(status, contentType, body)
+		return
+	}
+	c.header("Content-Type", contentType)
+	c.header("Content-Length", strconv.Itoa(len(body)))
+	c.begin(status)
 }
 
 // unauthorized refuses for want of a token.
@@ -146,6 +162,7 @@ func (c *call) begin(status int) {
 		c.tempURLHeaders(status)
 	}
 	c.status = status
+	c.duplex()
 	c.w.WriteHeader(status)
 }
 
@@ -186,7 +203,7 @@ func (c *call) route() {
 	path := c.r.URL.Path
 	switch {
 	case path == "/healthcheck":
-		c.answerText(http.StatusOK, typePlain, "OK")
+		c.answerHead(http.StatusOK, typePlain, "OK")
 		return
 	case path == "/info":
 		c.info()
@@ -201,7 +218,7 @@ func (c *call) route() {
 	if c.handledByTempURL() {
 		return
 	}
-	if c.tempURL || c.authorized() {
+	if c.tempURL || c.method == http.MethodOptions || c.authorized() {
 		c.dispatch()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 func (c *call) serveContainer(a *account) {
@@ -51,6 +52,10 @@ func (c *call) putContainer(a *account) {
 	}
 	if n := len(c.containerName); n > maxContainerName {
 		c.answerText(http.StatusBadRequest, typeHTML, fmt.Sprintf("Container name length of %d longer than %d", n, maxContainerName))
+		return
+	}
+	if wanted := c.r.Header.Get("X-Storage-Policy"); wanted != "" && !strings.EqualFold(wanted, policy) {
+		c.answerText(http.StatusBadRequest, typePlain, "Invalid X-Storage-Policy '"+wanted+"'")
 		return
 	}
 	// The account's lock makes creation atomic: one of many gets the 201.
@@ -163,7 +168,7 @@ func (c *call) getContainer(a *account) {
 	c.header("X-Storage-Policy", policy)
 	c.header("Accept-Ranges", "bytes")
 	if c.method == http.MethodHead {
-		c.header("Content-Type", format+"; charset=utf-8")
+		c.listingHeaders(format)
 		c.begin(http.StatusNoContent)
 		return
 	}

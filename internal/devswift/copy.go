@@ -5,13 +5,19 @@ package devswift
 import (
 	"maps"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
 // copyObject is COPY: the request's path names the source, Destination the
 // target. It is a PUT with X-Copy-From written the other way round.
 func (c *call) copyObject(a *account) {
-	container, object, ok := copyPath(c.r.Header.Get("Destination"))
+	destination := c.r.Header.Get("Destination")
+	if destination == "" {
+		c.answerText(http.StatusPreconditionFailed, typeHTML, "Destination header required")
+		return
+	}
+	container, object, ok := copyPath(destination)
 	if !ok {
 		c.answerText(http.StatusPreconditionFailed, typeHTML, "Destination header must be of the form <container name>/<object name>")
 		return
@@ -41,21 +47,31 @@ func copyPath(header string) (container, object string, ok bool) {
 	return container, object, ok && container != "" && object != ""
 }
 
-// copyObjects puts a copy of an object to where the call leads. Metadata of
-// the source is kept, and what the request brings is laid over it, unless
-// X-Fresh-Metadata asks for none of the source's.
+// copyObjects puts a copy of an object to where the call leads. Conditions and
+// a range are those of the source. Metadata of the source is kept, and what the
+// request brings is laid over it, unless X-Fresh-Metadata asks for none of the
+// source's.
 func (c *call) copyObjects(a *account, from string) {
-	fromContainer, fromObject, _ := strings.Cut(from, "/")
-	target := *c
-	c.containerName, c.objectName = fromContainer, fromObject
+	container, object := c.containerName, c.objectName
+	c.containerName, c.objectName, _ = strings.Cut(from, "/")
 	source, body, ok := c.find(a)
-	c.containerName, c.objectName = target.containerName, target.objectName
+	c.containerName, c.objectName = container, object
 	if !ok {
 		return
 	}
 	defer body.close()
+	if status := c.precondition(source); status != 0 {
+		c.validators(source)
+		c.answerText(status, typeHTML, "")
+		return
+	}
+	part := byteRange{0, source.blob.size}
+	if ranges, ok := parseRange(c.r.Header.Get("Range"), source.blob.size); ok && len(ranges) == 1 {
+		part = ranges[0]
+	}
 	t := a.container(c.containerName)
-	if !c.putChecked(t) {
+	if t == nil {
+		c.answer(http.StatusNotFound)
 		return
 	}
 	o, text := c.newObject()
@@ -63,7 +79,9 @@ func (c *call) copyObjects(a *account, from string) {
 		c.answerText(http.StatusBadRequest, typePlain, text)
 		return
 	}
-	if fresh := strings.ToLower(c.r.Header.Get("X-Fresh-Metadata")); fresh != "true" && fresh != "1" && fresh != "yes" {
+	switch strings.ToLower(c.r.Header.Get("X-Fresh-Metadata")) {
+	case "true", "1", "yes", "on", "t", "y":
+	default:
 		merged := maps.Clone(source.headers)
 		maps.Copy(merged, o.headers)
 		o.headers = merged
@@ -76,13 +94,13 @@ func (c *call) copyObjects(a *account, from string) {
 		c.answer(http.StatusAccepted)
 		return
 	}
-	up, err := c.s.disk.receive(a, t, o, newSource(body), source.blob.size)
+	up, err := c.s.disk.receive(a, t, o, body.section(part), part.end-part.start)
 	if err != nil {
 		c.putFailed(err)
 		return
 	}
 	defer up.discard()
-	if err := c.commit(a, t, o, up); err != nil {
+	if err := c.commit(t, o, up); err != nil {
 		c.putFailed(err)
 		return
 	}
@@ -92,7 +110,12 @@ func (c *call) copyObjects(a *account, from string) {
 	c.header("X-Copied-From-Account", a.name)
 	c.header("X-Copied-From-Last-Modified", source.metaTS.httpDate())
 	for key, value := range o.headers {
-		c.header(key, value)
+		if strings.HasPrefix(key, objectMeta) {
+			c.header(key, value)
+		}
+	}
+	if o.deleteAt != 0 {
+		c.header("X-Delete-At", strconv.FormatInt(o.deleteAt, 10))
 	}
 	c.answer(http.StatusCreated)
 }

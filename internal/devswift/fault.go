@@ -129,7 +129,7 @@ func (s *Server) serveFaulty(c *call) {
 		w := c.w
 		c.w = discardWriter{}
 		c.route()
-		c.w, c.status, c.sent = w, 0, 0
+		c.w, c.status, c.sent, c.drain = w, 0, 0, false
 	}
 	switch {
 	case a.Hang:
@@ -165,6 +165,9 @@ type faultyWriter struct {
 	written int64
 }
 
+// Unwrap is for http.ResponseController.
+func (w *faultyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 func (w *faultyWriter) Write(p []byte) (int, error) {
 	a := w.action
 	if a.Corrupt && w.written == 0 && len(p) > 0 {
@@ -172,9 +175,7 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 	}
 	if left := max(a.ShortBody, 0) - w.written; a.ShortBody != 0 && int64(len(p)) > left {
 		w.write(p[:left])
-		if f, ok := w.ResponseWriter.(http.Flusher); ok {
-			f.Flush()
-		}
+		_ = http.NewResponseController(w).Flush() // best effort before the cut
 		panic(http.ErrAbortHandler)
 	}
 	return w.write(p)
@@ -197,8 +198,8 @@ func (w *faultyWriter) write(p []byte) (int, error) {
 		if w.action.SlowBody == 0 {
 			continue
 		}
-		if f, ok := w.ResponseWriter.(http.Flusher); ok {
-			f.Flush()
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			return total, err
 		}
 		select {
 		case <-time.After(time.Duration(int64(n) * int64(time.Second) / w.action.SlowBody)):

@@ -55,5 +55,5 @@ func (c *call) info() {
 		c.broken(err)
 		return
 	}
-	c.answerText(http.StatusOK, "application/json; charset=UTF-8", string(body))
+	c.answerHead(http.StatusOK, "application/json; charset=UTF-8", string(body))
 }

@@ -5,7 +5,6 @@ package devswift
 import (
 	"bytes"
 	"encoding/json"
-	"encoding/xml"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,6 +23,9 @@ type listing struct {
 // listingQuery reads the query of a listing, and answers when it is refused.
 func (c *call) listingQuery() (listing, bool) {
 	q := c.query
+	if c.method == http.MethodHead {
+		return listing{}, true
+	}
 	for _, key := range []string{"format", "marker", "end_marker", "prefix", "delimiter", "path", "limit", "reverse"} {
 		if !utf8.ValidString(q.Get(key)) {
 			c.answerText(http.StatusBadRequest, typeHTML, `"`+key+`" parameter not valid UTF-8`)
@@ -113,7 +115,7 @@ func (l *listing) choose(names []string, exists func(string) bool) []entry {
 		if l.reverse {
 			name = names[to-1-(i-from)]
 		}
-		if low != "" && name == low || !exists(name) {
+		if low != "" && name == low || l.hasPath && name == l.prefix || !exists(name) {
 			continue
 		}
 		e := entry{name: name}
@@ -216,19 +218,24 @@ func (c *call) listingFormat() (string, bool) {
 	default:
 		return typePlain, true
 	}
-	c.header("Vary", "Accept")
 	format, ok := bestFormat(c.r.Header.Get("Accept"))
 	switch {
 	case !ok:
-		c.w.Header().Del("Vary")
 		c.answerText(http.StatusBadRequest, typeHTML, "Invalid Accept header")
 		return "", false
 	case format == "":
-		c.w.Header().Del("Vary")
 		c.answer(http.StatusNotAcceptable)
 		return "", false
 	}
 	return format, true
+}
+
+// listingHeaders sets what a listing and the HEAD in its place have in common.
+func (c *call) listingHeaders(format string) {
+	c.header("Content-Type", format+"; charset=utf-8")
+	if !c.query.Has("format") {
+		c.header("Vary", "Accept")
+	}
 }
 
 // answerListing renders a listing. Only plain text without a line is a 204.
@@ -242,7 +249,7 @@ func (c *call) answerListing(format string, l rows) {
 	default:
 		body = l.xml()
 	}
-	c.header("Content-Type", format+"; charset=utf-8")
+	c.listingHeaders(format)
 	if len(body) == 0 {
 		c.begin(http.StatusNoContent)
 		return
@@ -337,7 +344,7 @@ func (l rows) xml() []byte {
 		root, item, end = "account", "container", "\n"
 		keys = []string{"name", "count", "bytes", "last_modified"}
 	}
-	b.WriteString("<" + root + ` name="` + escapeXML(l.of) + `"`)
+	b.WriteString("<" + root + ` name="` + nameXML.Replace(l.of) + `"`)
 	if len(l.rows) == 0 && !l.account {
 		b.WriteString(" />")
 		return b.Bytes()
@@ -346,15 +353,15 @@ func (l rows) xml() []byte {
 	for _, r := range l.rows {
 		switch {
 		case r.subdir && l.account:
-			b.WriteString(`<subdir name="` + escapeXML(r.name) + `" />` + end)
+			b.WriteString(`<subdir name="` + nameXML.Replace(r.name) + `" />` + end)
 		case r.subdir:
-			b.WriteString(`<subdir name="` + escapeXML(r.name) + `"><name>` + escapeXML(r.name) + "</name></subdir>")
+			b.WriteString(`<subdir name="` + nameXML.Replace(r.name) + `"><name>` + textXML.Replace(r.name) + "</name></subdir>")
 		default:
 			b.WriteString("<" + item + ">")
 			for _, key := range keys {
 				for _, f := range r.fields {
 					if f.key == key {
-						b.WriteString("<" + key + ">" + escapeXML(f.text) + "</" + key + ">")
+						b.WriteString("<" + key + ">" + textXML.Replace(f.text) + "</" + key + ">")
 					}
 				}
 			}
@@ -365,10 +372,8 @@ func (l rows) xml() []byte {
 	return b.Bytes()
 }
 
-func escapeXML(s string) string {
-	var b bytes.Buffer
-	if err := xml.EscapeText(&b, []byte(s)); err != nil { // a buffer cannot fail
-		return ""
-	}
-	return b.String()
-}
+// textXML and nameXML escape what stands between tags, and in an attribute.
+var (
+	textXML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
+	nameXML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "\r", "&#13;", "\n", "&#10;", "\t", "&#09;")
+)

@@ -20,7 +20,7 @@ var systemHeaders = []string{
 var contentTypes = map[string]string{
 	".css": "text/css", ".csv": "text/csv", ".gif": "image/gif", ".htm": "text/html", ".html": "text/html",
 	".jpg": "image/jpeg", ".json": "application/json", ".pdf": "application/pdf", ".png": "image/png",
-	".txt": "text/plain", ".xml": "text/xml", ".zip": "application/zip",
+	".txt": "text/plain", ".xml": "application/xml", ".zip": "application/zip",
 }
 
 func (c *call) serveObject(a *account) {
@@ -41,7 +41,7 @@ func (c *call) serveObject(a *account) {
 	case "COPY":
 		c.copyObject(a)
 	default:
-		c.notAllowed("COPY, " + allowAll)
+		c.notAllowed(allowAll)
 	}
 }
 
@@ -52,11 +52,6 @@ func (c *call) newObject() (*object, string) {
 	if text := checkMeta(meta, objectMeta); text != "" {
 		return nil, text
 	}
-	for key, value := range meta {
-		if value == "" {
-			delete(meta, key)
-		}
-	}
 	for _, key := range systemHeaders {
 		if value := c.r.Header.Get(key); value != "" {
 			meta[key] = value
@@ -65,6 +60,9 @@ func (c *call) newObject() (*object, string) {
 	o := &object{
 		name: c.objectName, ts: c.ts, metaTS: c.ts, headers: meta,
 		contentType: c.r.Header.Get("Content-Type"),
+	}
+	if strings.Contains(strings.ToLower(o.contentType), ";swift_") {
+		return nil, "Invalid Content-Type, swift_* is not a valid parameter name."
 	}
 	var text string
 	o.deleteAt, text = c.deleteAt()
@@ -79,7 +77,7 @@ func (c *call) deleteAt() (int64, string) {
 		if err != nil {
 			return 0, "Non-integer X-Delete-After"
 		}
-		if n < 0 {
+		if n <= 0 {
 			return 0, "X-Delete-After in past"
 		}
 		return now + n, ""
@@ -89,7 +87,7 @@ func (c *call) deleteAt() (int64, string) {
 		if err != nil {
 			return 0, "Non-integer X-Delete-At"
 		}
-		if n < now {
+		if n <= now {
 			return 0, "X-Delete-At in past"
 		}
 		return n, ""
@@ -163,7 +161,7 @@ func (c *call) putObject(a *account) {
 		c.answer(http.StatusUnprocessableEntity)
 		return
 	}
-	if err := c.commit(a, t, o, up); err != nil {
+	if err := c.commit(t, o, up); err != nil {
 		c.putFailed(err)
 		return
 	}
@@ -177,7 +175,7 @@ var errContainerGone = errors.New("container deleted meanwhile")
 
 // commit makes an uploaded object visible. When a newer change came first, the
 // upload is lost in silence, as it is in Swift.
-func (c *call) commit(a *account, t *container, o *object, up *upload) error {
+func (c *call) commit(t *container, o *object, up *upload) error {
 	lock := c.s.stripe(t.name, o.name)
 	lock.Lock()
 	defer lock.Unlock()

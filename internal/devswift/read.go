@@ -48,9 +48,7 @@ func (c *call) getObject(a *account) {
 	}
 	defer body.close()
 	h := c.w.Header()
-	h["Etag"] = []string{o.etag}
-	h["Last-Modified"] = []string{o.metaTS.httpDate()}
-	h["X-Timestamp"] = []string{o.metaTS.String()}
+	c.validators(o)
 	if status := c.precondition(o); status == http.StatusPreconditionFailed {
 		c.answerText(status, typeHTML, "")
 		return
@@ -79,6 +77,20 @@ func (c *call) getObject(a *account) {
 	default:
 		c.sendMultipart(o, body, ranges)
 	}
+}
+
+// validators sets the headers that even a refused condition shows.
+func (c *call) validators(o *object) {
+	h := c.w.Header()
+	for key, value := range o.headers {
+		h[key] = []string{value}
+	}
+	if o.deleteAt != 0 {
+		h["X-Delete-At"] = []string{strconv.FormatInt(o.deleteAt, 10)}
+	}
+	h["Etag"] = []string{o.etag}
+	h["Last-Modified"] = []string{o.metaTS.httpDate()}
+	h["X-Timestamp"] = []string{o.metaTS.String()}
 }
 
 // precondition gives 304, 412 or 0, in the order in which Swift looks.
@@ -113,12 +125,6 @@ func matches(tags, etag string) bool {
 
 func (c *call) objectHeaders(o *object) {
 	h := c.w.Header()
-	for key, value := range o.headers {
-		h[key] = []string{value}
-	}
-	if o.deleteAt != 0 {
-		h["X-Delete-At"] = []string{strconv.FormatInt(o.deleteAt, 10)}
-	}
 	h["Content-Type"] = []string{o.contentType}
 	h["Accept-Ranges"] = []string{"bytes"}
 }

@@ -160,11 +160,14 @@ func New(o Options) (*Server, error) {
 // Close ends the requests that hang by a fault and gives the directory back.
 // The http.Server in front has to be closed first.
 func (s *Server) Close() error {
-	s.closing.Do(func() { close(s.closed) })
-	if s.disk != nil {
-		return s.disk.close()
-	}
-	return nil
+	var err error
+	s.closing.Do(func() {
+		close(s.closed)
+		if s.disk != nil {
+			err = s.disk.close()
+		}
+	})
+	return err
 }
 
 // now is the proxy's time, as a timestamp that was not given out before.
@@ -210,4 +213,5 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 	}()
 	s.serveFaulty(c)
+	c.drainBody()
 }

@@ -35,7 +35,7 @@ func (c *call) handledByTempURL() bool {
 		return false
 	}
 	if !hasSig || !hasExpires || !c.signed(sig[0], expires[0]) {
-		c.header("Www-Authenticate", `Swift realm="`+first(c.accountName, "unknown")+`"`)
+		c.header("Www-Authenticate", `Swift realm="unknown"`)
 		c.answerText(http.StatusUnauthorized, typeHTML, "401 Unauthorized: Temp URL invalid\n")
 		return true
 	}
@@ -202,7 +202,7 @@ func (c *call) tempURLHeaders(status int) {
 	case h.Get("Content-Disposition") == "":
 		h.Set("Content-Disposition", disposition("attachment", path.Base(strings.TrimRight(c.objectName, "/"))))
 	}
-	h.Set("Expires", time.Unix(parseExpires(c.query.Get("temp_url_expires")), 0).UTC().Format(http.TimeFormat))
+	h.Add("Expires", time.Unix(parseExpires(c.query.Get("temp_url_expires")), 0).UTC().Format(http.TimeFormat))
 }
 
 func disposition(kind, name string) string {
