@@ -93,6 +93,11 @@ func (f *Store) version(name string, back int) (version, bool) {
 
 // BulkDelete implements store.Store: one fault for all the names.
 func (f *Store) BulkDelete(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if err := store.CheckObjectName(name); err != nil {
+			return err
+		}
+	}
 	return f.around(ctx, store.Op{Kind: store.OpBulkDelete}, nil, func(Fault) error {
 		for _, name := range names {
 			err := f.write(ctx, name, false, nil, func() error { return f.inner.Delete(ctx, name) })
