@@ -15,8 +15,8 @@ import (
 // [syscall.Errno] (as those of package os do). A client sees errors without
 // an errno as EIO.
 //
-// nbdkit passes EPERM, EROFS, EIO, ENOMEM, ENOSPC, EFBIG, EDQUOT, EOVERFLOW,
-// ENOTSUP, EINVAL and ESHUTDOWN on to the client, and turns others into EINVAL.
+// nbdkit tells the client EPERM (for EROFS too), EIO, ENOMEM, ENOSPC (for EFBIG
+// and EDQUOT too) and ESHUTDOWN, ENOTSUP of a fast zero, and EINVAL for all else.
 type PluginError struct {
 	Errmsg string        // what nbdkit logs
 	Errno  syscall.Errno // what the client sees; 0 if there is none

@@ -28,10 +28,12 @@ type ramdisk struct {
 	data []byte
 }
 
-func (r *ramdisk) Version() string        { return "1.0" }
-func (r *ramdisk) LongName() string       { return "RAM disk in Go" }
-func (r *ramdisk) Description() string    { return "A disk in memory, empty at the start." }
-func (r *ramdisk) ConfigHelp() string     { return "[size=]<SIZE>  (required) Size of the disk, for example 64M." }
+func (r *ramdisk) Version() string     { return "1.0" }
+func (r *ramdisk) LongName() string    { return "RAM disk in Go" }
+func (r *ramdisk) Description() string { return "A disk in memory, empty at the start." }
+func (r *ramdisk) ConfigHelp() string {
+	return "[size=]<SIZE>  (required) Size of the disk, for example 64M."
+}
 func (r *ramdisk) MagicConfigKey() string { return "size" }
 
 func (r *ramdisk) Config(key, value string) (err error) {

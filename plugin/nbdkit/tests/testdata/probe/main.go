@@ -148,8 +148,10 @@ func (p *probe) Preflight() ([]byte, error) {
 		return nil, err
 	}
 	fmt.Println("standard output belongs to somebody else")
-	if n, _ := os.Stdin.Read(make([]byte, 1)); n > 0 {
-		return nil, errors.New("standard input belongs to somebody else")
+	if p.password == "" { // or it was asked for on the terminal
+		if n, _ := os.Stdin.Read(make([]byte, 1)); n > 0 {
+			return nil, errors.New("standard input belongs to somebody else")
+		}
 	}
 	if p.secret == "" {
 		return []byte("a state"), nil
