@@ -29,7 +29,11 @@ func TestMain(m *testing.M) {
 	quick := store.Policy{Timeout: 400 * time.Millisecond, Attempt: 300 * time.Millisecond, Base: time.Millisecond, Max: 20 * time.Millisecond}
 	contactPolicy, workPolicy = quick, quick
 	workPolicy.Timeout, workPolicy.Attempt = 5*time.Second, 3*time.Second
-	os.Exit(m.Run())
+	code := m.Run()
+	if binaryDir != "" {
+		_ = os.RemoveAll(binaryDir)
+	}
+	os.Exit(code)
 }
 
 // bench is an embedded Swift and a secrets file for it.

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/volume"
+)
+
+// binaryDir is where binary is, once it is; TestMain removes it.
+var binaryDir string
+
+// binary is the tool, built once for the tests that need a process.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "swiftnbd-ctl")
+	if err != nil {
+		return "", err
+	}
+	binaryDir = dir
+	path := filepath.Join(dir, "swiftnbd-ctl")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", errors.New(string(out))
+	}
+	return path, nil
+})
+
+// process is the tool running on a terminal of its own.
+type process struct {
+	*testing.T
+	cmd      *exec.Cmd
+	terminal *os.File
+
+	mu   sync.Mutex
+	seen bytes.Buffer
+	eof  chan struct{}
+}
+
+// start runs the tool on a new terminal.
+func (b *bench) start(args ...string) *process {
+	b.Helper()
+	path, err := binary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(path, append([]string{"--secrets", b.secrets}, args...)...)
+	cmd.Env = []string{"TERM=xterm", "PATH=" + os.Getenv("PATH")}
+	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 120})
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := &process{T: b.T, cmd: cmd, terminal: terminal, eof: make(chan struct{})}
+	b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		terminal.Close()
+	})
+	go func() {
+		defer close(p.eof)
+		buf := make([]byte, 4096)
+		for {
+			n, err := terminal.Read(buf)
+			p.mu.Lock()
+			p.seen.Write(buf[:n])
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return p
+}
+
+// output returns what has been printed so far.
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen.String()
+}
+
+// expect waits until text has been printed.
+func (p *process) expect(text string) {
+	p.Helper()
+	for range 1000 {
+		if strings.Contains(p.output(), text) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.Fatalf("no %q in %q", text, p.output())
+}
+
+// typed sends what a user types.
+func (p *process) typed(keys string) {
+	p.Helper()
+	if _, err := io.WriteString(p.terminal, keys); err != nil {
+		p.Fatal(err)
+	}
+}
+
+// end waits for the tool's end and wants this exit status; it returns all that
+// was printed.
+func (p *process) end(code int) string {
+	p.Helper()
+	err := p.cmd.Wait()
+	<-p.eof
+	if got := p.cmd.ProcessState.ExitCode(); got != code {
+		p.Errorf("exit status %d (%v), want %d: %q", got, err, code, p.output())
+	}
+	return p.output()
+}
+
+// TestProgressBar: on a terminal, not with -q, and not in a pipe.
+func TestProgressBar(t *testing.T) {
+	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	disk := b.fill("disk", 100, 4096, map[int][]byte{3: noise(4096)})
+	path := filepath.Join(t.TempDir(), "image")
+
+	out := b.start("download", "disk", path).end(0)
+	if !strings.Contains(out, "Downloading disk") || !strings.Contains(out, "%") || !strings.Contains(out, "400.0 KiB") || !strings.HasSuffix(out, "Done, 409600 bytes written\r\n") {
+		t.Errorf("on a terminal: %q", out)
+	}
+	checkImage(t, path, disk)
+	if out := b.start("download", "-q", "disk", path).end(0); out != "Done, 409600 bytes written\r\n" {
+		t.Errorf("with -q: %q", out)
+	}
+	if out := b.ok("download", "disk", path); strings.Contains(out, "%") {
+		t.Errorf("in a pipe: %q", out)
+	}
+	// Nothing but the bar may go to a terminal when the disk goes elsewhere.
+	b.fails(1, []string{"standard output is no file"}, "download", "disk", "-")
+	if out := b.start("download", "disk", "-").end(1); out != "swiftnbd-ctl: not writing a disk to a terminal\r\n" {
+		t.Errorf("a disk onto a terminal: %q", out)
+	}
+}
+
+// TestWarningAboveTheBar: a line in the middle of a download is whole.
+func TestWarningAboveTheBar(t *testing.T) {
+	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	b.fill("disk", 60, 4096, nil)
+	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000040", Times: 1, Action: devswift.Action{Status: 503}}))
+	out := b.start("download", "disk", filepath.Join(t.TempDir(), "image")).end(0)
+	if !strings.Contains(out, "swiftnbd-ctl: warning: disk: ") || !strings.Contains(out, "trying again\r\n") {
+		t.Errorf("%q", out)
+	}
+}
+
+// TestDeleteAsks: the container's name has to be typed.
+func TestDeleteAsks(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	b.scatter("disk", 3)
+	before := b.writes()
+	for _, typed := range []string{"\n", "y\n", "disk2\n", " disk\n", "\x04"} {
+		p := b.start("delete", "disk")
+		p.expect("Type the container's name to go on: ")
+		p.typed(typed)
+		if out := p.end(1); !strings.Contains(out, "disk: not confirmed, nothing has been deleted") || !strings.Contains(out, "This deletes disk, a disk of 97.7 KiB, with about 5 objects of 5 B in all.") {
+			t.Errorf("%q: %q", typed, out)
+		}
+	}
+	p := b.start("delete", "disk")
+	p.expect("to go on: ")
+	p.typed("\x03")
+	if out := p.end(1); !strings.Contains(out, "disk: interrupted, nothing has been deleted") {
+		t.Errorf("Ctrl-C: %q", out)
+	}
+	if n := b.writes(); n != before {
+		t.Errorf("%d requests changed something", n-before)
+	}
+	p = b.start("delete", "disk")
+	p.expect("to go on: ")
+	p.typed("disk\n")
+	if out := p.end(0); !strings.Contains(out, "Done, disk has been deleted") || !strings.Contains(out, "Deleting disk") {
+		t.Errorf("%q", out)
+	}
+	b.gone("disk")
+}
+
+// TestSignals: each of them ends a download in good order.
+func TestSignals(t *testing.T) {
+	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	b.fill("disk", 2000, 4096, nil)
+	for name, send := range map[string]func(p *process){
+		"Ctrl-C":  func(p *process) { p.typed("\x03") },
+		"SIGTERM": func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
+		"SIGHUP":  func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGHUP) },
+	} {
+		b.setItem("disk", volume.KeyLast, "")
+		dir := t.TempDir()
+		p := b.start("download", "disk", filepath.Join(dir, "image"))
+		p.expect("Downloading disk")
+		if mark := b.items("disk")[volume.KeyClient]; !strings.HasPrefix(mark, "ctl-download@") {
+			t.Errorf("%s: the mark is %q", name, mark)
+		}
+		send(p)
+		if out := p.end(1); !strings.HasSuffix(out, "swiftnbd-ctl: disk: interrupted\r\n") {
+			t.Errorf("%s: %q", name, out)
+		}
+		checkUnlocked(b, "disk", "ctl-download@")
+		checkAlone(t, dir)
+	}
+}
+
+// TestPipes: a real process, with real pipes and no terminal anywhere.
+func TestPipes(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := b.fill("disk", 30, 65536, map[int][]byte{2: noise(65536), 29: noise(65536)})
+	tool := func(args ...string) *exec.Cmd {
+		return exec.Command(path, append([]string{"--secrets", b.secrets}, args...)...)
+	}
+	if out, err := tool("download", "disk", "-").Output(); err != nil || !bytes.Equal(out, disk) {
+		t.Errorf("%d bytes, %v", len(out), err)
+	}
+	// The reader takes a little and goes.
+	cmd := tool("download", "disk", "-")
+	r, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.CopyN(io.Discard, r, 100)
+	r.Close()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit status %d", code)
+	}
+	checkUnlocked(b, "disk", "ctl-download@")
+	// Nobody can be asked.
+	out, err := tool("delete", "disk").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "--yes") {
+		t.Errorf("%s, %v", out, err)
+	}
+}
