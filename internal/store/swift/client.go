@@ -87,6 +87,7 @@ type Client struct {
 	flight    *flight   // the login that is being made, or nil
 	refused   error     // the last login's end, where it was refused
 	refusedAt time.Time // when
+	sticky    bool      // a login gave the token that there was already
 	info      *Info     // once known
 }
 
@@ -235,6 +236,9 @@ func (c *Client) flyLocked() (*flight, error) {
 			// tempauth gives out the token that it has until it ends:
 			// asking ahead of time is no use there.
 			if old := c.current.Load(); old != nil && old.conn.AuthToken == f.token.conn.AuthToken {
+				c.sticky = true
+			}
+			if c.sticky {
 				f.token.renewAt = time.Time{}
 			}
 			c.current.Store(f.token)
