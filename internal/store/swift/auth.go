@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -106,17 +107,26 @@ func pathVersion(u *url.URL) int {
 	return 0
 }
 
+// redactURL hides a password in the URL.
+func redactURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return "a malformed URL"
+	}
+	return u.Redacted()
+}
+
 // op names a login in errors: the URL and the user, never a secret.
 func (a auth) op() string {
-	shown := a.url
-	if u, err := url.Parse(a.url); err == nil {
-		shown = u.Redacted()
-	}
+	shown := redactURL(a.url)
 	if a.login.AppCredentialID != "" {
 		return fmt.Sprintf("login at %s with application credential %s", shown, a.login.AppCredentialID)
 	}
 	return fmt.Sprintf("login at %s as %q", shown, a.login.Username)
 }
+
+// Format implements fmt.Formatter without secrets; see Session.Format.
+func (a auth) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, a.op()) }
 
 // connection returns the throw-away connection of one login.
 func (a auth) connection(rt http.RoundTripper, userAgent string) *swift.Connection {

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -65,6 +66,19 @@ type Session struct {
 	Token      config.Secret
 	Expires    time.Time // zero: not known
 }
+
+// Format implements fmt.Formatter without the token. config.Secret's own does
+// not do for it: fmt calls no methods where a verb does not fit the type.
+func (s Session) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "session at "+s.StorageURL) }
+
+// Format implements fmt.Formatter without secrets; see Session.Format.
+func (o Options) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "container %q, user %q at %s, %d connections, timeout %v",
+		o.Container, o.Login.Username, redactURL(o.Login.AuthURL), o.Connections, o.Timeout)
+}
+
+// Format implements fmt.Formatter without secrets; see Session.Format.
+func (c *Client) Format(f fmt.State, verb rune) { c.auth.Format(f, verb) }
 
 // Client is a Swift account. It may be used by many goroutines.
 type Client struct {

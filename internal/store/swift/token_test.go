@@ -52,6 +52,7 @@ func load(t *testing.T, s store.Store, stop func() bool) int64 {
 // TestTokensThatLiveTwoSeconds end under 16 goroutines that see nothing of it,
 // at the cost of about one login each.
 func TestTokensThatLiveTwoSeconds(t *testing.T) {
+	t.Parallel()
 	const life, span = 2 * time.Second, 9 * time.Second
 	_, login := embedded(t, devswift.Options{TokenLife: life})
 	c := dial(t, swiftstore.Options{Login: login})
@@ -91,6 +92,7 @@ func TestRevokedTokens(t *testing.T) {
 // TestNewTokens logs in ahead of time where a login gives a new token, and
 // nobody sees a 401.
 func TestNewTokens(t *testing.T) {
+	t.Parallel()
 	var logins, refused atomic.Int32
 	var mu sync.Mutex
 	tokens := make(map[string]time.Time)

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+
+package swiftstore
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/store"
+)
+
+func TestInfoURL(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://h:8080/v1/AUTH_test":      "http://h:8080/info",
+		"http://h:8080/v1/AUTH_test/":     "http://h:8080/info",
+		"https://h/swift/v1/AUTH_x":       "https://h/swift/info",
+		"https://h/swift/v1":              "https://h/swift/info",
+		"https://h/":                      "https://h/info",
+		"https://h/v1/AUTH_%C3%BC?x=1":    "https://h/info",
+		"https://h/object-store/v1/AUTH_": "https://h/object-store/info",
+	} {
+		if got, err := infoURL(in); err != nil || got != want {
+			t.Errorf("%s: %s, %v; want %s", in, got, err, want)
+		}
+	}
+}
+
+func TestBulkError(t *testing.T) {
+	for _, c := range []struct {
+		body string
+		code int // 0: no error
+		is   error
+		says string
+	}{
+		{`{"Response Status": "200 OK", "Number Deleted": 3, "Number Not Found": 1, "Errors": []}`, 0, nil, ""},
+		{`{"Response Status": "404 Not Found", "Number Deleted": 0, "Number Not Found": 1, "Errors": []}`, 0, nil, ""},
+		{"   \n" + `{"Response Status": "400 Bad Request", "Errors": [["/c/o%201", "409 Conflict"], ["/c/p", "403 Forbidden"]]}`,
+			409, store.ErrSuperseded, "/c/o 1"},
+		{`{"Response Status": "400 Bad Request", "Errors": [["/c/o", "403 Forbidden"]]}`, 403, store.ErrForbidden, "/c/o"},
+		{`{"Response Status": "502 Bad Gateway", "Errors": [["/c/o", "503 Service Unavailable"]]}`, 503, nil, "/c/o"},
+		{`{"Response Status": "502 Bad Gateway", "Response Body": "broken", "Errors": []}`, 502, nil, "broken"},
+		{`{"Response Status": "401 Unauthorized", "Errors": []}`, 401, errToken, ""},
+	} {
+		err := bulkError("BULK DELETE c", []byte(c.body))
+		if c.code == 0 {
+			if err != nil {
+				t.Errorf("%s: %v", c.body, err)
+			}
+			continue
+		}
+		var se *store.StatusError
+		if !errors.As(err, &se) || se.Code != c.code || c.is != nil && !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", c.body, err)
+		}
+	}
+	if err := bulkError("BULK DELETE c", []byte(`{"Response Sta`)); !store.Transient(err) || !store.Ambiguous(err) {
+		t.Errorf("cut short: %v", err)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for v, want := range map[string]time.Duration{
+			"": 0, "7": 7 * time.Second, "0": 0, "-3": 0, "soon": 0, "99999999999": 24 * time.Hour, "1000000": 24 * time.Hour,
+			time.Now().Add(30 * time.Second).UTC().Format(http.TimeFormat):  30 * time.Second,
+			time.Now().Add(-30 * time.Second).UTC().Format(http.TimeFormat): 0,
+		} {
+			x := exchange{header: http.Header{"Retry-After": {v}}}
+			if got := x.retryAfter(); got != want {
+				t.Errorf("%q: %v, want %v", v, got, want)
+			}
+		}
+	})
+}
+
+func TestErrorText(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                  "",
+		"plain\r\n words\t": "plain words",
+		"<html><h1>Not Found</h1><p>The resource</p></html>": "Not Found The resource",
+		"a > b":             "a > b",
+		"\xff\x00<unclosed": "",
+	} {
+		if got := errorText([]byte(in)); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	if got := errorText([]byte(strings.Repeat("word ", 1000))); len(got) > 220 {
+		t.Errorf("%d bytes of text", len(got))
+	}
+}
+
+func TestRenewAt(t *testing.T) {
+	now := time.Now()
+	for life, left := range map[time.Duration]time.Duration{
+		24 * time.Hour: time.Minute, 10 * time.Minute: time.Minute, 100 * time.Second: 20 * time.Second, 2 * time.Second: 400 * time.Millisecond,
+	} {
+		tok := newToken(nil, "", "u", "t", now, now.Add(life))
+		if got := now.Add(life).Sub(tok.renewAt); got != left {
+			t.Errorf("life %v: renewed with %v left, want %v", life, got, left)
+		}
+	}
+	for name, expires := range map[string]time.Time{"unknown": {}, "a clock that is ahead": now.Add(-time.Hour)} {
+		if tok := newToken(nil, "", "u", "t", now, expires); !tok.renewAt.IsZero() {
+			t.Errorf("%s: renewed at %v, want never", name, tok.renewAt)
+		}
+	}
+}
+
+// TestNothingShowsSecrets prints what has a secret in it with every verb.
+func TestNothingShowsSecrets(t *testing.T) {
+	const secret = "hunter2"
+	o := Options{
+		Login:   config.Login{AuthURL: "http://h/v3", Username: "u", Password: secret, AppCredentialSecret: secret},
+		Session: &Session{StorageURL: "http://h/v1/AUTH_x", Token: secret},
+	}
+	c, err := Dial(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, v := range []any{o, &o, *o.Session, o.Session, c.Session(), c, c.auth} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+			if s := fmt.Sprintf(verb, v); strings.Contains(s, secret) || strings.Contains(s, "68756e74657232") {
+				t.Errorf("%T with %s shows the secret", v, verb)
+			}
+		}
+	}
+}
