@@ -4,6 +4,7 @@ package swiftstore_test
 
 import (
 	"net/http/httptest"
+	"os"
 	"testing"
 
 	"swiftnbd/internal/config"
@@ -37,6 +38,19 @@ func dial(t testing.TB, o swiftstore.Options) *swiftstore.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+// logins are the embedded Swift's and, where there is one, the real Swift's.
+func logins(t *testing.T) map[string]config.Login {
+	t.Helper()
+	_, login := embedded(t, devswift.Options{})
+	all := map[string]config.Login{"embedded": login}
+	if os.Getenv(storetest.EnvAuth) != "" || os.Getenv(storetest.EnvRequire) != "" {
+		all["real"] = storetest.RealLogin(t)
+	} else {
+		t.Logf("%s is not set: tried against the embedded Swift alone", storetest.EnvAuth)
+	}
+	return all
 }
 
 func conform(t *testing.T, login config.Login) {
