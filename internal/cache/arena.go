@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+
+package cache
+
+import (
+	"math/bits"
+	"sync"
+	"syscall"
+
+	"swiftnbd/internal/geometry"
+)
+
+// arena hands out frames, the memory of chunks. It lies outside Go's heap, so
+// that the garbage collector's slack does not come on top of the budget, and
+// it is counted by the page: a frame of 8 MiB that holds one block of 4 KiB
+// costs 4 KiB.
+//
+// Frames of more than smallFrame bytes are reserved address space, whose pages
+// come with the first touch and go back to the system when the frame is freed.
+// Smaller frames are cut from slabs, counted whole, and kept for reuse.
+type arena struct {
+	size     int64 // bytes of a frame
+	pageSize int64 // what is counted at once
+
+	mu   sync.Mutex // guards all below
+	free []*frame
+	maps [][]byte // all memory, to give it back in the end
+}
+
+const (
+	memPage    = 4096
+	smallFrame = 64 << 10
+	slabBytes  = 1 << 20
+)
+
+func newArena(size int64) *arena {
+	a := &arena{size: size, pageSize: memPage}
+	if size <= smallFrame {
+		a.pageSize = size
+	}
+	return a
+}
+
+// frame is the memory of one chunk. What of it is content, its owner knows.
+type frame struct {
+	buf     []byte
+	touched []uint64 // a bit a page: counted
+	charged int64    // bytes counted
+}
+
+// alloc returns a frame of which nothing is counted. Its bytes are not
+// necessarily zero.
+func (a *arena) alloc() (*frame, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := len(a.free); n > 0 {
+		f := a.free[n-1]
+		a.free = a.free[:n-1]
+		return f, nil
+	}
+	pages := (a.size + a.pageSize - 1) / a.pageSize
+	words := (pages + 63) / 64
+	if a.size > smallFrame {
+		mem, err := mapMemory(roundUp(a.size, memPage))
+		if err != nil {
+			return nil, err
+		}
+		a.maps = append(a.maps, mem)
+		return &frame{buf: mem[:a.size:a.size], touched: make([]uint64, words)}, nil
+	}
+	stride := roundUp(a.size, 8)
+	mem, err := mapMemory(roundUp(max(slabBytes, stride), memPage))
+	if err != nil {
+		return nil, err
+	}
+	a.maps = append(a.maps, mem)
+	for off := int64(0); off+stride <= int64(len(mem)); off += stride {
+		a.free = append(a.free, &frame{
+			buf:     mem[off : off+a.size : off+a.size],
+			touched: make([]uint64, words),
+		})
+	}
+	f := a.free[len(a.free)-1]
+	a.free = a.free[:len(a.free)-1]
+	return f, nil
+}
+
+// release takes the frame back. Nobody may use it any more. It returns the
+// bytes that were counted for it.
+func (a *arena) release(f *frame) int64 {
+	n := f.charged
+	if a.size > smallFrame && n > 0 {
+		discard(f.buf)
+	}
+	clear(f.touched)
+	f.charged = 0
+	a.mu.Lock()
+	a.free = append(a.free, f)
+	a.mu.Unlock()
+	return n
+}
+
+// destroy gives all memory back. No frame may be used any more.
+func (a *arena) destroy() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range a.maps {
+		_ = syscall.Munmap(m) // fails only for what Mmap did not return
+	}
+	a.maps, a.free = nil, nil
+}
+
+// need returns the bytes that touching r would count anew.
+func (a *arena) need(f *frame, r geometry.ByteRange) int64 {
+	if r.Len == 0 {
+		return 0
+	}
+	first, last := r.Off/a.pageSize, (r.End()-1)/a.pageSize
+	if f == nil {
+		return (last - first + 1) * a.pageSize
+	}
+	var n int64
+	for p := first; p <= last; {
+		word, bit := p/64, uint(p%64)
+		run := min(64-int64(bit), last-p+1)
+		mask := (^uint64(0) >> (64 - uint(run))) << bit
+		n += int64(bits.OnesCount64(mask &^ f.touched[word]))
+		p += run
+	}
+	return n * a.pageSize
+}
+
+// touch counts the pages of r and returns how many bytes that came to.
+func (a *arena) touch(f *frame, r geometry.ByteRange) int64 {
+	if r.Len == 0 {
+		return 0
+	}
+	n := a.need(f, r)
+	if n == 0 {
+		return 0
+	}
+	first, last := r.Off/a.pageSize, (r.End()-1)/a.pageSize
+	for p := first; p <= last; {
+		word, bit := p/64, uint(p%64)
+		run := min(64-int64(bit), last-p+1)
+		f.touched[word] |= (^uint64(0) >> (64 - uint(run))) << bit
+		p += run
+	}
+	f.charged += n
+	return n
+}
+
+// whole returns what a frame costs that is touched everywhere.
+func (a *arena) whole() int64 {
+	return (a.size + a.pageSize - 1) / a.pageSize * a.pageSize
+}
+
+func mapMemory(n int64) ([]byte, error) {
+	return syscall.Mmap(-1, 0, int(n), syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_NORESERVE)
+}
+
+// discard gives the pages of b back to the system. b begins on a page.
+func discard(b []byte) {
+	// It cannot fail on a private mapping of our own, and if it did, the
+	// memory would only stay.
+	_ = syscall.Madvise(b, syscall.MADV_DONTNEED)
+}
+
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

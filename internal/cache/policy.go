@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+
+package cache
+
+import (
+	"container/list"
+	"sync"
+	"sync/atomic"
+
+	"swiftnbd/internal/geometry"
+)
+
+// policy chooses which clean chunk goes when memory is wanted. It is S3-FIFO
+// (Yang et al., SOSP 2023): a small queue through which everything passes once
+// and a main queue for what was used again, so that a scan of the disk washes
+// through the small queue only. A hit costs one atomic store and no lock.
+//
+// Only clean, idle chunks stand in the queues. A chunk that is found dirty or
+// busy when its turn comes is dropped from them and comes back when it is
+// clean.
+type policy struct {
+	mu      sync.Mutex // guards all below and chunk.elem, .bytes, .inMain
+	small   list.List  // of *chunk, oldest at the front
+	main    list.List
+	sizes   [2]int64     // bytes in small, in main
+	total   atomic.Int64 // both, readable without mu
+	ghosts  map[geometry.ChunkIndex]*list.Element
+	history list.List // of geometry.ChunkIndex, oldest at the front
+}
+
+const maxFreq = 3
+
+func newPolicy() *policy {
+	return &policy{ghosts: make(map[geometry.ChunkIndex]*list.Element)}
+}
+
+// insert queues a chunk that has become clean and idle and takes n bytes. It
+// does nothing for one that is queued already.
+func (p *policy) insert(ch *chunk, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ch.elem != nil {
+		p.sizes[ch.inMain] += n - ch.bytes
+		p.total.Add(n - ch.bytes)
+		ch.bytes = n
+		return
+	}
+	ch.bytes = n
+	if e, ok := p.ghosts[ch.index]; ok {
+		p.history.Remove(e)
+		delete(p.ghosts, ch.index)
+		ch.inMain, ch.elem = 1, p.main.PushBack(ch)
+	} else {
+		ch.inMain, ch.elem = 0, p.small.PushBack(ch)
+	}
+	p.sizes[ch.inMain] += n
+	p.total.Add(n)
+}
+
+// remove takes the chunk out of the queues, where it is in one.
+func (p *policy) remove(ch *chunk) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ch.elem != nil {
+		p.unlink(ch)
+	}
+}
+
+func (p *policy) unlink(ch *chunk) {
+	if ch.inMain == 1 {
+		p.main.Remove(ch.elem)
+	} else {
+		p.small.Remove(ch.elem)
+	}
+	p.sizes[ch.inMain] -= ch.bytes
+	p.total.Add(-ch.bytes)
+	ch.elem = nil
+}
+
+// victim takes the chunk that should go out of the queues and returns it, or
+// nil when there is none.
+func (p *policy) victim() *chunk {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.small.Len()+p.main.Len() > 0 {
+		if p.main.Len() == 0 || (p.small.Len() > 0 && p.sizes[0]*10 >= p.sizes[0]+p.sizes[1]) {
+			ch := p.small.Front().Value.(*chunk)
+			p.unlink(ch)
+			if ch.freq.Load() == 0 {
+				p.remember(ch.index)
+				return ch
+			}
+			ch.freq.Store(0)
+			ch.inMain, ch.elem = 1, p.main.PushBack(ch)
+			p.sizes[1] += ch.bytes
+			p.total.Add(ch.bytes)
+			continue
+		}
+		ch := p.main.Front().Value.(*chunk)
+		f := ch.freq.Load()
+		if f == 0 {
+			p.unlink(ch)
+			return ch
+		}
+		ch.freq.Store(f - 1)
+		p.main.MoveToBack(ch.elem)
+	}
+	return nil
+}
+
+// remember notes that i was let go after one use, for about as many chunks as
+// the queues hold.
+func (p *policy) remember(i geometry.ChunkIndex) {
+	if _, ok := p.ghosts[i]; ok {
+		return
+	}
+	p.ghosts[i] = p.history.PushBack(i)
+	for p.history.Len() > max(64, p.small.Len()+p.main.Len()) {
+		e := p.history.Front()
+		p.history.Remove(e)
+		delete(p.ghosts, e.Value.(geometry.ChunkIndex))
+	}
+}
+
+// hit notes a use of the chunk at r. Uses that follow each other forward
+// within a chunk are one sweep over it, not many uses.
+func (p *policy) hit(ch *chunk, r geometry.ByteRange) {
+	last := ch.lastEnd.Load()
+	ch.lastEnd.Store(r.End())
+	if r.Off >= last && r.Off-last <= sweep {
+		return
+	}
+	if f := ch.freq.Load(); f < maxFreq {
+		ch.freq.Store(f + 1)
+	}
+}
+
+// sweep is how far apart two forward reads of a chunk may be to count as one
+// pass over it, bytes.
+const sweep = 256 << 10
