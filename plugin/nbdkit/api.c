@@ -36,13 +36,13 @@ nbdkitgo_set_error (int err)
   nbdkit_set_error (err);
 }
 
-/* The next three return 0, or the errno of a failure nbdkit has reported. */
+/* The next three return 0 or an errno, mostly of a failure nbdkit has reported. */
 int
 nbdkitgo_add_extent (void *extents, uint64_t offset, uint64_t length,
                      uint32_t type)
 {
-  if (nbdkit_add_extent == NULL)
-    return ENOSYS;
+  if (extents == NULL || nbdkit_add_extent == NULL)
+    return EINVAL;
   errno = 0;
   if (nbdkit_add_extent (extents, offset, length, type) == 0)
     return 0;
@@ -52,8 +52,8 @@ nbdkitgo_add_extent (void *extents, uint64_t offset, uint64_t length,
 int
 nbdkitgo_add_export (void *exports, const char *name, const char *description)
 {
-  if (nbdkit_add_export == NULL)
-    return ENOSYS;
+  if (exports == NULL || nbdkit_add_export == NULL)
+    return EINVAL;
   errno = 0;
   if (nbdkit_add_export (exports, name, description) == 0)
     return 0;
@@ -63,8 +63,8 @@ nbdkitgo_add_export (void *exports, const char *name, const char *description)
 int
 nbdkitgo_use_default_export (void *exports)
 {
-  if (nbdkit_use_default_export == NULL)
-    return ENOSYS;
+  if (exports == NULL || nbdkit_use_default_export == NULL)
+    return EINVAL;
   errno = 0;
   if (nbdkit_use_default_export (exports) == 0)
     return 0;

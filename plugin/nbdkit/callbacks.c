@@ -30,7 +30,8 @@ answer (int r)
 static void
 early_load (void)
 {
-  nbdkitgoLoad ();
+  if (nbdkitgoLoad () != 0)     /* it has panicked */
+    exit (EXIT_FAILURE);
 }
 
 static void

@@ -19,7 +19,9 @@ func nbdkitgoPreConnect(readonly C.int) C.int {
 //export nbdkitgoListExports
 func nbdkitgoListExports(readonly, isTLS C.int, to *C.struct_nbdkit_exports) C.int {
 	return C.int(step("ListExports", func() error {
-		return pluginImpl.(ListExportsInterface).ListExports(readonly != 0, isTLS != 0, &Exports{c: unsafe.Pointer(to)})
+		list := &Exports{c: unsafe.Pointer(to)}
+		defer func() { list.c = nil }()
+		return pluginImpl.(ListExportsInterface).ListExports(readonly != 0, isTLS != 0, list)
 	}))
 }
 
@@ -142,7 +144,10 @@ func nbdkitgoZero(h C.uintptr_t, count C.uint32_t, offset C.uint64_t, flags C.ui
 
 //export nbdkitgoExtents
 func nbdkitgoExtents(h C.uintptr_t, count C.uint32_t, offset C.uint64_t, flags C.uint32_t, to *C.struct_nbdkit_extents) C.int {
-	return C.int(extents(uintptr(h), uint32(count), uint64(offset), uint32(flags), &Extents{c: unsafe.Pointer(to)}))
+	list := &Extents{c: unsafe.Pointer(to)}
+	rc := extents(uintptr(h), uint32(count), uint64(offset), uint32(flags), list)
+	list.c = nil
+	return C.int(rc)
 }
 
 //export nbdkitgoCache

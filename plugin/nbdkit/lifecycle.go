@@ -194,7 +194,7 @@ func nbdkitgoStart(carried unsafe.Pointer, n C.size_t) C.int {
 }
 
 //export nbdkitgoLoad
-func nbdkitgoLoad() { load() }
+func nbdkitgoLoad() C.int { return C.int(load()) }
 
 //export nbdkitgoUnload
 func nbdkitgoUnload() {

@@ -94,6 +94,15 @@ late_config (const char *key, const char *value)
   return 0;
 }
 
+/* A password may be asked for on a terminal (password=-), where nbdkit does
+ * not use standard input and output for the client (-s).
+ */
+static bool
+on_terminal (void)
+{
+  return nbdkitgo_stdio_safe () == 1 && isatty (STDIN_FILENO);
+}
+
 static int
 dump (int fd)
 {
@@ -107,7 +116,7 @@ late_dump_plugin (void)
   struct nbdkitgo_bytes none = { NULL, 0 };
   int r;
 
-  r = nbdkitgo_run_child ("--dump-plugin", dump, true, false, &none);
+  r = nbdkitgo_run_child ("--dump-plugin", dump, true, on_terminal (), &none);
   nbdkitgo_bytes_free (&none);
   if (r == -1)
     exit (EXIT_FAILURE);
@@ -123,12 +132,8 @@ preflight (int fd)
 static int
 late_get_ready (void)
 {
-  bool tty;
+  bool tty = on_terminal ();
 
-  /* A password may be asked for on a terminal (password=-), where nbdkit does
-   * not use standard input and output for the client (-s).
-   */
-  tty = nbdkitgo_stdio_safe () == 1 && isatty (STDIN_FILENO);
   return nbdkitgo_run_child ("the check before serving", preflight,
                              tty, tty, &carried);
 }

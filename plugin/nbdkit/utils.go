@@ -10,6 +10,7 @@ import "C"
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -20,6 +21,9 @@ import (
 
 // inNbdkit is false in an ordinary program, such as a test.
 var inNbdkit = bool(C.nbdkitgo_in_nbdkit())
+
+// stderr is where errors go outside nbdkit.
+var stderr io.Writer = os.Stderr
 
 // withNUL returns s as C wants it, in memory that the garbage collector owns:
 // C code that does not keep the pointer may be given it, and nothing leaks.
@@ -35,7 +39,7 @@ func intern(s string) *C.char { return C.nbdkitgo_strdup_intern(withNUL(s)) }
 // report prints an error to nbdkit's log, or, outside nbdkit, to standard error.
 func report(s string) {
 	if !inNbdkit {
-		fmt.Fprintln(os.Stderr, "nbdkit: error:", oneLine(s))
+		fmt.Fprintln(stderr, "nbdkit: error:", oneLine(s))
 		return
 	}
 	C.nbdkitgo_error(withNUL(oneLine(s)))
@@ -183,8 +187,8 @@ func Shutdown() { C.nbdkitgo_shutdown() }
 // read nothing from it but by [ReadPassword].
 func StdioSafe() bool { return C.nbdkitgo_stdio_safe() == 1 }
 
-// Extents takes what an Extents method finds. It is of no use after the method
-// has returned.
+// Extents takes what an Extents method finds. Adding fails after the
+// method has returned.
 type Extents struct{ c unsafe.Pointer }
 
 // Add adds an extent of length bytes from offset. kind is 0 for data, or made
@@ -196,7 +200,7 @@ func (e *Extents) Add(offset, length uint64, kind uint32) error {
 	return nil
 }
 
-// Exports takes what a ListExports method finds. It is of no use after the
+// Exports takes what a ListExports method finds. Adding fails after the
 // method has returned.
 type Exports struct{ c unsafe.Pointer }
 

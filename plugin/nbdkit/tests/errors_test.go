@@ -5,6 +5,7 @@ package tests
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +25,7 @@ func TestErrorBeforeFork(t *testing.T) {
 		{"killed", "fail=Preflight=signal", "the check before serving was killed by signal 9 (Killed)"},
 		{"os.Exit(0)", "fail=GetReady=exit:0", "the check before serving ended early with exit status 0 (a fatal error in Go, or a call of os.Exit)"},
 		{"os.Exit(3)", "fail=Preflight=exit:3", "the check before serving ended early with exit status 3 (a fatal error in Go, or a call of os.Exit)"},
-		{"password file", "password=+/nonexistent", "open: /nonexistent: No such file or directory"},
+		{"password file", "password=+/nonexistent", "open /nonexistent: No such file or directory"},
 	} {
 		for _, mode := range []string{"-f", "--exit-with-parent", "background", "--run"} {
 			t.Run(test.name+" "+mode, func(t *testing.T) {
@@ -89,6 +90,19 @@ func TestNothingRegistered(t *testing.T) {
 	expect(t, "stderr", r.stderr, "nbdkit: error: no plugin: the main package calls neither nbdkit.Register from an init function nor nbdkit.PluginInitialize\n")
 }
 
+func TestPanicInDescription(t *testing.T) {
+	cmd := exec.Command("nbdkit", "--version", probe)
+	cmd.Env = append(os.Environ(), "PROBE_THREADS=panic")
+	r := finish(t, cmd)
+	expect(t, "status", r.status, 1)
+	expect(t, "first line", strings.Split(r.stderr, "\n")[0], "nbdkit: error: panic in the description of the plugin: as the test asked")
+	cmd = exec.Command("nbdkit", "--version", probe)
+	cmd.Env = append(os.Environ(), "PROBE_THREADS=9")
+	r = finish(t, cmd)
+	expect(t, "status", r.status, 1)
+	expect(t, "stderr", r.stderr, "nbdkit: error: ThreadModel returned none of the ThreadModel constants\n")
+}
+
 func TestSIGCHLDIgnored(t *testing.T) {
 	r := command(t, "sh", "-c", `trap '' CHLD; exec nbdkit "$@"`, "sh", "-U", "-", ramdisk, "1M", "--run", "true")
 	expect(t, "stderr", r.stderr, "")
@@ -130,7 +144,8 @@ func TestErrnoOverTheWire(t *testing.T) {
 			"Zero":   "h.zero(512, 0)",
 			"Cache":  "h.cache(512, 0)",
 		} {
-			if testing.Short() && callback != "PWrite" {
+			// All ways with one callback, and three ways with all.
+			if callback != "PWrite" && test.how != "os:28" && test.how != "plain" && test.how != "panic" {
 				continue
 			}
 			t.Run(callback+" "+test.how, func(t *testing.T) {

@@ -175,7 +175,7 @@ func TestDumpPlugin(t *testing.T) {
 
 func TestThreadModel(t *testing.T) {
 	cmd := exec.Command("nbdkit", "--dump-plugin", probe)
-	cmd.Env = append(os.Environ(), "PROBE_SERIAL=1")
+	cmd.Env = append(os.Environ(), "PROBE_THREADS=2")
 	r := finish(t, cmd)
 	expectIn(t, "dump", r.stdout, "\nmax_thread_model=serialize_requests\nthread_model=serialize_requests\n")
 }
@@ -184,6 +184,43 @@ func TestFilters(t *testing.T) {
 	s := startBackground(t, "--filter=log", "--filter=cow", "--filter=offset", ramdisk, "16M", "offset=1M", "range=8M", "logfile=/dev/null")
 	expect(t, "round trip", s.nbdsh(roundTrip), "ok")
 	expect(t, "size", s.nbdsh(`print(h.get_size())`), "8388608")
+}
+
+func TestDebugFlag(t *testing.T) {
+	expect(t, "off", start(t, probe, "can=answer").ask(3072), "0")
+	expect(t, "on", start(t, "-D", "probe.flag=7", probe, "can=answer").ask(3072), "7")
+}
+
+// TestVerbose has the preflight's messages in nbdkit's log, too.
+func TestVerbose(t *testing.T) {
+	s := start(t, "-v", probe)
+	expectIn(t, "log", s.read(), "nbdkit: debug: checking in process ")
+}
+
+func TestSwap(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can lock memory")
+	}
+	expect(t, "round trip", start(t, "--swap", ramdisk, "16M").nbdsh(roundTrip), "ok")
+}
+
+// TestGoldIsRefused: gold does not follow the linker script, and such a plugin
+// would hang in the background.
+func TestGoldIsRefused(t *testing.T) {
+	if _, err := exec.LookPath("ld.gold"); err != nil {
+		t.Skip("there is no gold here")
+	}
+	so := filepath.Join(t.TempDir(), "gold.so")
+	cmd := exec.Command("../build-plugin.sh", so, "../examples/ramdisk")
+	cmd.Env = append(os.Environ(), "CGO_LDFLAGS=-fuse-ld=gold")
+	if r := finish(t, cmd); r.status == 0 {
+		t.Error("built")
+	} else {
+		t.Log(r.stderr)
+	}
+	if _, err := os.Stat(so); err == nil {
+		t.Error("the plugin was left behind")
+	}
 }
 
 // TestEarly is upstream's style of plugin in the ways it works.

@@ -43,10 +43,15 @@ func (p *probe) Description() string    { return "First line.\nSecond line." }
 func (p *probe) ConfigHelp() string     { return "[size=]<SIZE>\ntrace=<FILE>" }
 func (p *probe) MagicConfigKey() string { return "size" }
 func (p *probe) ThreadModel() uint32 {
-	if os.Getenv("PROBE_SERIAL") != "" {
-		return nbdkit.ThreadModelSerializeRequests
+	switch s := os.Getenv("PROBE_THREADS"); s {
+	case "":
+		return nbdkit.ThreadModelParallel
+	case "panic":
+		panic("as the test asked")
+	default:
+		n, _ := strconv.Atoi(s)
+		return uint32(n)
 	}
-	return nbdkit.ThreadModelParallel
 }
 
 // at writes the trace, and fails as asked.
@@ -321,6 +326,8 @@ func (c *connection) answer(offset uint64) string {
 	case 2560:
 		nbdkit.Shutdown()
 		return "shutting down"
+	case 3072:
+		return fmt.Sprint(debugFlag())
 	}
 	return "?"
 }
