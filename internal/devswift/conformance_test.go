@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+
+package devswift_test
+
+import (
+	"net/http/httptest"
+	"os"
+	"testing"
+
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/devswift/conformance"
+)
+
+// start serves an embedded Swift for the time of a test.
+func start(t *testing.T, o devswift.Options) (*devswift.Server, conformance.Target) {
+	t.Helper()
+	s, err := devswift.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := httptest.NewServer(s)
+	t.Cleanup(func() {
+		h.CloseClientConnections()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		h.Close()
+	})
+	return s, conformance.Target{AuthURL: h.URL + "/auth/v1.0", User: "test:tester", Key: "testing"}
+}
+
+func TestConformanceMemory(t *testing.T) {
+	_, target := start(t, devswift.Options{})
+	conformance.Run(t, target)
+}
+
+func TestConformanceDir(t *testing.T) {
+	_, target := start(t, devswift.Options{Dir: t.TempDir()})
+	conformance.Run(t, target)
+}
+
+// TestConformanceReal holds a real Swift to the same tables: where it fails,
+// the embedded one is wrong too.
+func TestConformanceReal(t *testing.T) {
+	target := conformance.Target{
+		AuthURL: os.Getenv("SWIFTNBD_TEST_AUTH"),
+		User:    os.Getenv("SWIFTNBD_TEST_USER"),
+		Key:     os.Getenv("SWIFTNBD_TEST_KEY"),
+	}
+	if target.AuthURL == "" {
+		t.Skip("SWIFTNBD_TEST_AUTH is not set: no real Swift to hold to the tables")
+	}
+	conformance.Run(t, target)
+}
