@@ -77,6 +77,7 @@ real_swift() {
   local vars
   vars=$(scripts/saio.sh env) || return 1
   eval "$vars"
+  export SWIFTNBD_TEST_REQUIRE=1 # a test that finds no Swift then fails
 }
 finish() {
   if [ -n "${SAIO_DIR:-}" ]; then scripts/saio.sh wipe || true; fi
