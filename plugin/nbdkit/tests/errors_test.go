@@ -208,6 +208,9 @@ func TestPanicsThatOnlyLog(t *testing.T) {
 		s := start(t, probe, "fail="+callback+"=panic")
 		s.nbdsh(`h.pread(512, 0); h.shutdown()`)
 		s.nbdsh(`h.pread(512, 0)`)
+		if callback == "Close" {
+			await(t, s.log, "panic in Close: assignment to entry in nil map")
+		}
 		s.stop()
 		if !strings.Contains(s.read(), "panic in "+callback+": assignment to entry in nil map") {
 			t.Errorf("%s: the panic was not logged\n%s", callback, s.read())

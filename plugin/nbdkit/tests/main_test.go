@@ -221,6 +221,21 @@ func (s *server) wait() {
 	}
 }
 
+// await waits until a file holds a line: nbdkit learns a little later than the
+// client that a connection is closed.
+func await(t *testing.T, file, line string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+		b, err := os.ReadFile(file)
+		if err == nil && strings.Contains(string(b), line+"\n") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%q did not appear in\n%s", line, b)
+		}
+	}
+}
+
 // nbdsh runs Python with a connection h, and returns what it prints.
 func (s *server) nbdsh(code string) string {
 	s.t.Helper()

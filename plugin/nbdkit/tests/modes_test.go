@@ -245,6 +245,7 @@ func TestEarlyProbe(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	s := start(t, so, "trace="+trace, "can=answer")
 	expect(t, "state", s.ask(0), "a state")
+	await(t, trace, " Close")
 	s.stop()
 	calls := traced(t, trace)
 	if len(calls) != 1 {
@@ -273,6 +274,7 @@ func TestOrderOfCallbacks(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	s := startBackground(t, probe, "trace="+trace, "can=Write", "size=4M")
 	s.nbdsh(`h.pread(512, 0)`)
+	await(t, trace, " Close")
 	s.stop()
 	calls := traced(t, trace)
 	if len(calls) != 2 {
