@@ -3,6 +3,7 @@
 package devswift
 
 import (
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -133,6 +134,9 @@ func (s *Server) serveFaulty(c *call) {
 	}
 	switch {
 	case a.Hang:
+		// Only behind the body does net/http notice that the client left.
+		n, _ := io.Copy(io.Discard, c.r.Body)
+		c.received += n
 		select {
 		case <-c.r.Context().Done():
 		case <-s.closed:

@@ -23,8 +23,14 @@ func (c *call) find(a *account) (*object, *blobReader, bool) {
 		}
 		r, err := o.blob.open()
 		if errors.Is(err, os.ErrNotExist) {
-			if again, _ := t.get(c.objectName); again != o {
-				continue // replaced between the two
+			// Replaced or deleted between the two, perhaps by somebody who holds
+			// the stripe until memory agrees with the directory.
+			lock := c.s.stripe(t.name, o.name)
+			lock.Lock()
+			again, _ := t.get(o.name)
+			lock.Unlock()
+			if again != o {
+				continue
 			}
 		}
 		if err != nil {

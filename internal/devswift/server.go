@@ -97,6 +97,7 @@ type Server struct {
 	fault    atomic.Pointer[FaultFunc]
 	seed     maphash.Seed
 	stripes  [stripeCount]sync.Mutex
+	active   atomic.Int64
 	closed   chan struct{}
 	closing  sync.Once
 }
@@ -170,6 +171,9 @@ func (s *Server) Close() error {
 	return err
 }
 
+// Active gives how many requests are under way.
+func (s *Server) Active() int { return int(s.active.Load()) }
+
 // now is the proxy's time, as a timestamp that was not given out before.
 func (s *Server) now() timestamp { return s.ticks.next(s.clock()) }
 
@@ -193,6 +197,8 @@ func newTransID(now time.Time) string {
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	s.active.Add(1)
+	defer s.active.Add(-1)
 	if s.opts.Latency > 0 {
 		timer := time.NewTimer(s.opts.Latency)
 		select {
