@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: MIT
 # Builds an nbdkit plugin in Go for the late start, and looks at what came out.
 # usage: build-plugin.sh OUTPUT.so PACKAGE_DIR [GO_BUILD_FLAG...]
+# GO_LDFLAGS in the environment holds further flags for go build's -ldflags,
+# such as '-X main.version=1.0': a -ldflags of your own would replace ours.
 set -eu
 
 if [ $# -lt 2 ]; then
@@ -15,6 +17,16 @@ case $1 in
 esac
 package=$2
 shift 2
+
+# -extldflags is split at spaces, whatever the quotes.
+case $here in
+    *[[:space:]\'\"]*)
+        tmp=$(mktemp -d)
+        trap 'rm -rf "$tmp"' EXIT
+        ln -s "$here" "$tmp/nbdkit"
+        here=$tmp/nbdkit
+        ;;
+esac
 
 cd -- "$package"
 go build -buildmode=c-shared -o "$out" \

@@ -66,9 +66,9 @@ early_get_ready (void)
   return nbdkitgoGetReady () == 0 ? 0 : -1;
 }
 
-/* Go threads have small stacks, so a signal that one of them happens to
- * receive must be handled on the alternate one.  Go sees to it for handlers
- * that are there when it starts; nbdkit's were installed after that.
+/* Goroutines have small stacks, so a signal that arrives while one runs must
+ * be handled on the thread's alternate stack.  Go sees to it for handlers that
+ * are there when it starts; with the early start nbdkit's come after that.
  */
 static void
 signals_onto_alternate_stack (void)

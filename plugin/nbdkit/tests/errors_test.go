@@ -8,7 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // TestErrorBeforeFork: whatever is wrong is said once, in one line, on
@@ -74,6 +76,43 @@ func TestFatalBeforeFork(t *testing.T) {
 	expectIn(t, "stderr", r.stderr, "nbdkit: error: the check before serving ")
 }
 
+// TestKilledBeforeFork: the preflight process goes with nbdkit.
+func TestKilledBeforeFork(t *testing.T) {
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command("nbdkit", "-f", "-U", "-", probe, "trace="+trace, "fail=Preflight=sleep")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, trace, "Preflight in=true")
+	cmd.Process.Kill()
+	cmd.Wait()
+	b, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	if _, err := fmt.Sscan(string(b), &child); err != nil {
+		t.Fatal(err)
+	}
+	var ws syscall.WaitStatus
+	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+		pid, err := syscall.Wait4(child, &ws, syscall.WNOHANG, nil) // orphans are ours
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pid == child {
+			break
+		}
+		if time.Now().After(deadline) {
+			syscall.Kill(child, syscall.SIGKILL)
+			t.Fatal("the preflight process outlived nbdkit")
+		}
+	}
+	if !ws.Signaled() || ws.Signal() != syscall.SIGKILL {
+		t.Errorf("the preflight process ended with status %#x", int(ws))
+	}
+}
+
 func TestAfterForkFails(t *testing.T) {
 	r := command(t, "nbdkit", "-f", "-U", "-", probe, "fail=AfterFork=os:5")
 	expect(t, "status", r.status, 1)
@@ -133,6 +172,7 @@ func TestErrnoOverTheWire(t *testing.T) {
 		{"os:122", "ENOSPC", "chunk 7: write /x: disk quota exceeded"},
 		{"os:108", "ESHUTDOWN", "chunk 7: write /x: cannot send after transport endpoint shutdown"},
 		{"os:110", "EINVAL", "chunk 7: write /x: connection timed out"},
+		{"os:95", "EIO", "chunk 7: write /x: operation not supported"},
 		{"panic", "EIO", "panic in %s: assignment to entry in nil map"},
 		{"nil", "EIO", "panic in %s: runtime error: invalid memory address or nil pointer dereference"},
 	} {

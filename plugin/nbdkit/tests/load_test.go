@@ -83,6 +83,16 @@ except nbd.Error: pass`)
 	}
 }
 
+// TestSIGTERMEarly is the same for the early start, which nbdkit's signal
+// handlers come after.
+func TestSIGTERMEarly(t *testing.T) {
+	for i := 0; i < 10; i++ {
+		s := start(t, early)
+		s.nbdsh(`for i in range(100): h.pread(4096, 0)`)
+		s.stop()
+	}
+}
+
 // rss returns the server's resident memory in MiB.
 func (s *server) rss() int {
 	s.t.Helper()

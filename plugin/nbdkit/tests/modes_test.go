@@ -223,6 +223,32 @@ func TestGoldIsRefused(t *testing.T) {
 	}
 }
 
+// TestBuildInOddPlace: the linker's arguments are split at spaces.
+func TestBuildInOddPlace(t *testing.T) {
+	there, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	odd := filepath.Join(t.TempDir(), "it's odd")
+	if err := os.Mkdir(odd, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"build-plugin.sh", "goinit.ld", "plugin.map"} {
+		b, err := os.ReadFile(filepath.Join(there, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(odd, name), b, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	so := filepath.Join(odd, "a plugin.so")
+	if r := command(t, filepath.Join(odd, "build-plugin.sh"), so, "../examples/ramdisk"); r.status != 0 {
+		t.Fatal(r.stderr)
+	}
+	expectIn(t, "version", command(t, "nbdkit", "--version", so).stdout, "\ngoramdisk 1.0\n")
+}
+
 // TestEarly is upstream's style of plugin in the ways it works.
 func TestEarly(t *testing.T) {
 	expect(t, "read", start(t, early).nbdsh(`print(h.get_size(), h.is_read_only(), h.pread(3, 5))`), "1048576 True bytearray(b'\\x00\\x00\\x00')")

@@ -19,6 +19,10 @@ func TestExports(t *testing.T) {
 	}
 	expectIn(t, "default", command(t, "nbdinfo", s.uri()).stdout, "export=\"one\":\n\tdescription: export one\n")
 
+	r = command(t, "nbdinfo", "--list", start(t, probe, "can=UseDefault").uri())
+	expect(t, "exports", strings.Count(r.stdout, "export="), 1)
+	expectIn(t, "default alone", r.stdout, "export=\"one\":\n")
+
 	s = start(t, probe, "can=twice")
 	r = command(t, "nbdinfo", "--list", s.uri())
 	expectIn(t, "NUL", s.read(), "an export's name or description holds a NUL")

@@ -94,6 +94,8 @@ func (p *probe) at(callback string) error {
 	case "signal":
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		time.Sleep(time.Minute)
+	case "sleep":
+		time.Sleep(2 * time.Minute)
 	case "exit":
 		os.Exit(n)
 	case "fatal":
@@ -188,6 +190,9 @@ func (p *probe) ListExports(readonly, isTLS bool, exports *nbdkit.Exports) error
 			return err
 		}
 		return exports.Add("twi\x00ce", "")
+	}
+	if p.yes["UseDefault"] {
+		return exports.UseDefault()
 	}
 	if err := exports.Add("one", "the first"); err != nil {
 		return err
