@@ -42,6 +42,12 @@ type Backend interface {
 	Write(ctx context.Context, i geometry.ChunkIndex, p []byte) error
 	// Delete makes the chunk a hole, durably when it returns nil.
 	Delete(ctx context.Context, i geometry.ChunkIndex) error
+	// Probe finds out whether the chunk is a hole, asking Swift where need
+	// be. It says so only with proof.
+	Probe(ctx context.Context, i geometry.ChunkIndex) (hole bool, err error)
+	// Listed says whether a listing, perhaps an old one, has the chunk: a
+	// hint that a trim would free something.
+	Listed(ctx context.Context, i geometry.ChunkIndex) (bool, error)
 }
 
 // Options say how the cache behaves. The zero value of a field takes the

@@ -151,6 +151,18 @@ func (v *fakeVolume) Delete(ctx context.Context, i geometry.ChunkIndex) error {
 	return v.change(ctx, i, nil)
 }
 
+func (v *fakeVolume) Probe(ctx context.Context, i geometry.ChunkIndex) (bool, error) {
+	if v.act(ctx) > 0 {
+		return false, errInjected
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.objects[i] == nil && !v.unknown[i], nil
+}
+
+// Listed knows every object: trims must then read as zeroes.
+func (v *fakeVolume) Listed(context.Context, geometry.ChunkIndex) (bool, error) { return true, nil }
+
 // at reads the volume's bytes as Swift holds them.
 func (v *fakeVolume) at(geo geometry.Geometry, off, n int64) []byte {
 	v.mu.Lock()
@@ -293,7 +305,12 @@ func (m *model) step(ctx context.Context, rng *rand.Rand, w, workers int, stripe
 	case k < 92:
 		retry(func() error { return m.c.Zero(ctx, off, length) })
 		clear(m.want[off : off+length])
+	case k < 93:
+		retry(func() error { return m.c.Trim(ctx, off, length) })
+		clear(m.want[off : off+length])
 	case k < 94:
+		m.extents(ctx, off, length)
+	case k < 95:
 		_ = m.c.Prefetch(ctx, off, length)
 	case k < 97:
 		retry(func() error { return m.c.FlushRange(ctx, off, length) })
@@ -304,5 +321,24 @@ func (m *model) step(ctx context.Context, rng *rand.Rand, w, workers int, stripe
 			e := min(s+stripe, m.geo.Size())
 			m.compare("flushed", m.v.at(m.geo, s, e-s), s)
 		}
+	}
+}
+
+// extents holds every hole that the cache reports against what it must be.
+func (m *model) extents(ctx context.Context, off, length int64) {
+	at := off
+	err := m.c.Extents(ctx, off, length, func(o, n int64, hole bool) bool {
+		if o != at || n <= 0 {
+			m.t.Errorf("extents of [%d,+%d): run at %d,+%d after %d", off, length, o, n, at)
+			return false
+		}
+		at += n
+		if hole && !isZero(m.want[o:o+n]) {
+			m.t.Errorf("extents: [%d,+%d) is said to be a hole and holds data", o, n)
+		}
+		return true
+	})
+	if err == nil && at == off {
+		m.t.Errorf("extents of [%d,+%d): no answer", off, length)
 	}
 }

@@ -39,6 +39,25 @@ func (c *Cache) Zero(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// Trim tells that the range is not needed any more. It reads as zeroes after
+// it, except that a chunk which a listing does not show, and of which nothing
+// else is known, is left as it is: there is hardly anything to free, and NBD
+// promises nothing about what was trimmed. This is what makes mkfs of a large
+// empty disk quick.
+func (c *Cache) Trim(ctx context.Context, off, n int64) error {
+	for piece := range c.geo.Pieces(off, n) {
+		if c.find(piece.Chunk) == nil && !c.backend.Hole(piece.Chunk) {
+			if listed, err := c.backend.Listed(ctx, piece.Chunk); err == nil && !listed {
+				continue
+			}
+		}
+		if err := c.Zero(ctx, c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // zeroAlready says whether the piece is known to be zero and to stay so
 // without doing anything.
 func (c *Cache) zeroAlready(piece geometry.Piece) bool {

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"fmt"
+	"math/bits"
+
+	"libguestfs.org/nbdkit"
+
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/geometry"
+)
+
+// connection is one NBD client's.
+type connection struct {
+	nbdkit.Connection
+	disk        *disk
+	device      *device.Device
+	readOnly    bool
+	description string
+}
+
+func (c *connection) Close() { c.disk.leave() }
+
+func (c *connection) GetSize() (uint64, error)           { return uint64(c.device.Size()), nil }
+func (c *connection) ExportDescription() (string, error) { return c.description, nil }
+
+// BlockSize: any byte may be written by itself, and objects are what is
+// written best. No request may be larger than 32 MiB, the protocol's own limit
+// for those who do not ask.
+func (c *connection) BlockSize() (minimum, preferred, maximum uint32, err error) {
+	return 1, preferredBlock(c.device.Geometry().ObjectSize()), 32 << 20, nil
+}
+
+// preferredBlock returns the largest power of two that is not above the object
+// size, within nbdkit's bounds of 512 bytes and 32 MiB.
+func preferredBlock(objectSize int64) uint32 {
+	p := int64(1) << (bits.Len64(uint64(objectSize)) - 1)
+	return uint32(min(max(p, 512), 32<<20))
+}
+
+func (c *connection) CanWrite() (bool, error)    { return !c.readOnly, nil }
+func (c *connection) CanFlush() (bool, error)    { return true, nil }
+func (c *connection) CanTrim() (bool, error)     { return !c.readOnly, nil }
+func (c *connection) CanZero() (bool, error)     { return !c.readOnly, nil }
+func (c *connection) CanFastZero() (bool, error) { return !c.readOnly, nil }
+func (c *connection) CanFUA() (uint32, error)    { return nbdkit.FUANative, nil }
+func (c *connection) CanCache() (uint32, error)  { return nbdkit.CacheNative, nil }
+
+// CanMultiConn: all connections share one device, so what one of them has
+// written the others read, and a flush covers every write that was completed
+// before it on any of them. That is what NBD asks for.
+func (c *connection) CanMultiConn() (bool, error) { return true, nil }
+
+func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
+	_, err := c.device.ReadAt(buf, int64(offset))
+	return toErrno(err)
+}
+
+func (c *connection) PWrite(buf []byte, offset uint64, flags uint32) error {
+	return toErrno(c.device.WriteFUA(buf, int64(offset), flags&nbdkit.FlagFUA != 0))
+}
+
+func (c *connection) Flush(flags uint32) error { return toErrno(c.device.Sync()) }
+
+func (c *connection) Trim(count uint32, offset uint64, flags uint32) error {
+	return toErrno(c.device.Trim(int64(offset), int64(count), flags&nbdkit.FlagFUA != 0))
+}
+
+func (c *connection) Zero(count uint32, offset uint64, flags uint32) error {
+	return toErrno(c.device.Zero(int64(offset), int64(count),
+		flags&nbdkit.FlagFUA != 0, flags&nbdkit.FlagFastZero != 0))
+}
+
+func (c *connection) Cache(count uint32, offset uint64, flags uint32) error {
+	return toErrno(c.device.Prefetch(int64(offset), int64(count)))
+}
+
+func (c *connection) Extents(count uint32, offset uint64, flags uint32, extents *nbdkit.Extents) error {
+	var addErr error
+	err := c.device.Extents(int64(offset), int64(count), func(off, n int64, hole bool) bool {
+		var kind uint32
+		if hole {
+			kind = nbdkit.ExtentHole | nbdkit.ExtentZero
+		}
+		addErr = extents.Add(uint64(off), uint64(n), kind)
+		return addErr == nil
+	})
+	if err == nil {
+		err = addErr
+	}
+	return toErrno(err)
+}
+
+func describeVolume(d *device.Device, readOnly bool) string {
+	return description(d.Geometry(), readOnly)
+}
+
+// description is what a client is told of a disk.
+func description(g geometry.Geometry, readOnly bool) string {
+	s := fmt.Sprintf("%s in objects of %s", humanSize(g.Size()), humanSize(g.ObjectSize()))
+	if readOnly {
+		s += ", read-only"
+	}
+	return s
+}
+
+// humanSize writes a size with the largest unit that divides it.
+func humanSize(n int64) string {
+	for _, u := range []struct {
+		bytes int64
+		name  string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.bytes && n%u.bytes == 0 {
+			return fmt.Sprintf("%d %s", n/u.bytes, u.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

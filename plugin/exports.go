@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"libguestfs.org/nbdkit"
+
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/swift"
+	"swiftnbd/internal/version"
+	"swiftnbd/internal/volume"
+)
+
+// exports are the disks that this nbdkit serves: one with container=, else one
+// for each section of the secrets file. All connections to a disk share one
+// device, which opens with the first of them and closes with the last.
+//
+// LOCK ORDER: disk.mu, then exports.mu. disk.mu is held while a device is
+// opened or closed, exports.mu never across I/O with Swift.
+type exports struct {
+	params *params
+	env    config.Environ
+	holder string
+
+	mu      sync.Mutex // guards all below
+	secrets *config.Secrets
+	stamp   stamp // of the file that secrets come from, or that could not be used
+	session *session
+	clouds  map[config.Login]*cloud
+	disks   map[string]*disk
+}
+
+// cloud is one way into Swift, shared by the containers that are reached with
+// the same credentials.
+type cloud struct {
+	client  *swiftstore.Client
+	limiter *store.Limiter
+}
+
+// disk is one container, open or not.
+type disk struct {
+	name string
+
+	mu       sync.Mutex // guards all below; held while the device opens or closes
+	clients  int
+	device   *device.Device // nil: not open
+	readOnly bool           // the device is
+}
+
+func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
+	var h handover
+	if err := json.Unmarshal(state, &h); err != nil {
+		return nil, fmt.Errorf("take over from the check before the fork: %w", err)
+	}
+	secrets, err := h.parse(p)
+	if err != nil {
+		return nil, err
+	}
+	return &exports{
+		params: p, env: env, holder: lease.Holder(),
+		secrets: secrets, stamp: h.Stamp, session: h.Session,
+		clouds: make(map[config.Login]*cloud), disks: make(map[string]*disk),
+	}, nil
+}
+
+// current returns the secrets, read again when the file has changed. A file
+// that cannot be read any more, or is wrong, leaves the old ones in force:
+// after nbdkit -u it often cannot.
+func (e *exports) current() *config.Secrets {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	info, err := os.Stat(e.params.secretsPath())
+	if err != nil || stampOf(info) == e.stamp {
+		return e.secrets
+	}
+	e.stamp = stampOf(info)
+	fresh, warning, err := config.ReadSecrets(e.params.secretsPath())
+	if err != nil {
+		nbdkit.Errorf("the secrets file has changed and is not used: %v", err)
+		return e.secrets
+	}
+	if warning != "" {
+		nbdkit.Debug(warning)
+	}
+	e.secrets = fresh
+	return fresh
+}
+
+// names returns what there is to connect to.
+func (e *exports) names() []string {
+	if e.params.container != "" {
+		return []string{e.params.container}
+	}
+	return e.current().Containers()
+}
+
+// defaultName is the export that the empty name stands for: the only one
+// there is, or none.
+func (e *exports) defaultName() string {
+	if names := e.names(); len(names) == 1 {
+		return names[0]
+	}
+	return ""
+}
+
+// resolve returns the export that a client asks for by name.
+func (e *exports) resolve(name string) (config.Export, error) {
+	secrets := e.current()
+	if e.params.container != "" {
+		// As in most plugins: one disk, whatever it is called.
+		return secrets.Export(e.params.container, e.params.defaults(), e.env)
+	}
+	if name == "" {
+		name = e.defaultName()
+	}
+	if name == "" {
+		return config.Export{}, errors.New("there are several exports: the client must name one")
+	}
+	if !secrets.Has(name) {
+		return config.Export{}, fmt.Errorf("export %q: no such section in %s", name, secrets.Path())
+	}
+	return secrets.Export(name, e.params.defaults(), e.env)
+}
+
+func clientOptions(p *params, x config.Export, s *session) swiftstore.Options {
+	o := swiftstore.Options{
+		Login:       x.Login,
+		Container:   x.Container,
+		Connections: p.connections,
+		Timeout:     p.timeout,
+		UserAgent:   "swiftnbd/" + version.Version,
+	}
+	if s != nil {
+		o.Session = &swiftstore.Session{StorageURL: s.StorageURL, Token: config.Secret(s.Token)}
+	}
+	return o
+}
+
+// store returns the way to x's container, with patience and limits.
+func (e *exports) store(x config.Export) (store.Store, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.clouds[x.Login]
+	if c == nil {
+		client, err := swiftstore.Dial(clientOptions(e.params, x, e.session))
+		if err != nil {
+			return nil, err
+		}
+		e.session = nil // it was the first export's only
+		c = &cloud{client, store.NewLimiter(e.params.connections)}
+		e.clouds[x.Login] = c
+	}
+	return c.limiter.Store(store.Retry(c.client.Container(x.Container), store.Policy{
+		Timeout: e.params.timeout,
+		OnRetry: func(r store.Retrying) {
+			if debugStore() {
+				nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
+			}
+		},
+	})), nil
+}
+
+// open is a client's: it opens the disk when it is the first.
+func (e *exports) open(name string, readonly bool) (*connection, error) {
+	x, err := e.resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	d := e.disks[x.Container]
+	if d == nil {
+		d = &disk{name: x.Container}
+		e.disks[x.Container] = d
+	}
+	e.mu.Unlock()
+
+	readonly = readonly || x.ReadOnly
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.device != nil && d.readOnly && !readonly && d.clients == 0 {
+		if err := d.close(); err != nil {
+			return nil, describe(x, err)
+		}
+	}
+	if d.device == nil {
+		s, err := e.store(x)
+		if err != nil {
+			return nil, describe(x, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), e.params.timeout)
+		defer cancel()
+		d.device, err = device.Open(ctx, device.Options{
+			Store: s, Holder: e.holder, ReadOnly: readonly,
+			WriteThrough: e.params.writeThrough, Cache: e.params.cache,
+			Connections: e.params.connections, Readahead: e.params.readahead,
+			Age: e.params.age, Timeout: e.params.timeout,
+			Log: func(format string, args ...any) {
+				nbdkit.Errorf("%s: %s", x.Container, fmt.Sprintf(format, args...))
+			},
+		})
+		if err != nil {
+			return nil, describe(x, err)
+		}
+		d.readOnly = readonly
+		if debugLock() {
+			nbdkit.Debugf("%s: opened, read-only=%t", x.Container, readonly)
+		}
+	}
+	d.clients++
+	return &connection{disk: d, device: d.device, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
+}
+
+// close ends the device. d.mu is held.
+func (d *disk) close() error {
+	err := d.device.Close()
+	var undrained *device.DrainError
+	if errors.As(err, &undrained) {
+		return err // it goes on
+	}
+	d.device = nil
+	if debugLock() {
+		nbdkit.Debugf("%s: closed", d.name)
+	}
+	return err
+}
+
+// leave is a client's end: the last one closes the disk.
+func (d *disk) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.clients--
+	if d.clients > 0 || d.device == nil {
+		return
+	}
+	if err := d.close(); err != nil {
+		nbdkit.Errorf("%s: %v", d.name, err)
+		if d.device != nil {
+			go d.closeLater()
+		}
+	}
+}
+
+// closeLater goes on trying to write back what the last client left, until it
+// is done or another client comes.
+func (d *disk) closeLater() {
+	defer func() {
+		if r := recover(); r != nil {
+			nbdkit.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	for again := true; again; {
+		time.Sleep(time.Second)
+		d.mu.Lock()
+		again = d.clients == 0 && d.device != nil && d.close() != nil && d.device != nil
+		d.mu.Unlock()
+	}
+}
+
+// closeAll is nbdkit's end: connections may be open still.
+func (e *exports) closeAll() {
+	e.mu.Lock()
+	disks := make([]*disk, 0, len(e.disks))
+	for _, d := range e.disks {
+		disks = append(disks, d)
+	}
+	e.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, d := range disks {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if d.device == nil {
+				return
+			}
+			err := d.close()
+			if err == nil {
+				return
+			}
+			nbdkit.Errorf("%s: %v", d.name, err)
+			if d.device != nil {
+				nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
+				d.device.Abandon()
+				d.device = nil
+			}
+		}()
+	}
+	wg.Wait()
+}
+
+// listed is an export as nbdkit lists it.
+type listed struct{ name, description string }
+
+// listTimeout bounds looking at all exports for their descriptions.
+const listTimeout = 5 * time.Second
+
+// list returns the exports with their descriptions. One that cannot be reached
+// is listed with what is wrong.
+func (e *exports) list() []listed {
+	names := e.names()
+	out := make([]listed, len(names))
+	ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			out[i] = listed{name, e.describe(ctx, name)}
+		}()
+	}
+	wg.Wait()
+	return out
+}
+
+func (e *exports) describe(ctx context.Context, name string) string {
+	x, err := e.resolve(name)
+	if err != nil {
+		return err.Error()
+	}
+	s, err := e.store(x)
+	if err != nil {
+		return err.Error()
+	}
+	meta, err := volume.Read(store.WithClass(ctx, store.Unlimited), s)
+	if err != nil {
+		return describe(x, err).Error()
+	}
+	return description(meta.Geometry, x.ReadOnly)
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+
+// Command plugin is nbdkit-swift-plugin.so: nbdkit's callbacks, turned into
+// requests of a device. It reads the parameters, checks before nbdkit forks
+// that they can work, finds the export that a client asks for, and translates
+// errors into errnos. What a disk in Swift is, the packages below it know.
+package main
+
+/*
+extern int swift_debug_cache, swift_debug_store, swift_debug_lock;
+*/
+import "C"
+
+import (
+	"fmt"
+	"os"
+
+	"libguestfs.org/nbdkit"
+
+	"swiftnbd/internal/version"
+)
+
+func init() { nbdkit.Register("swift", new(plugin)) }
+
+// main is never called: nbdkit loads the plugin as a library.
+func main() {}
+
+// plugin is the plugin's global half.
+type plugin struct {
+	nbdkit.Plugin
+	params  params
+	exports *exports // from AfterFork on
+}
+
+func (*plugin) Version() string        { return version.Version }
+func (*plugin) LongName() string       { return "nbdkit swift plugin" }
+func (*plugin) MagicConfigKey() string { return "container" }
+func (*plugin) ThreadModel() uint32    { return nbdkit.ThreadModelParallel }
+
+func (*plugin) Description() string {
+	return "Serve a disk that is kept in OpenStack Object Storage (Swift)."
+}
+
+func (*plugin) ConfigHelp() string { return configHelp() }
+
+func (*plugin) DumpPlugin() {
+	fmt.Printf("swift_version=%s\n", version.Version)
+	fmt.Printf("swift_volume_format=%d\n", volumeFormat)
+	fmt.Printf("swift_auth=v1 v2 v3password v3applicationcredential\n")
+}
+
+// Config takes one parameter. It only records and checks its form: nothing is
+// read before Preflight.
+func (p *plugin) Config(key, value string) error { return p.params.set(key, value) }
+
+func (p *plugin) ConfigComplete() error { return p.params.complete() }
+
+// Preflight finds out on the command line, and with the privileges that nbdkit
+// was started with, whatever would fail later.
+func (p *plugin) Preflight() ([]byte, error) { return preflight(&p.params) }
+
+// AfterFork begins to serve, with what Preflight has learned.
+func (p *plugin) AfterFork() error {
+	e, err := newExports(&p.params, nbdkit.PreflightState(), os.Getenv)
+	p.exports = e
+	return err
+}
+
+// Cleanup writes back and gives back whatever clients did not live to close.
+func (p *plugin) Cleanup() {
+	if p.exports != nil {
+		p.exports.closeAll()
+	}
+}
+
+func (p *plugin) ListExports(readonly, isTLS bool, list *nbdkit.Exports) error {
+	for _, x := range p.exports.list() {
+		if err := list.Add(x.name, x.description); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plugin) DefaultExport(readonly, isTLS bool) (string, error) {
+	return p.exports.defaultName(), nil
+}
+
+func (p *plugin) Open(readonly bool) (nbdkit.ConnectionInterface, error) {
+	name, err := nbdkit.ExportName()
+	if err != nil {
+		return nil, err
+	}
+	return p.exports.open(name, readonly)
+}
+
+func debugCache() bool { return C.swift_debug_cache != 0 }
+func debugStore() bool { return C.swift_debug_store != 0 }
+func debugLock() bool  { return C.swift_debug_lock != 0 }
