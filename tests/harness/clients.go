@@ -63,7 +63,7 @@ func Load(t testing.TB, uri string, clients, mib int) {
 	Must(t, "fio", "--name=load", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite",
 		"--bsrange=512-128k", "--bs_unaligned=1", "--iodepth=8", fmt.Sprintf("--numjobs=%d", clients),
 		fmt.Sprintf("--size=%dm", mib), fmt.Sprintf("--offset_increment=%dm", mib),
-		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1")
+		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0")
 }
 
 // Nbdsh runs a Python script with a libnbd handle h that is connected to the
