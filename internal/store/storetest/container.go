@@ -30,6 +30,9 @@ func (f *fixture) listed(t *testing.T, o store.ListOptions) []store.ObjectInfo {
 		if o.Limit > 0 && len(page) > o.Limit {
 			t.Fatalf("list: %d names, and the limit is %d", len(page), o.Limit)
 		}
+		if page[0].Name <= o.Marker {
+			t.Fatalf("list: %q, and the marker is %q", page[0].Name, o.Marker)
+		}
 		all = append(all, page...)
 		o.Marker = page[len(page)-1].Name
 	}
