@@ -26,9 +26,9 @@ import (
 
 // TestMain makes failures that are tried again fail sooner.
 func TestMain(m *testing.M) {
-	quick := store.Policy{Timeout: 400 * time.Millisecond, Attempt: 300 * time.Millisecond, Base: time.Millisecond, Max: 20 * time.Millisecond}
+	quick := store.Policy{Timeout: 3 * time.Second, Attempt: 3 * time.Second, Base: time.Millisecond, Max: 20 * time.Millisecond}
 	contactPolicy, workPolicy = quick, quick
-	workPolicy.Timeout, workPolicy.Attempt = 5*time.Second, 3*time.Second
+	workPolicy.Timeout, workPolicy.Attempt = 10*time.Second, 10*time.Second
 	code := m.Run()
 	if binaryDir != "" {
 		_ = os.RemoveAll(binaryDir)
@@ -36,11 +36,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// bench is an embedded Swift and a secrets file for it.
+// bench is a Swift, mostly an embedded one, and a secrets file for it.
 type bench struct {
 	*testing.T
-	swift   *devswift.Server
-	auth    string // the authentication URL
+	swift   *devswift.Server // nil where it is a real one
+	auth    string           // the authentication URL
+	login   config.Login
 	secrets string // the secrets file's path
 	env     map[string]string
 }
@@ -59,6 +60,7 @@ func newBench(t *testing.T, o devswift.Options, containers ...string) *bench {
 		server.Close()
 	})
 	b := &bench{T: t, swift: s, auth: server.URL + "/auth/v1.0", secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b.login = config.Login{AuthURL: b.auth, Version: 1, Username: "test:tester", Password: "testing"}
 	text := "[DEFAULT]\nauthurl = " + b.auth + "\nusername = test:tester\npassword = testing\n"
 	for _, c := range containers {
 		text += "[" + c + "]\n"
@@ -94,7 +96,12 @@ func (b *bench) runContext(ctx context.Context, args ...string) result {
 	var out, errs bytes.Buffer
 	env := func(name string) string { return b.env[name] }
 	code := run(ctx, append([]string{"--secrets", b.secrets}, args...), strings.NewReader(""), &out, &errs, env)
-	return result{code, out.String(), errs.String()}
+	said := errs.String()
+	if b.swift == nil {
+		// A real one on a busy machine may be late, and that is no fault.
+		said = regexp.MustCompile("(?m)^.*; trying again\n").ReplaceAllString(said, "")
+	}
+	return result{code, out.String(), said}
 }
 
 // ok runs the tool, which has to succeed without a word on standard error, and
@@ -131,7 +138,7 @@ func (b *bench) fails(code int, words []string, args ...string) string {
 // store returns a container for a test to look into.
 func (b *bench) store(name string) store.Store {
 	b.Helper()
-	c, err := swiftstore.Dial(swiftstore.Options{Login: config.Login{AuthURL: b.auth, Version: 1, Username: "test:tester", Password: "testing"}})
+	c, err := swiftstore.Dial(swiftstore.Options{Login: b.login})
 	if err != nil {
 		b.Fatal(err)
 	}

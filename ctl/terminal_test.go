@@ -95,7 +95,7 @@ func (p *process) output() string {
 // expect waits until text has been printed.
 func (p *process) expect(text string) {
 	p.Helper()
-	for range 1000 {
+	for range 3000 {
 		if strings.Contains(p.output(), text) {
 			return
 		}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/storetest"
+)
+
+// TestRealSwift is the life of a container on a real Swift; with Keystone,
+// whose logins take seconds on a small machine, the short form of it.
+func TestRealSwift(t *testing.T) {
+	quickContact, quickWork := contactPolicy, workPolicy
+	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
+	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
+
+	for how, login := range map[string]func(testing.TB) config.Login{
+		"v1": storetest.RealLogin, "v3": storetest.KeystoneLogin, "v3 application credential": storetest.AppCredLogin,
+	} {
+		t.Run(how, func(t *testing.T) {
+			l := login(t)
+			name := fmt.Sprintf("ctl-test ü %08x", rand.Uint32())
+			b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+			b.writeSecrets(section(name, l))
+			t.Cleanup(func() { b.run("unlock", name); b.run("delete", name, "--yes") })
+
+			b.fails(1, []string{name + " doesn't exist"}, "list")
+			disk := b.fill(name, 300, 5000, map[int][]byte{0: noise(5000), 1: make([]byte, 5000), 299: noise(5000)})
+			b.put(name, "swiftnbd/of ours", []byte("x"))
+			if how == "v1" {
+				b.locked(name)
+			}
+			if out := b.ok("list", "-s"); out != name+" objects=300 size=5000 (version=1, unlocked)\n" {
+				t.Errorf("%q", out)
+			}
+			path := filepath.Join(t.TempDir(), "image")
+			b.ok("download", name, path)
+			if used := checkImage(t, path, disk); used > 32768 {
+				t.Errorf("the image takes %d bytes: where are the holes?", used)
+			}
+			checkUnlocked(b, name, "ctl-download@")
+			b.ok("delete", name, "--yes")
+			b.gone(name)
+		})
+	}
+}
+
+// locked is what becomes of each verb while the container is locked, or has been
+// set up.
+func (b *bench) locked(name string) {
+	b.Helper()
+	b.fails(1, []string{"already been setup"}, "setup", name, "5")
+	b.ok("lock", name)
+	b.fails(1, []string{"is already locked: ctl since "}, "lock", name)
+	b.fails(1, []string{"is locked by ctl since "}, "download", name, filepath.Join(b.TempDir(), "image"))
+	b.fails(1, []string{"is locked by ctl since "}, "delete", name, "--yes")
+	b.fails(1, []string{"is locked by ctl since "}, "setup", "-f", name, "5")
+	b.ok("unlock", name)
+	b.fails(1, []string{"is not locked"}, "unlock", name)
+	b.ok("setup", "-f", name, "300", "--object-size", "5000")
+}
+
+// section writes a login as a section of the secrets file.
+func section(name string, l config.Login) string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "[%s]\n", name)
+	for key, value := range map[string]string{
+		"authurl": l.AuthURL, "username": l.Username, "password": l.Password.Reveal(), "project": l.Project,
+		"user-domain": l.UserDomain, "project-domain": l.ProjectDomain, "region": l.Region, "endpoint-type": l.EndpointType,
+		"application-credential-id": l.AppCredentialID, "application-credential-secret": l.AppCredentialSecret.Reveal(),
+	} {
+		if value != "" {
+			fmt.Fprintf(&s, "%s = %s\n", key, value)
+		}
+	}
+	return s.String()
+}
