@@ -44,6 +44,7 @@ type bench struct {
 	login   config.Login
 	secrets string // the secrets file's path
 	env     map[string]string
+	client  *swiftstore.Client // of store; nil until asked for
 }
 
 // newBench starts a Swift, and writes a secrets file with these containers.
@@ -138,12 +139,15 @@ func (b *bench) fails(code int, words []string, args ...string) string {
 // store returns a container for a test to look into.
 func (b *bench) store(name string) store.Store {
 	b.Helper()
-	c, err := swiftstore.Dial(swiftstore.Options{Login: b.login})
-	if err != nil {
-		b.Fatal(err)
+	if b.client == nil {
+		c, err := swiftstore.Dial(swiftstore.Options{Login: b.login})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(c.Close)
+		b.client = c
 	}
-	b.Cleanup(c.Close)
-	return c.Container(name)
+	return b.client.Container(name)
 }
 
 // put stores an object.
