@@ -79,10 +79,7 @@ func parseINI(path string, data []byte, known func(key string) bool) (*ini.File,
 		return nil, nil, err
 	}
 	file, err := ini.LoadSources(ini.LoadOptions{
-		IgnoreContinuation:      true,
-		IgnoreInlineComment:     true,
-		PreserveSurroundedQuote: true,
-		KeyValueDelimiters:      "=",
+		KeyValueDelimiters: "=",
 		// A name that no section has: "a.b" must not inherit from "a".
 		ChildSectionDelimiter: "\n",
 	}, text)
