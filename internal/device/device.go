@@ -114,7 +114,10 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 		return nil, err
 	}
 	d.geo = meta.Geometry
-	d.vol = volume.New(o.Store, meta, o.ReadOnly)
+	var warning error
+	if d.vol, warning = volume.Open(ctx, o.Store, meta, o.ReadOnly); warning != nil {
+		o.Log("going on without the map of the last session: %v", warning)
+	}
 	d.cache, err = cache.New(backend{d.vol}, d.geo, cache.Options{
 		Size:        size,
 		Connections: o.Connections,
@@ -125,7 +128,7 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 	})
 	if err != nil {
 		if d.held != nil {
-			err = errors.Join(err, d.held.Release(ctx))
+			err = errors.Join(err, d.held.ReleaseUnchanged(ctx))
 		}
 		return nil, err
 	}
@@ -289,10 +292,28 @@ func (d *Device) Close() error {
 	if d.held != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), max(d.opts.Timeout, time.Second))
 		defer cancel()
-		err = d.held.Release(ctx)
+		err = d.release(ctx)
 	}
 	d.end()
 	return err
+}
+
+// release gives the lock back, with a map of the chunks where there is
+// something new to say in one.
+func (d *Device) release(ctx context.Context) error {
+	if !d.vol.Changed() && d.vol.Mapped() {
+		return d.held.ReleaseUnchanged(ctx)
+	}
+	obsolete, err := d.vol.SaveMap(ctx, d.held.Mark())
+	if err != nil {
+		d.opts.Log("the next start will be slower: %v", err)
+		return d.held.Release(ctx)
+	}
+	if err := d.held.ReleaseMapped(ctx); err != nil {
+		return err
+	}
+	d.vol.Forget(ctx, obsolete)
+	return nil
 }
 
 // Abandon ends the device as it is: what is dirty is lost, and the lock stays,

@@ -87,6 +87,7 @@ func Holder() string {
 type Held struct {
 	store store.Store
 	mark  string
+	found volume.Meta // what the volume was when it was taken
 }
 
 // Mark takes the volume in s's container for holder. It returns the volume's
@@ -100,14 +101,15 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 	if err := Locked(meta.Client); err != nil {
 		return nil, meta, err
 	}
-	h := &Held{store: s, mark: FormatMark(holder, time.Now())}
-	if err := s.SetMetadata(ctx, map[string]string{volume.KeyClient: h.mark}); err != nil {
+	h := &Held{store: s, mark: FormatMark(holder, time.Now()), found: meta}
+	items := map[string]string{volume.KeyClient: h.mark, volume.KeyBlank: "", volume.KeyMap: ""}
+	if err := s.SetMetadata(ctx, items); err != nil {
 		return nil, meta, fmt.Errorf("set the lock mark: %w", err)
 	}
 	now, err := volume.Read(ctx, s)
 	if err == nil && now.Client == h.mark {
-		// Blank was true of the volume that we found, and we now hold it.
-		now.Blank = meta.Blank
+		// These were true of the volume that we found, and we now hold it.
+		now.Blank, now.Map = meta.Blank, meta.Map
 		return h, now, nil
 	}
 	if err == nil {
@@ -130,6 +132,30 @@ func (h *Held) Mark() string { return h.mark }
 // Release gives the volume back: the mark moves to Last, as 0.11 does it. It
 // ends with ErrLost, and changes nothing, when the mark is not ours any more.
 func (h *Held) Release(ctx context.Context) error {
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark})
+}
+
+// ReleaseMapped is Release for a session that has saved the map of the chunks
+// under its mark.
+func (h *Held) ReleaseMapped(ctx context.Context) error {
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark, volume.KeyMap: h.mark})
+}
+
+// ReleaseUnchanged is Release for a session that has written nothing: all is
+// as it was found, Last too.
+func (h *Held) ReleaseUnchanged(ctx context.Context) error {
+	items := map[string]string{}
+	if h.found.Blank {
+		items[volume.KeyBlank] = h.found.Last
+	}
+	if h.found.Map != "" {
+		items[volume.KeyMap] = h.found.Map
+	}
+	return h.release(ctx, items)
+}
+
+// release removes the mark and sets items with it.
+func (h *Held) release(ctx context.Context, items map[string]string) error {
 	meta, err := h.store.Metadata(ctx)
 	if err != nil {
 		return fmt.Errorf("release the lock mark: %w", err)
@@ -137,7 +163,11 @@ func (h *Held) Release(ctx context.Context) error {
 	if is := meta.Items[volume.KeyClient]; is != h.mark {
 		return fmt.Errorf("release the lock mark: %w: it is %q", ErrLost, is)
 	}
-	return moveMark(ctx, h.store, h.mark)
+	items[volume.KeyClient] = ""
+	if err := h.store.SetMetadata(ctx, items); err != nil {
+		return fmt.Errorf("release the lock mark: %w", err)
+	}
+	return nil
 }
 
 // Break removes whatever mark there is and returns it: an operator's unlock.
@@ -150,17 +180,14 @@ func Break(ctx context.Context, s store.Store) (mark string, err error) {
 	if meta.Client == "" {
 		return "", ErrNotLocked
 	}
-	return meta.Client, moveMark(ctx, s, meta.Client)
-}
-
-func moveMark(ctx context.Context, s store.Store, mark string) error {
-	err := s.SetMetadata(ctx, map[string]string{
+	err = s.SetMetadata(ctx, map[string]string{
 		volume.KeyClient: "",
-		volume.KeyLast:   mark,
+		volume.KeyLast:   meta.Client,
 		volume.KeyBlank:  "",
+		volume.KeyMap:    "",
 	})
 	if err != nil {
-		return fmt.Errorf("remove the lock mark: %w", err)
+		return "", fmt.Errorf("remove the lock mark: %w", err)
 	}
-	return nil
+	return meta.Client, nil
 }

@@ -33,6 +33,10 @@ const (
 	// opens the volume, 0.11 too, leaves another Last, and even 0.11's
 	// forced setup, which empties Last, makes it void.
 	KeyBlank = "Swiftnbd-Blank"
+
+	// KeyMap names the session whose map of the chunks holds. It is valid
+	// while KeyLast names the same session and KeyClient nobody.
+	KeyMap = "Swiftnbd-Map"
 )
 
 // FormatVersion is the version of the on-Swift format that is written and the
@@ -76,6 +80,7 @@ type Meta struct {
 	Client   string // who holds the lock mark: "HOST:PORT@UNIX", "ctl@UNIX"; empty when nobody
 	Last     string // who held it before
 	Blank    bool   // created empty and never opened since: every chunk is a hole
+	Map      string // the session whose map is valid, or empty
 }
 
 // ErrNotSetUp is the error for a container that exists and is no volume.
@@ -142,7 +147,12 @@ func ParseMeta(items map[string]string) (Meta, error) {
 		}
 		return Meta{}, &FormatError{key, items[key], err}
 	}
-	m.Blank = items[KeyBlank] != "" && items[KeyBlank] == m.Last && m.Client == ""
+	if m.Client == "" && m.Last != "" {
+		m.Blank = items[KeyBlank] == m.Last
+		if items[KeyMap] == m.Last {
+			m.Map = m.Last
+		}
+	}
 	return m, nil
 }
 
@@ -157,6 +167,7 @@ func Create(ctx context.Context, s store.Store, g geometry.Geometry) error {
 		KeyClient:     "",
 		KeyLast:       "",
 		KeyBlank:      "",
+		KeyMap:        "",
 	}
 	created, err := s.CreateContainer(ctx, items)
 	if err != nil || !created {

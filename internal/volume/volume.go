@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
@@ -22,21 +23,51 @@ type Volume struct {
 	geo      geometry.Geometry
 	readOnly bool
 
-	table *table
+	table   *table
+	old     *chunkMap // an earlier session's map, or nil
+	initial Knowledge // of chunks of which neither says anything
+	changed atomic.Bool
 
 	listOnce sync.Mutex // guards listed; held while the listing is read
 	listed   map[geometry.ChunkIndex]bool
 }
 
-// New returns the volume that meta describes, in s's container. With readOnly
+// Open returns the volume that meta describes, in s's container. With readOnly
 // another writer may be at work on it: a chunk that has changed behind our
-// back is read again, not refused.
-func New(s store.Store, meta Meta, readOnly bool) *Volume {
-	initial := Unknown
+// back is read again, not refused. warning, when not nil, says why the map of
+// the last session is not used; that costs speed and nothing else.
+func Open(ctx context.Context, s store.Store, meta Meta, readOnly bool) (v *Volume, warning error) {
+	v = &Volume{store: s, geo: meta.Geometry, readOnly: readOnly, table: newTable()}
 	if meta.Blank {
-		initial = Hole
+		v.initial = Hole
 	}
-	return &Volume{store: s, geo: meta.Geometry, readOnly: readOnly, table: newTable(initial)}
+	if meta.Map != "" {
+		if v.old, warning = openMap(ctx, s, meta.Map, meta.Geometry); warning == nil {
+			v.initial = v.old.index.Default
+		}
+	}
+	return v, warning
+}
+
+// Changed says whether a chunk has been written or deleted, or that was tried.
+func (v *Volume) Changed() bool { return v.changed.Load() }
+
+// Mapped says whether an earlier session's map is in use.
+func (v *Volume) Mapped() bool { return v.old != nil }
+
+// know returns what is known of chunk i, with what an earlier session knew.
+func (v *Volume) know(ctx context.Context, i geometry.ChunkIndex) (Knowledge, store.ETag, error) {
+	k, etag, ok := v.table.get(i)
+	if ok {
+		return k, etag, nil
+	}
+	if err := v.recall(ctx, i); err != nil {
+		return Unknown, "", err
+	}
+	if k, etag, ok = v.table.get(i); ok {
+		return k, etag, nil
+	}
+	return v.initial, "", nil
 }
 
 // Geometry returns the shape of the disk.
@@ -44,7 +75,10 @@ func (v *Volume) Geometry() geometry.Geometry { return v.geo }
 
 // Knowledge says what is known of chunk i without asking Swift.
 func (v *Volume) Knowledge(i geometry.ChunkIndex) Knowledge {
-	k, _ := v.table.get(i)
+	k, _, ok := v.table.get(i)
+	if !ok && (v.old == nil || !v.old.has(i)) {
+		return v.initial
+	}
 	return k
 }
 
@@ -87,7 +121,10 @@ func (e *SizeError) Error() string {
 // also held against the ETag, since an object server sends a damaged file as
 // it is.
 func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error) {
-	k, etag := v.table.get(i)
+	k, etag, err := v.know(ctx, i)
+	if err != nil {
+		return false, err
+	}
 	if k == Hole {
 		return true, nil
 	}
@@ -122,15 +159,23 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	return false, nil
 }
 
-// learn notes what a read showed, unless a write has been noted meanwhile: the
-// caller may read and write one chunk at once.
+// learn notes what a read showed, unless something was said of the chunk
+// before: a write under way, or one that failed and may yet take effect, is not
+// to be forgotten. Of a volume that somebody else writes the last read counts.
 func (v *Volume) learn(i geometry.ChunkIndex, k Knowledge, etag store.ETag) {
-	if !v.readOnly {
-		if now, _ := v.table.get(i); now != Unknown {
-			return
-		}
+	if v.readOnly {
+		v.table.set(i, k, etag)
+	} else {
+		v.table.learn(i, k, etag)
 	}
-	v.table.set(i, k, etag)
+}
+
+// unsettle notes that chunk i is about to change: what is in Swift is not known
+// until Swift has answered. The map of an earlier session must have been asked
+// before, or it would answer for a chunk that is not what it was.
+func (v *Volume) unsettle(i geometry.ChunkIndex) {
+	v.changed.Store(true)
+	v.table.set(i, Unknown, "")
 }
 
 // Write stores p, a whole chunk, as chunk i. It returns nil when Swift has
@@ -139,8 +184,11 @@ func (v *Volume) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) err
 	if int64(len(p)) != v.geo.ObjectSize() {
 		return fmt.Errorf("write chunk %d: %d bytes, not %d", i, len(p), v.geo.ObjectSize())
 	}
+	if _, _, err := v.know(ctx, i); err != nil {
+		return err
+	}
 	etag := sum(p)
-	v.table.set(i, Unknown, "")
+	v.unsettle(i)
 	if err := v.store.Put(ctx, ObjectName(i), p, etag); err != nil {
 		return fmt.Errorf("write chunk %d: %w", i, err)
 	}
@@ -151,10 +199,12 @@ func (v *Volume) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) err
 // Delete makes chunk i a hole. A chunk that is known to be one costs no
 // request. After an error the chunk is Unknown.
 func (v *Volume) Delete(ctx context.Context, i geometry.ChunkIndex) error {
-	if k, _ := v.table.get(i); k == Hole {
+	if k, _, err := v.know(ctx, i); err != nil {
+		return err
+	} else if k == Hole {
 		return nil
 	}
-	v.table.set(i, Unknown, "")
+	v.unsettle(i)
 	if err := v.store.Delete(ctx, ObjectName(i)); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("delete chunk %d: %w", i, err)
 	}
@@ -166,11 +216,9 @@ func (v *Volume) Delete(ctx context.Context, i geometry.ChunkIndex) error {
 // not known. hole is true only with proof; a chunk that a listing names counts
 // as data, which is always safe to say.
 func (v *Volume) Probe(ctx context.Context, i geometry.ChunkIndex) (hole bool, err error) {
-	switch k, _ := v.table.get(i); k {
-	case Hole:
-		return true, nil
-	case Known:
-		return false, nil
+	k, _, err := v.know(ctx, i)
+	if err != nil || k != Unknown {
+		return k == Hole, err
 	}
 	if listed, err := v.Listed(ctx, i); err != nil || listed {
 		return false, err

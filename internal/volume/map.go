@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"sync"
+
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/store"
+)
+
+// The map
+//
+// What a session knows of the chunks when it ends cleanly is kept in objects
+// under swiftnbd/map/SESSION/: one for each shard of 65,536 chunks of which
+// something is known, and an index that names them with their ETags. They are
+// never changed. The container's item Map names the session whose map holds,
+// and is believed only while Last names the same session and nobody holds the
+// volume: whoever opens it removes Map, and swiftnbd 0.11, which does not know
+// Map, leaves another Last. See docs/FORMAT.md.
+
+const mapPrefix = ExtraPrefix + "map/"
+
+func mapName(session, part string) string {
+	return mapPrefix + url.PathEscape(session) + "/" + part
+}
+
+// index is the map's table of contents.
+type index struct {
+	Version     int
+	Session     string
+	Objects     int64 // the volume's geometry when the map was written
+	ObjectSize  int64
+	ShardChunks int64
+	Default     Knowledge          // of the chunks of all other shards: Unknown or Hole
+	Shards      map[int64]shardRef // those of which more is known
+}
+
+// shardRef names an object that holds a shard, perhaps an earlier session's.
+type shardRef struct {
+	Name string
+	ETag store.ETag
+	Size int64
+}
+
+const (
+	indexVersion = 1
+	maxIndex     = 64 << 20
+)
+
+// chunkMap is an earlier session's map, loaded shard by shard as it is needed.
+type chunkMap struct {
+	index index
+
+	mu      sync.Mutex // guards loading
+	loading map[int64]*loading
+}
+
+// loading is a shard that is being loaded, or was.
+type loading struct {
+	done chan struct{}
+	err  error // the store did not answer: asked again next time
+}
+
+// openMap reads the index of session's map. A map that is not there, or does
+// not fit, is an error; the volume then goes without.
+func openMap(ctx context.Context, s store.Store, session string, geo geometry.Geometry) (*chunkMap, error) {
+	name := mapName(session, "index")
+	info, err := s.Head(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("map of session %s: %w", session, err)
+	}
+	if info.Size > maxIndex {
+		return nil, fmt.Errorf("%s: %d bytes are too many", name, info.Size)
+	}
+	b := make([]byte, info.Size)
+	if _, err := s.Get(ctx, name, b, store.GetOptions{IfMatch: info.ETag}); err != nil {
+		return nil, fmt.Errorf("map of session %s: %w", session, err)
+	}
+	x, err := parseIndex(b, session, geo)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &chunkMap{index: x, loading: make(map[int64]*loading)}, nil
+}
+
+// has says whether the map says something of chunk i by itself.
+func (m *chunkMap) has(i geometry.ChunkIndex) bool {
+	_, ok := m.index.Shards[int64(i/shardChunks)]
+	return ok
+}
+
+// parseIndex reads an index and holds it against what it must be for.
+func parseIndex(b []byte, session string, geo geometry.Geometry) (index, error) {
+	var x index
+	if err := json.Unmarshal(b, &x); err != nil {
+		return x, fmt.Errorf("%w: %v", errShard, err)
+	}
+	if x.Version != indexVersion || x.Session != session || x.Objects != geo.Objects() ||
+		x.ObjectSize != geo.ObjectSize() || x.ShardChunks != shardChunks || x.Default > Hole {
+		return x, fmt.Errorf("%w: it is of another volume or version", errShard)
+	}
+	for n, ref := range x.Shards {
+		if n < 0 || n*shardChunks >= geo.Objects() || ref.Size < 1 || ref.Size > 2*(16+2)*shardChunks ||
+			ref.ETag == "" || len(ref.Name) <= len(mapPrefix) || ref.Name[:len(mapPrefix)] != mapPrefix {
+			return x, fmt.Errorf("%w: shard %d", errShard, n)
+		}
+	}
+	return x, nil
+}
+
+// shardLen returns how many chunks shard n has.
+func shardLen(geo geometry.Geometry, n int64) int {
+	return int(min(shardChunks, geo.Objects()-n*shardChunks))
+}
+
+// recall makes what an earlier session knew of chunk i known to the table.
+// Where the store does not answer it returns the error; a damaged or missing
+// shard is as good as none.
+func (v *Volume) recall(ctx context.Context, i geometry.ChunkIndex) error {
+	m := v.old
+	if m == nil {
+		return nil
+	}
+	n := int64(i / shardChunks)
+	ref, ok := m.index.Shards[n]
+	if !ok {
+		return nil
+	}
+	for {
+		m.mu.Lock()
+		l := m.loading[n]
+		mine := l == nil
+		if mine {
+			l = &loading{done: make(chan struct{})}
+			m.loading[n] = l
+		}
+		m.mu.Unlock()
+		if mine {
+			l.err = v.loadShard(ctx, n, ref)
+			if l.err != nil {
+				m.mu.Lock()
+				delete(m.loading, n)
+				m.mu.Unlock()
+			}
+			close(l.done)
+			return l.err
+		}
+		select {
+		case <-l.done:
+			if l.err == nil {
+				return nil
+			}
+			// Another's context may have ended: try with our own.
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (v *Volume) loadShard(ctx context.Context, n int64, ref shardRef) error {
+	b := make([]byte, ref.Size)
+	_, err := v.store.Get(ctx, ref.Name, b, store.GetOptions{IfMatch: ref.ETag})
+	s := newShard(shardLen(v.geo, n)) // as good as none: all Unknown
+	switch {
+	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrPrecondition):
+	case err != nil:
+		return fmt.Errorf("load the map of chunks %d and on: %w", n*shardChunks, err)
+	default:
+		if good, err := decodeShard(b, shardLen(v.geo, n)); err == nil {
+			s = good
+		}
+	}
+	v.table.load(geometry.ChunkIndex(n*shardChunks), s)
+	return nil
+}
+
+// SaveMap writes the map for session, to be named by the container's metadata
+// afterwards. It returns the objects of earlier maps that nobody needs then.
+// The volume must not be written meanwhile.
+func (v *Volume) SaveMap(ctx context.Context, session string) (obsolete []string, err error) {
+	x := index{
+		Version: indexVersion, Session: session,
+		Objects: v.geo.Objects(), ObjectSize: v.geo.ObjectSize(), ShardChunks: shardChunks,
+		Default: v.initial, Shards: make(map[int64]shardRef),
+	}
+	if v.old != nil {
+		maps.Copy(x.Shards, v.old.index.Shards) // those that were not needed stay as they are
+	}
+	for _, n := range v.table.touched() {
+		if err := v.recall(ctx, geometry.ChunkIndex(n*shardChunks)); err != nil {
+			return nil, err
+		}
+		b := v.table.shard(geometry.ChunkIndex(n*shardChunks), shardLen(v.geo, n), v.initial).encode()
+		ref := shardRef{Name: mapName(session, fmt.Sprintf("%08d", n)), ETag: sum(b), Size: int64(len(b))}
+		if err := v.store.Put(ctx, ref.Name, b, ref.ETag); err != nil {
+			return nil, fmt.Errorf("save the map: %w", err)
+		}
+		x.Shards[n] = ref
+	}
+	b, err := json.Marshal(x)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.store.Put(ctx, mapName(session, "index"), b, sum(b)); err != nil {
+		return nil, fmt.Errorf("save the map: %w", err)
+	}
+	keep := map[string]bool{mapName(session, "index"): true}
+	for _, ref := range x.Shards {
+		keep[ref.Name] = true
+	}
+	// What earlier sessions have left, those too that did not end cleanly.
+	for marker := ""; ; {
+		page, err := v.store.List(ctx, store.ListOptions{Prefix: mapPrefix, Marker: marker})
+		if err != nil || len(page) == 0 {
+			return obsolete, nil // garbage is no reason to fail
+		}
+		for _, o := range page {
+			if !keep[o.Name] {
+				obsolete = append(obsolete, o.Name)
+			}
+		}
+		marker = page[len(page)-1].Name
+	}
+}
+
+// Forget deletes objects that SaveMap has named, as well as it can: what
+// stays is garbage and harms nobody.
+func (v *Volume) Forget(ctx context.Context, names []string) {
+	for _, name := range names {
+		_ = v.store.Delete(ctx, name)
+	}
+}
