@@ -130,7 +130,7 @@ func TestDeleteFails(t *testing.T) {
 	b.scatter("disk", 5)
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk", Action: devswift.Action{Status: 403}}))
 	b.fails(1, []string{"disk: ", "permission denied"}, "delete", "disk", "--yes")
-	checkUnlocked(b, "disk", "ctl-delete@")
+	checkUnlocked(b, "disk")
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodDelete, Prefix: "/v1/AUTH_test/disk/disk.part/00000003", Action: devswift.Action{Status: 403}}))
 	b.fails(1, []string{"disk: delete object disk.part/00000003: ", "permission denied", "delete it again"}, "delete", "disk", "--yes")
 	b.swift.SetFault(nil)

@@ -98,7 +98,7 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	}
 	err = im.prepare(meta.Geometry.Size()) // it may have been set up anew since
 	if err == nil {
-		err = t.copyDisk(ctx, c, meta, im, connections, quiet)
+		err = t.copyDisk(ctx, c, meta, held != nil, im, connections, quiet)
 	}
 	var unlockErr error
 	if held != nil {
@@ -138,9 +138,14 @@ type fetched struct {
 
 // copyDisk writes every chunk to im, in order, with up to connections reads
 // under way.
-func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, im *image, connections int, quiet bool) error {
+// locked says that nobody writes to the disk meanwhile.
+func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, locked bool, im *image, connections int, quiet bool) error {
 	g := meta.Geometry
-	v := volume.New(c, meta, true)
+	// Under our lock a chunk is what the last session left, or damaged.
+	v, warning := volume.Open(ctx, c, meta, !locked)
+	if warning != nil {
+		t.log.DebugContext(ctx, "reading without the map of the last session", "container", c.name, "error", warning)
+	}
 	bar := t.newProgress("Downloading "+c.name, g.Size(), true, quiet)
 	defer bar.end(false)
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/volume"
 )
 
@@ -62,11 +63,12 @@ func checkAlone(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// checkUnlocked fails if the container is locked, or was never by us.
-func checkUnlocked(b *bench, name, last string) {
+// checkUnlocked fails if the container is locked. What a download or a delete
+// that deleted nothing has found must be there again.
+func checkUnlocked(b *bench, name string) {
 	b.Helper()
 	items := b.items(name)
-	if items[volume.KeyClient] != "" || !strings.HasPrefix(items[volume.KeyLast], last) {
+	if items[volume.KeyClient] != "" || strings.HasPrefix(items[volume.KeyLast], "ctl-d") {
 		b.Errorf("%s: the lock is %q, the last one %q", name, items[volume.KeyClient], items[volume.KeyLast])
 	}
 }
@@ -89,7 +91,7 @@ func TestDownload(t *testing.T) {
 			if used, most := checkImage(t, path, disk), int64(5*(size+2*4096)); used > most {
 				t.Errorf("object size %d: the image takes %d bytes, expected at most %d: where are the holes?", size, used, most)
 			}
-			checkUnlocked(b, "disk", "ctl-download@")
+			checkUnlocked(b, "disk")
 		}
 		checkAlone(t, dir, "image.raw")
 	}
@@ -114,6 +116,7 @@ func TestDownloadBlank(t *testing.T) {
 	b.ok("setup", "disk", "1000")
 	path := filepath.Join(t.TempDir(), "image")
 	b.ok("download", "disk", path)
+	b.ok("download", "disk", path) // nor does the download make it forget that
 	for _, r := range b.swift.Requests() {
 		if strings.Contains(r.Path, volume.Prefix) {
 			t.Fatalf("%s %s", r.Method, r.Path)
@@ -154,12 +157,12 @@ func TestDownloadReplaces(t *testing.T) {
 	}
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000006", Action: devswift.Action{Status: 403}}))
 	failed("disk: ", "chunk 6", "permission denied")
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 	b.swift.SetFault(nil)
 
 	b.put("disk", "disk.part/00000003", noise(4095))
 	failed("disk.part/00000003", "4095", "4096")
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 	b.put("disk", "disk.part/00000003", noise(4097))
 	failed("disk.part/00000003", "4096")
 	if err := b.store("disk").Delete(t.Context(), "disk.part/00000003"); err != nil {
@@ -215,7 +218,7 @@ func TestDownloadReadOnly(t *testing.T) {
 	b.writeSecrets("[disk]\nread-only = 1\nusername = test:tester\npassword = testing\nauthurl = " + b.auth + "\n")
 	path := filepath.Join(t.TempDir(), "image")
 	b.ok("download", "disk", path)
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 	b.setItem("disk", volume.KeyLast, "")
 
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPost, Action: devswift.Action{Status: 403}}))
@@ -249,7 +252,7 @@ func TestDownloadInterrupted(t *testing.T) {
 	}
 	checkAlone(t, dir)
 	b.swift.SetFault(nil)
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 }
 
 // TestDownloadStream: to a pipe everything goes in order, zeroes too.
@@ -294,7 +297,7 @@ func TestDownloadStream(t *testing.T) {
 		if data := <-got; code != 0 || errs.Len() != 0 || !bytes.Equal(data, disk) {
 			t.Errorf("%s: exit status %d, %d bytes, %s", how, code, len(data), errs.String())
 		}
-		checkUnlocked(b, "disk", "ctl-download@")
+		checkUnlocked(b, "disk")
 	}
 }
 
@@ -313,7 +316,7 @@ func TestDownloadReaderGone(t *testing.T) {
 	if code != 1 {
 		t.Errorf("exit status %d", code)
 	}
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 }
 
 // TestDownloadSlow: several requests are under way at once.
@@ -341,5 +344,51 @@ func TestDownloadSlow(t *testing.T) {
 	})
 	path := filepath.Join(t.TempDir(), "image")
 	b.ok("download", "disk", path, "--connections", "8")
+	checkImage(t, path, disk)
+}
+
+// TestDownloadWithMap: what the last session knew of the chunks saves the
+// requests for holes, survives the download, and tells a damaged chunk.
+func TestDownloadWithMap(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	b.ok("setup", "disk", "500", "--object-size", "4096")
+	s, data := b.store("disk"), noise(4096)
+	held, meta, err := lease.Mark(t.Context(), s, "host:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := volume.Open(t.Context(), s, meta, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Write(t.Context(), 123, data); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.SaveMap(t.Context(), held.Mark()); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.ReleaseMapped(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	disk := make([]byte, 500*4096)
+	copy(disk[123*4096:], data)
+	path := filepath.Join(t.TempDir(), "image")
+	for range 2 {
+		b.swift.ResetRequests()
+		b.ok("download", "disk", path)
+		checkImage(t, path, disk)
+		reads := 0
+		for _, r := range b.swift.Requests() {
+			if strings.Contains(r.Path, volume.Prefix) {
+				reads++
+			}
+		}
+		if reads != 1 {
+			t.Errorf("%d reads of chunks, one of which has data", reads)
+		}
+	}
+	b.put("disk", volume.ObjectName(123), noise(4096))
+	b.fails(1, []string{"disk: ", "chunk 123", "disk.part/00000123"}, "download", "disk", path)
 	checkImage(t, path, disk)
 }

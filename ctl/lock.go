@@ -94,9 +94,10 @@ func (c *container) mark(ctx context.Context, holder string) (*lease.Held, volum
 	return lease.Mark(ctx, c.contact, holder)
 }
 
-// release gives the lock back, interrupted or not.
+// release gives the lock of a verb that has changed nothing back, interrupted
+// or not. What is known of the disk's chunks stays known.
 func (c *container) release(ctx context.Context, held *lease.Held) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
 	defer cancel()
-	return held.Release(ctx)
+	return held.ReleaseUnchanged(ctx)
 }

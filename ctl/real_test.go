@@ -45,7 +45,7 @@ func TestRealSwift(t *testing.T) {
 			if used := checkImage(t, path, disk); used > 32768 {
 				t.Errorf("the image takes %d bytes: where are the holes?", used)
 			}
-			checkUnlocked(b, name, "ctl-download@")
+			checkUnlocked(b, name)
 			b.ok("delete", name, "--yes")
 			b.gone(name)
 		})

@@ -210,7 +210,7 @@ func TestSignals(t *testing.T) {
 		if out := p.end(1); !strings.HasSuffix(out, "swiftnbd-ctl: disk: interrupted\r\n") {
 			t.Errorf("%s: %q", name, out)
 		}
-		checkUnlocked(b, "disk", "ctl-download@")
+		checkUnlocked(b, "disk")
 		checkAlone(t, dir)
 	}
 }
@@ -244,7 +244,7 @@ func TestPipes(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("exit status %d", code)
 	}
-	checkUnlocked(b, "disk", "ctl-download@")
+	checkUnlocked(b, "disk")
 	// Nobody can be asked.
 	out, err := tool("delete", "disk").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "--yes") {
