@@ -127,7 +127,7 @@ func TestFeaturesHoles(t *testing.T) {
 for off in range(0, size, 1 << 24): write(off, min(1 << 24, size - off))
 h.flush()
 `)
-		if got := len(s.account.List(t, s.name)); int64(got) != s.objects {
+		if got := len(s.account.Chunks(t, s.name)); int64(got) != s.objects {
 			t.Errorf("a full disk is %d objects, want %d", got, s.objects)
 		}
 		harness.Nbdsh(t, s.n.URI, model+`
@@ -137,7 +137,7 @@ each(h.trim)
 h.flush()
 each(lambda n, off: check(off, n))
 `)
-		if got := s.account.List(t, s.name); len(got) != 0 {
+		if got := s.account.Chunks(t, s.name); len(got) != 0 {
 			t.Errorf("after a trim of the whole disk %d objects are left: %.3q", len(got), got)
 		}
 		harness.Nbdsh(t, s.n.URI, model+fmt.Sprintf(`
@@ -151,7 +151,7 @@ check(0, min(size, 2 * osize))
 		if s.objects == 1 {
 			want = nil
 		}
-		if got := s.account.List(t, s.name); strings.Join(got, " ") != strings.Join(want, " ") {
+		if got := s.account.Chunks(t, s.name); strings.Join(got, " ") != strings.Join(want, " ") {
 			t.Errorf("after zeroing chunk 0 of 2 there are %q, want %q", got, want)
 		}
 		s.n.Stop(t)

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Account is plain HTTP to a Swift account: what a test checks swiftnbd with,
@@ -266,11 +267,24 @@ func (a *Account) Read011(t testing.TB, container string) []byte {
 	return disk
 }
 
-// Write011 fills a volume as swiftnbd 0.11 did. chunks maps the number of an
-// object to its bytes.
+// Write011 writes to a volume as a session of swiftnbd 0.11 did: it leaves its
+// mark in Client, writes, moves the mark to Last, and so makes void whatever
+// others have noted. chunks maps the number of an object to its bytes.
 func (a *Account) Write011(t testing.TB, container string, chunks map[int][]byte) {
 	t.Helper()
+	mark := fmt.Sprintf("127.0.0.1:51120@%d", time.Now().Unix())
+	a.SetMeta(t, container, "Client", mark)
 	for _, i := range slices.Sorted(maps.Keys(chunks)) {
 		a.Put(t, container, fmt.Sprintf("disk.part/%08d", i), chunks[i])
 	}
+	a.SetMeta(t, container, "Last", mark)
+	a.SetMeta(t, container, "Client", "")
+}
+
+// Chunks returns the names of the objects that hold the disk's bytes, in order.
+func (a *Account) Chunks(t testing.TB, container string) []string {
+	t.Helper()
+	return slices.DeleteFunc(a.List(t, container), func(name string) bool {
+		return !strings.HasPrefix(name, "disk.part/")
+	})
 }
