@@ -188,12 +188,17 @@ func (c *call) commit(t *container, o *object, up *upload) error {
 	t.mu.Lock()
 	if t.gone {
 		t.mu.Unlock()
-		c.s.disk.remove(o)
-		return errContainerGone
+		return errors.Join(errContainerGone, c.s.disk.remove(o))
 	}
-	before, _ := t.setLocked(o.name, o, o.ts)
+	before, won := t.setLocked(o.name, o, o.ts)
 	t.mu.Unlock()
-	c.s.disk.remove(before)
+	if !won {
+		before = o
+	}
+	if err := c.s.disk.remove(before); err != nil {
+		// The object is stored; what is left of the older one goes at the next open.
+		c.s.log.Warn("devswift: old version stays", "object", o.name, "err", err)
+	}
 	return nil
 }
 

@@ -4,6 +4,9 @@ package conformance
 
 import (
 	"fmt"
+	"math"
+	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -14,7 +17,7 @@ var objectCases = map[string]func(*run){
 			s("PUT {c}/o", 201).send("hello").has("Etag", etag("hello")).has("Last-Modified", httpDate).has("Content-Type", html).text("").
 				lacks("X-Timestamp"),
 			s("GET {c}/o", 200).text("hello").has("Etag", etag("hello")).has("Last-Modified", httpDate).has("X-Timestamp", timestamp).
-				has("Content-Type", octets).has("Content-Length", "5").has("Accept-Ranges", "bytes"),
+				has("Content-Type", octets).has("Content-Length", "5").has("Accept-Ranges", "bytes").check(lastModified),
 			s("HEAD {c}/o", 200).text("").has("Etag", etag("hello")).has("Content-Length", "5").has("Content-Type", octets).
 				has("X-Timestamp", timestamp).has("Accept-Ranges", "bytes"),
 			s("PUT {c}/o", 201).send("other"),
@@ -86,6 +89,19 @@ var objectCases = map[string]func(*run){
 			}),
 		)
 	},
+}
+
+// lastModified holds Last-Modified to X-Timestamp, rounded up to a second.
+func lastModified(a answer) error {
+	stamp, err := strconv.ParseFloat(a.header.Get("X-Timestamp"), 64)
+	if err != nil {
+		return err
+	}
+	want := time.Unix(int64(math.Ceil(stamp)), 0).UTC().Format(http.TimeFormat)
+	if got := a.header.Get("Last-Modified"); got != want {
+		return fmt.Errorf("Last-Modified %s at X-Timestamp %s, want %s", got, a.header.Get("X-Timestamp"), want)
+	}
+	return nil
 }
 
 var expiryCases = map[string]func(*run){
