@@ -268,8 +268,11 @@ func TestConnectionsAreKept(t *testing.T) {
 	ctx := t.Context()
 	data := storetest.Bytes(500_000, 1)
 	p := make([]byte, len(data))
+	long := strings.Repeat("sorry ", 20_000)
+	server.SetFault(devswift.Rules(devswift.Rule{Method: "GET", Prefix: "/v1/AUTH_test/c/broken", Action: devswift.Action{Status: 500, Body: long}}))
 	for i := range 10 {
 		name := fmt.Sprint("o", i)
+		_, _ = s.Get(ctx, "broken", p, store.GetOptions{})
 		_, _ = s.CreateContainer(ctx, nil)
 		_ = s.Put(ctx, name, data, storetest.Sum(data))
 		_ = s.Put(ctx, name, data, "0123456789abcdef0123456789abcdef") // 422

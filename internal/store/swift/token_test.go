@@ -133,6 +133,27 @@ func TestNewTokens(t *testing.T) {
 	}
 }
 
+// TestRenewalAheadFails asks once, and goes on with the token that it has.
+func TestRenewalAheadFails(t *testing.T) {
+	t.Parallel()
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/auth/v1.0" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer web.Close()
+	session := swiftstore.Session{StorageURL: web.URL + "/v1/AUTH_test", Token: "tok", Expires: time.Now().Add(500 * time.Millisecond)}
+	c := dial(t, swiftstore.Options{Session: &session, Login: config.Login{AuthURL: web.URL + "/auth/v1.0", Username: "u", Password: "p"}})
+	for start := time.Now(); time.Since(start) < time.Second; time.Sleep(time.Millisecond) {
+		if _, err := c.Container("c").Metadata(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := c.Logins(); n != 1 {
+		t.Errorf("%d logins, want one that failed", n)
+	}
+}
+
 // TestSession needs no login until its token is refused.
 func TestSession(t *testing.T) {
 	server, login := embedded(t, devswift.Options{})

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -85,7 +84,9 @@ func newHTTPTransport(connections int, caCert string) (*http.Transport, error) {
 // headers nor its body. Its fields are set before Connection.Call returns.
 type exchange struct {
 	// data, when not nil, is the request's body. It is handed over here and
-	// not through Call, which would put a timer around every read of it.
+	// not through Call, which would put a timer around every read of it, and
+	// add an Expect header: after a refused PUT with one the connection's
+	// next request fails.
 	data []byte
 	// login marks a login: the whole answer's body is kept, and a refused
 	// one is not tried again in another form, unless probe is set.
@@ -149,10 +150,9 @@ func (x *exchange) newBody() io.ReadCloser {
 // errRefused ends a login that ncw/swift wants to try a second time.
 var errRefused = errors.New("login refused")
 
-// roundTripper sits between ncw/swift and the transport. It deletes the
-// Expect header, since after a refused PUT with it the connection's next
-// request fails (docs/DESIGN.md); it follows no redirect, since the token
-// would be sent along; and it records what ncw/swift does not pass on.
+// roundTripper sits between ncw/swift and the transport. It adds the body; it
+// lets no redirect be followed, since the token would be sent along; and it
+// records what ncw/swift does not pass on.
 //
 // It has no method CloseIdleConnections: ncw/swift calls that at every login.
 type roundTripper struct{ base *http.Transport }
@@ -167,10 +167,8 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errRefused
 	}
 	r := req.WithContext(req.Context()) // a shallow copy
-	r.Header = maps.Clone(req.Header)
-	r.Header.Del("Expect")
 	if x.data != nil {
-		r.TransferEncoding = nil
+		r.TransferEncoding = nil // ncw/swift wants it chunked
 		r.ContentLength = int64(len(x.data))
 		if len(x.data) == 0 {
 			r.Body = http.NoBody
