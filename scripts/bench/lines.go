@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"fmt"
+	"time"
+)
+
+// lines returns all lines of the table, in its order.
+func lines(s *suite) []line {
+	var all []line
+	for _, cloud := range []string{"real", "dev"} {
+		for _, size := range []int64{64 << 10, 1 << 20, 4 << 20} {
+			all = append(all, s.seqRead(cloud, size))
+		}
+	}
+	for _, cloud := range []string{"real", "dev"} {
+		for _, size := range []int64{64 << 10, 1 << 20, 4 << 20} {
+			all = append(all, s.seqWrite(cloud, size))
+		}
+	}
+	all = append(all, s.warmRandom(1), s.warmRandom(32), s.warmSequential())
+	return all
+}
+
+// cloudName writes what a cloud is for people.
+func (s *suite) cloudName(cloud string) string {
+	if cloud == "dev" {
+		return fmt.Sprintf("embedded Swift at %v", s.latency)
+	}
+	return "real Swift"
+}
+
+// bulk returns how many bytes a sequential job moves: a second or so.
+func (s *suite) bulk(cloud string, objectSize int64) int64 {
+	n := int64(256 << 20)
+	switch {
+	case objectSize <= 64<<10 && cloud == "real":
+		n = 48 << 20
+	case objectSize <= 64<<10:
+		n = 96 << 20
+	case objectSize >= 4<<20 || cloud == "dev":
+		n = 512 << 20
+	}
+	if s.full {
+		n *= 4
+	}
+	return s.scaled(n, max(objectSize, 1<<20))
+}
+
+func (s *suite) seqRead(cloud string, size int64) line {
+	l := line{
+		name: fmt.Sprintf("seq-read/%s/%s", cloud, sizeName(size)), target: 0.95, least: true,
+		what: fmt.Sprintf("sequential read, cold, 1 MiB requests, %s objects, %s", sizeName(size), s.cloudName(cloud)),
+	}
+	l.run = func(r *result) error {
+		v, err := s.filled(cloud, size, s.bulk(cloud, size))
+		if err != nil {
+			return err
+		}
+		return s.pairs(r, "MB/s", func() (float64, error) { return v.cloud.limit.readAll(v) }, func() (float64, error) {
+			return s.readCold(v)
+		})
+	}
+	return l
+}
+
+// readCold reads a disk from its beginning to its end with nothing cached.
+func (s *suite) readCold(v *disk, params ...string) (float64, error) {
+	n, err := s.serve(v, params...)
+	if err != nil {
+		return 0, err
+	}
+	f, err := s.fio(fioJob{uri: n.uri, rw: "read", bs: 1 << 20, depth: 16, size: v.size()})
+	if err != nil {
+		return 0, err
+	}
+	return f.mbps(), n.stop()
+}
+
+func (s *suite) seqWrite(cloud string, size int64) line {
+	l := line{
+		name: fmt.Sprintf("seq-write/%s/%s", cloud, sizeName(size)), target: 0.95, least: true,
+		what: fmt.Sprintf("sequential write, flushed at the end, 1 MiB requests, %s objects, %s", sizeName(size), s.cloudName(cloud)),
+	}
+	l.run = func(r *result) error {
+		v, err := s.filled(cloud, size, s.bulk(cloud, size))
+		if err != nil {
+			return err
+		}
+		return s.pairs(r, "MB/s", func() (float64, error) { return v.cloud.limit.writeAll(v) }, func() (float64, error) {
+			return s.writeAll(v)
+		})
+	}
+	return l
+}
+
+// writeAll writes a disk from its beginning to its end and flushes.
+func (s *suite) writeAll(v *disk, params ...string) (float64, error) {
+	n, err := s.serve(v, params...)
+	if err != nil {
+		return 0, err
+	}
+	before, err := v.cloud.counts(v.container)
+	if err != nil {
+		return 0, err
+	}
+	f, err := s.fio(fioJob{uri: n.uri, rw: "write", bs: 1 << 20, depth: 16, size: v.size(), extra: []string{"--end_fsync=1"}})
+	if err != nil {
+		return 0, err
+	}
+	after, err := v.cloud.counts(v.container)
+	if err != nil {
+		return 0, err
+	}
+	if puts := after.minus(before)["PUT"]; puts < v.objects {
+		return 0, fmt.Errorf("the flush lied: %d PUTs for %d objects", puts, v.objects)
+	}
+	return f.mbps(), n.stop()
+}
+
+// warmSize is the disk of the warm lines: it fits the default cache.
+const warmSize = 32 << 20
+
+// against memory measures a job on a disk that is cached as a whole, and on
+// nbdkit's memory plugin.
+func (s *suite) againstMemory(r *result, unit string, j fioJob, figure func(fioResult) float64) error {
+	r.Peer = "memory plugin"
+	v, err := s.filled("dev", s.object, warmSize)
+	if err != nil {
+		return err
+	}
+	ours, err := s.serve(v)
+	if err != nil {
+		return err
+	}
+	defer ours.kill()
+	if err := ours.held.warm(0, warmSize); err != nil {
+		return err
+	}
+	peer, err := s.memory(warmSize)
+	if err != nil {
+		return err
+	}
+	defer peer.kill()
+	before, err := v.cloud.counts(v.container)
+	if err != nil {
+		return err
+	}
+	j.size = warmSize
+	side := func(n *server) func() (float64, error) {
+		return func() (float64, error) {
+			j.uri = n.uri
+			f, err := s.fio(j)
+			return figure(f), err
+		}
+	}
+	if err := s.pairs(r, unit, side(peer), side(ours)); err != nil {
+		return err
+	}
+	after, err := v.cloud.counts(v.container)
+	if err != nil {
+		return err
+	}
+	if d := after.minus(before); d.total() > 0 {
+		r.note("not warm: %v while it was measured", d)
+	}
+	return nil
+}
+
+// short is how long a timed job runs.
+func (s *suite) short(d time.Duration) time.Duration {
+	if s.full {
+		d *= 4
+	}
+	return time.Duration(float64(d) * s.scale)
+}
+
+func (s *suite) warmRandom(depth int) line {
+	l := line{
+		name: fmt.Sprintf("warm-rand-read/qd%d", depth), target: 0.8, least: true,
+		what: fmt.Sprintf("4 KiB random read of what is cached, queue depth %d", depth),
+	}
+	l.run = func(r *result) error {
+		return s.againstMemory(r, "IOPS", fioJob{rw: "randread", bs: 4096, depth: depth, runtime: s.short(2 * time.Second)}, fioResult.iops)
+	}
+	return l
+}
+
+func (s *suite) warmSequential() line {
+	l := line{
+		name: "warm-seq-read", target: 0.8, least: true,
+		what: "sequential read of what is cached, 1 MiB requests",
+	}
+	l.run = func(r *result) error {
+		return s.againstMemory(r, "MB/s", fioJob{rw: "read", bs: 1 << 20, depth: 16, runtime: s.short(2 * time.Second)}, fioResult.mbps)
+	}
+	return l
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"swiftnbd/internal/volume"
+)
+
+// disk is a volume in a cloud, every chunk of which may hold random bytes.
+type disk struct {
+	cloud      *cloud
+	container  string
+	objectSize int64
+	objects    int64
+}
+
+func (v *disk) size() int64 { return v.objectSize * v.objects }
+
+// diskKey is what makes one filled disk as good as another.
+type diskKey struct {
+	cloud      string
+	objectSize int64
+	objects    int64
+}
+
+// filled returns a disk of about bytes bytes that is full of random bytes. It
+// is made at its first use and kept: whoever uses it must leave it full.
+func (s *suite) filled(cloud string, objectSize, bytes int64) (*disk, error) {
+	key := diskKey{cloud, objectSize, max(1, bytes/objectSize)}
+	if v := s.disks[key]; v != nil {
+		return v, nil
+	}
+	v, err := s.empty(cloud, objectSize, bytes)
+	if err != nil {
+		return nil, err
+	}
+	s.logf("filling %s: %d objects of %s", v.container, v.objects, sizeName(v.objectSize))
+	if _, err := v.cloud.limit.writeAll(v); err != nil {
+		return nil, err
+	}
+	s.disks[key] = v
+	return v, nil
+}
+
+// empty makes a disk without objects.
+func (s *suite) empty(cloud string, objectSize, bytes int64) (*disk, error) {
+	c, err := s.cloud(cloud)
+	if err != nil {
+		return nil, err
+	}
+	s.serial++
+	v := &disk{
+		cloud: c, container: fmt.Sprintf("bench%d-%d", os.Getpid(), s.serial),
+		objectSize: objectSize, objects: max(1, bytes/objectSize),
+	}
+	return v, v.setUp(true)
+}
+
+// The metadata of a volume, as headers.
+func metaHeader(key string) string { return "X-Container-Meta-" + key }
+
+// setUp writes the volume's metadata as if it had been left in order. blank
+// says that it has no objects, which the plugin may then rely on; otherwise it
+// knows nothing of them.
+func (v *disk) setUp(blank bool) error {
+	header := map[string]string{
+		metaHeader(volume.KeyVersion):    strconv.Itoa(volume.FormatVersion),
+		metaHeader(volume.KeyObjects):    strconv.FormatInt(v.objects, 10),
+		metaHeader(volume.KeyObjectSize): strconv.FormatInt(v.objectSize, 10),
+		metaHeader(volume.KeyClient):     "",
+		metaHeader(volume.KeyLast):       "bench@1",
+		metaHeader(volume.KeyBlank):      "",
+		metaHeader(volume.KeyMap):        "",
+	}
+	if blank {
+		header[metaHeader(volume.KeyBlank)] = "bench@1"
+	}
+	_, err := v.cloud.call("PUT", v.container, header)
+	return err
+}
