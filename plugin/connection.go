@@ -10,6 +10,7 @@ import (
 
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/metrics"
 )
 
 // connection is one NBD client's.
@@ -17,6 +18,7 @@ type connection struct {
 	nbdkit.Connection
 	disk        *disk
 	device      *device.Device
+	counts      *metrics.Volume
 	readOnly    bool
 	description string
 }
@@ -54,11 +56,13 @@ func (c *connection) CanCache() (uint32, error)  { return nbdkit.CacheNative, ni
 func (c *connection) CanMultiConn() (bool, error) { return true, nil }
 
 func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
+	c.counts.Read.Add(int64(len(buf)))
 	_, err := c.device.ReadAt(buf, int64(offset))
 	return toErrno(err)
 }
 
 func (c *connection) PWrite(buf []byte, offset uint64, flags uint32) error {
+	c.counts.Written.Add(int64(len(buf)))
 	return toErrno(c.device.WriteFUA(buf, int64(offset), flags&nbdkit.FlagFUA != 0))
 }
 

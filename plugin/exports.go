@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/metrics"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/swift"
 	"swiftnbd/internal/version"
@@ -30,9 +30,10 @@ import (
 // LOCK ORDER: disk.mu, then exports.mu. disk.mu is held while a device is
 // opened or closed, exports.mu never across I/O with Swift.
 type exports struct {
-	params *params
-	env    config.Environ
-	holder string
+	params  *params
+	env     config.Environ
+	holder  string
+	metrics *metrics.Metrics
 
 	mu      sync.Mutex // guards all below
 	secrets *config.Secrets
@@ -56,7 +57,8 @@ type disk struct {
 	mu       sync.Mutex // guards all below; held while the device opens or closes
 	clients  int
 	device   *device.Device // nil: not open
-	readOnly bool           // the device is
+	counts   *metrics.Volume
+	readOnly bool // the device is
 }
 
 func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
@@ -69,7 +71,7 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 		return nil, err
 	}
 	return &exports{
-		params: p, env: env, holder: lease.Holder(),
+		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(),
 		secrets: secrets, stamp: h.Stamp, session: h.Session,
 		clouds: make(map[config.Login]*cloud), disks: make(map[string]*disk),
 	}, nil
@@ -162,9 +164,10 @@ func (e *exports) store(x config.Export) (store.Store, error) {
 		c = &cloud{client, store.NewLimiter(e.params.connections)}
 		e.clouds[x.Login] = c
 	}
-	return c.limiter.Store(store.Retry(c.client.Container(x.Container), store.Policy{
+	return c.limiter.Store(store.Retry(e.metrics.Store(c.client.Container(x.Container)), store.Policy{
 		Timeout: e.params.timeout,
 		OnRetry: func(r store.Retrying) {
+			e.metrics.Retried()
 			if debugStore() {
 				nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
 			}
@@ -214,12 +217,16 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 			return nil, describe(x, err)
 		}
 		d.readOnly = readonly
+		d.counts = e.metrics.Watch(x.Container, d.device.Cache())
+		if debugCache() {
+			go report(x.Container, d.device)
+		}
 		if debugLock() {
 			nbdkit.Debugf("%s: opened, read-only=%t", x.Container, readonly)
 		}
 	}
 	d.clients++
-	return &connection{disk: d, device: d.device, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
+	return &connection{disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
 }
 
 // close ends the device. d.mu is held.
@@ -230,6 +237,7 @@ func (d *disk) close() error {
 		return err // it goes on
 	}
 	d.device = nil
+	d.counts.Close()
 	if debugLock() {
 		nbdkit.Debugf("%s: closed", d.name)
 	}
@@ -255,11 +263,7 @@ func (d *disk) leave() {
 // closeLater goes on trying to write back what the last client left, until it
 // is done or another client comes.
 func (d *disk) closeLater() {
-	defer func() {
-		if r := recover(); r != nil {
-			nbdkit.Errorf("panic: %v\n%s", r, debug.Stack())
-		}
-	}()
+	defer recovered()
 	for again := true; again; {
 		time.Sleep(time.Second)
 		d.mu.Lock()
@@ -281,6 +285,7 @@ func (e *exports) closeAll() {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
+			defer recovered()
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			if d.device == nil {
@@ -293,6 +298,7 @@ func (e *exports) closeAll() {
 			nbdkit.Errorf("%s: %v", d.name, err)
 			if d.device != nil {
 				nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
+				d.counts.Close()
 				d.device.Abandon()
 				d.device = nil
 			}
@@ -319,6 +325,7 @@ func (e *exports) list() []listed {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
+			defer recovered()
 			out[i] = listed{name, e.describe(ctx, name)}
 		}()
 	}

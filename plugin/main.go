@@ -62,14 +62,18 @@ func (p *plugin) Preflight() ([]byte, error) { return preflight(&p.params) }
 // AfterFork begins to serve, with what Preflight has learned.
 func (p *plugin) AfterFork() error {
 	e, err := newExports(&p.params, nbdkit.PreflightState(), os.Getenv)
+	if err != nil {
+		return err
+	}
 	p.exports = e
-	return err
+	return serveMetrics(e.metrics, p.params.metrics)
 }
 
 // Cleanup writes back and gives back whatever clients did not live to close.
 func (p *plugin) Cleanup() {
 	if p.exports != nil {
 		p.exports.closeAll()
+		summary(p.exports.metrics)
 	}
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sort"
 	"strconv"
 	"strings"
@@ -36,6 +37,7 @@ type params struct {
 	writeThrough bool
 	readahead    int64 // bytes; 0: chosen, negative: none
 	age          time.Duration
+	metrics      string // "HOST:PORT" or "unix:PATH"; empty: not served
 
 	seen map[string]bool
 }
@@ -96,6 +98,19 @@ var paramTable = map[string]param{
 				return errors.New("must be writeback or writethrough")
 			}
 			p.writeThrough = v == "writethrough"
+			return nil
+		}},
+	"metrics": {"metrics=HOST:PORT|unix:PATH", "Serve counters to Prometheus there (default: not at all).",
+		func(p *params, v string) (err error) {
+			if path, ok := strings.CutPrefix(v, "unix:"); ok {
+				path, err = absolute(path)
+				p.metrics = "unix:" + path
+				return err
+			}
+			p.metrics = v
+			if _, port, err := net.SplitHostPort(v); err != nil || port == "" {
+				return errors.New("must be HOST:PORT or unix:PATH")
+			}
 			return nil
 		}},
 	"readahead": {"readahead=SIZE", "How far to read ahead of a sequential reader; 0 is not at all (default: connections x object size).",

@@ -15,6 +15,7 @@ import (
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/metrics"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/swift"
 	"swiftnbd/internal/volume"
@@ -97,6 +98,14 @@ func preflight(p *params) ([]byte, error) {
 		if w := config.WorldReadable(p.secretsPath(), info.Mode()); w != "" {
 			warn(w)
 		}
+	}
+	if p.metrics != "" {
+		// Whether it can be opened; the process that serves opens it again.
+		l, err := metrics.Listen(p.metrics)
+		if err != nil {
+			return nil, fmt.Errorf("metrics=%s: %w", p.metrics, err)
+		}
+		l.Close()
 	}
 	switch {
 	case p.container != "":

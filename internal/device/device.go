@@ -145,6 +145,13 @@ func (d *Device) Geometry() geometry.Geometry { return d.geo }
 // ReadOnly says whether the disk refuses to be written.
 func (d *Device) ReadOnly() bool { return d.opts.ReadOnly }
 
+// Open says whether the device takes requests still.
+func (d *Device) Open() bool {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	return !d.closing
+}
+
 // Cache returns the device's cache, for its counters.
 func (d *Device) Cache() *cache.Cache { return d.cache }
 
