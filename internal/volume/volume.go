@@ -28,8 +28,8 @@ type Volume struct {
 	initial Knowledge // of chunks of which neither says anything
 	changed atomic.Bool
 
-	listOnce sync.Mutex // guards listed; held while the listing is read
-	listed   map[geometry.ChunkIndex]bool
+	listing sync.Mutex // guards listed; held while the listing is read
+	listed  bitmap     // nil: not read yet
 }
 
 // Open returns the volume that meta describes, in s's container. With readOnly
@@ -236,14 +236,18 @@ func (v *Volume) Probe(ctx context.Context, i geometry.ChunkIndex) (hole bool, e
 }
 
 // Listed says whether the container's listing, read once when first asked,
-// names chunk i. Listings are late: false is no proof of a hole.
+// names chunk i. Listings are late: false is no proof of a hole. A chunk that
+// is Known is listed, one that is a Hole is not, whatever the listing says.
 func (v *Volume) Listed(ctx context.Context, i geometry.ChunkIndex) (bool, error) {
-	v.listOnce.Lock()
-	defer v.listOnce.Unlock()
+	k, _, err := v.know(ctx, i)
+	if err != nil || k != Unknown {
+		return k == Known, err
+	}
+	v.listing.Lock()
+	defer v.listing.Unlock()
 	if v.listed == nil {
-		listed := make(map[geometry.ChunkIndex]bool)
-		marker := ""
-		for {
+		listed := make(bitmap)
+		for marker := ""; ; {
 			page, err := v.store.List(ctx, store.ListOptions{Prefix: Prefix, Marker: marker})
 			if err != nil {
 				return false, fmt.Errorf("list objects: %w", err)
@@ -253,15 +257,21 @@ func (v *Volume) Listed(ctx context.Context, i geometry.ChunkIndex) (bool, error
 			}
 			for _, o := range page {
 				if j, ok := ParseObjectName(o.Name); ok {
-					listed[j] = true
+					listed.set(j)
 				}
 			}
 			marker = page[len(page)-1].Name
 		}
 		v.listed = listed
 	}
-	return v.listed[i], nil
+	return v.listed.has(i), nil
 }
+
+// bitmap is a set of chunks, 64 to a word.
+type bitmap map[geometry.ChunkIndex]uint64
+
+func (b bitmap) set(i geometry.ChunkIndex)      { b[i/64] |= 1 << (i % 64) }
+func (b bitmap) has(i geometry.ChunkIndex) bool { return b[i/64]>>(i%64)&1 != 0 }
 
 func sum(p []byte) store.ETag {
 	s := md5.Sum(p)
