@@ -11,6 +11,10 @@ import (
 // throttleSlice is how many bytes travel between two looks at the clock.
 const throttleSlice = 32 << 10
 
+// throttleBurst is how far the line may lag behind the clock and catch up: it
+// makes good for timers that fire late.
+const throttleBurst = 20 * time.Millisecond
+
 // throttle paces bodies to a number of bytes per second, over all requests.
 type throttle struct {
 	rate int64 // bytes per second; 0 means unlimited; fixed
@@ -34,8 +38,8 @@ func (t *throttle) take(ctx context.Context, n int) {
 	}
 	t.mu.Lock()
 	now := time.Now()
-	if t.free.Before(now) {
-		t.free = now
+	if idle := now.Add(-throttleBurst); t.free.Before(idle) {
+		t.free = idle
 	}
 	t.free = t.free.Add(time.Duration(int64(n) * int64(time.Second) / t.rate))
 	wait := t.free.Sub(now)
