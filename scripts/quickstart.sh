@@ -11,10 +11,15 @@ PATH=$PATH:/usr/sbin:/sbin # mke2fs and e2fsck
 for v in $(env | sed -n 's/^\(\(OS\|ST\)_[A-Z_]*\)=.*/\1/p'); do unset "$v"; done
 
 step() { printf '\n* %s\n' "$*"; }
-run() { # COMMAND...: shows it and runs it
-  printf '  $'
-  printf ' %q' "$@"
-  printf '\n'
+run() { # COMMAND...: shows it, as one would type it, and runs it
+  local word line='  $'
+  for word in "$@"; do
+    case $word in
+      *[!A-Za-z0-9_./:=,-]*) line+=" '${word//\'/\'\\\'\'}'" ;;
+      *) line+=" $word" ;;
+    esac
+  done
+  printf '%s\n' "$line"
   "$@"
 }
 
@@ -72,19 +77,20 @@ step 'Making an ext4 file system with content in an image'
 mkdir "$work/content"
 cp -R scripts internal Makefile go.mod "$work/content/"
 head -c 8388608 /dev/urandom >"$work/content/random"
-(cd "$work/content" && find . -type f -exec sha256sum {} + >"$work/sums" && mv "$work/sums" SHA256SUMS)
-run mke2fs -q -t ext4 -d "$work/content" "$work/image" 64M
+export IMAGE=$work/image COPY=$work/copy
+run mke2fs -q -t ext4 -d "$work/content" "$IMAGE" 64M
 
 step 'Copying it onto the disk: nbdkit serves, nbdcopy is its client'
-# shellcheck disable=SC2016 # nbdkit sets $uri
-run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run "nbdcopy --flush '$work/image' \"\$uri\" && nbdinfo \"\$uri\""
+# shellcheck disable=SC2016 # for the shell that nbdkit starts, with $uri set
+run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run 'nbdcopy --flush "$IMAGE" "$uri" && nbdinfo "$uri"'
 
 step 'Copying it back, through another nbdkit'
-run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run "nbdcopy \"\$uri\" '$work/back'"
+# shellcheck disable=SC2016 # as above
+run nbdkit -U - "$plugin" mydisk "secrets=$secrets" --run 'nbdcopy "$uri" "$COPY"'
 
 step 'Comparing'
-run cmp "$work/image" "$work/back"
-run e2fsck -f -n "$work/back"
+run cmp "$IMAGE" "$COPY"
+run e2fsck -f -n "$COPY"
 
 step 'What is in Swift'
 run "$ctl" --secrets "$secrets" list
