@@ -28,8 +28,9 @@
 //	  account.mu                    containers of an account, its metadata
 //	    container.mu                objects of a container, its metadata
 //
-// Locks are taken downwards only, and none but a stripe is held across file
-// operations; a stripe is held for the rename that makes an object visible, so
-// that memory and directory change in the same order. No lock is held while a
-// body travels. The mutexes of tokens, journal, faults and throttle are leaves.
+// Locks are taken downwards only. No lock is held while a body travels. A
+// stripe is held for the rename that makes an object visible, and the locks of
+// account and container for writing their few bytes of metadata, so that memory
+// and directory change in the same order. The mutexes of tokens, journal, rules
+// and throttle are leaves.
 package devswift
