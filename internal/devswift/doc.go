@@ -16,7 +16,8 @@
 // # What differs from the real one
 //
 // There is one replica, so nothing is ever stale: X-Newest is accepted and
-// changes nothing. Listings are up to date at once. Container ACLs are stored
+// changes nothing. Listings and counts are up to date at once. Tombstones are
+// forgotten when the server ends. Container ACLs are stored
 // and not enforced. Large-object manifests, versioning, symlinks and the S3
 // API are absent. Responses without a body carry no Content-Length and a 304
 // carries no Content-Type, since net/http removes both. An Expect header other
