@@ -100,21 +100,37 @@ func (s *suite) startReal() (*cloud, error) {
 	if dir == "" {
 		dir = filepath.Join(s.dir, "saio")
 	}
-	saio := func(verb string) error {
+	saio := func(verb string) (string, error) {
 		cmd := exec.Command("scripts/saio.sh", verb)
-		cmd.Env = append(os.Environ(), "SAIO_DIR="+dir, fmt.Sprintf("SAIO_PORT=%d", s.port), "SAIO_FSYNC=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("scripts/saio.sh %s: %w\n%s", verb, err, out)
+		cmd.Env = append(os.Environ(), "SAIO_DIR="+dir, "SAIO_FSYNC=0")
+		if s.port != 0 {
+			cmd.Env = append(cmd.Env, fmt.Sprintf("SAIO_PORT=%d", s.port))
 		}
-		return nil
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("scripts/saio.sh %s: %w\n%s%s", verb, err, out, stderr.String())
+		}
+		return string(out), nil
 	}
 	if s.state == "" {
-		s.atEnd(func() error { return saio("wipe") })
+		s.atEnd(func() error { _, err := saio("wipe"); return err })
 	}
-	if err := saio("up"); err != nil {
+	if _, err := saio("up"); err != nil {
 		return nil, err
 	}
-	return &cloud{authURL: fmt.Sprintf("http://127.0.0.1:%d/auth/v1.0", s.port), log: filepath.Join(dir, "log", "proxy-server.log")}, nil
+	env, err := saio("env")
+	if err != nil {
+		return nil, err
+	}
+	// export ST_AUTH=URL ST_USER=…
+	for field := range strings.FieldsSeq(env) {
+		if url, ok := strings.CutPrefix(field, "ST_AUTH="); ok {
+			return &cloud{authURL: url, log: filepath.Join(dir, "log", "proxy-server.log")}, nil
+		}
+	}
+	return nil, fmt.Errorf("scripts/saio.sh env names no ST_AUTH:\n%s", env)
 }
 
 func (c *cloud) logIn() error {

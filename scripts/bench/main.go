@@ -68,7 +68,7 @@ func run(args []string) int {
 	flags.Float64Var(&o.scale, "scale", 1, "multiply amounts of data and durations by this `factor`")
 	flags.StringVar(&o.json, "json", "build/bench.json", "write the results to this `file` too; empty: not")
 	flags.StringVar(&o.build, "build", "build", "the `directory` of the plugin")
-	flags.IntVar(&o.port, "port", 18700, "the first of ten `ports` for the real Swift")
+	flags.IntVar(&o.port, "port", 0, "the first of ten `ports` for the real Swift; 0: those that are free")
 	flags.StringVar(&o.state, "state", "", "keep the real Swift, running, in this `directory` for the next time")
 	flags.DurationVar(&o.latency, "latency", 20*time.Millisecond, "the embedded Swift's `time` for an answer")
 	flags.IntVar(&o.conns, "connections", 16, "the plugin's and the limit's connections")

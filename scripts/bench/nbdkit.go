@@ -104,7 +104,7 @@ func (s *suite) nbdkit(args ...string) (*server, error) {
 	s.atEnd(n.kill)
 	var err error
 	if n.held, err = dialNBD(socket); err != nil {
-		return nil, errors.Join(err, n.kill())
+		return nil, fmt.Errorf("%w\n%s", errors.Join(err, n.kill()), n.said.String())
 	}
 	return n, nil
 }

@@ -39,6 +39,7 @@ type result struct {
 	Notes   []string  `json:"notes,omitempty"`
 	Load    float64   `json:"load"` // the machine's load average over a minute, at the line's end
 	Seconds float64   `json:"seconds"`
+	Failed  string    `json:"failed,omitempty"` // why there are no figures
 }
 
 func (r *result) note(format string, args ...any) {
@@ -122,7 +123,8 @@ func (s *suite) runLines() error {
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", l.name, err)
 			failed = append(failed, l.name)
-			r.note("FAILED: %v", err)
+			r.Failed, r.Ratios = err.Error(), nil
+			r.note("FAILED, see above")
 		}
 		s.results = append(s.results, r)
 	}
