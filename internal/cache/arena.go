@@ -16,21 +16,25 @@ import (
 // costs 4 KiB.
 //
 // Frames of more than smallFrame bytes are reserved address space, whose pages
-// come with the first touch and go back to the system when the frame is freed.
-// Smaller frames are cut from slabs, counted whole, and kept for reuse.
+// come with the first touch and go back to the system when the frame is freed:
+// all but those of a few, spareBytes in all, which the next chunk that is wanted
+// whole finds there (a page's first touch costs more than filling it). Smaller
+// frames are cut from slabs, counted whole, and kept for reuse.
 type arena struct {
 	size     int64 // bytes of a frame
 	pageSize int64 // what is counted at once
 
-	mu   sync.Mutex // guards all below
-	free []*frame
-	maps [][]byte // all memory, to give it back in the end
+	mu    sync.Mutex // guards all below
+	free  []*frame
+	spare []*frame // free, with all their pages still there, beyond the budget
+	maps  [][]byte // all memory, to give it back in the end
 }
 
 const (
 	memPage    = 4096
 	smallFrame = 64 << 10
 	slabBytes  = 1 << 20
+	spareBytes = 16 << 20
 )
 
 func newArena(size int64) *arena {
@@ -49,10 +53,18 @@ type frame struct {
 }
 
 // alloc returns a frame of which nothing is counted. Its bytes are not
-// necessarily zero.
-func (a *arena) alloc() (*frame, error) {
+// necessarily zero. whole says that all of it will be touched at once.
+func (a *arena) alloc(whole bool) (*frame, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if n := len(a.spare); n > 0 && (whole || len(a.free) == 0) {
+		f := a.spare[n-1]
+		a.spare = a.spare[:n-1]
+		if !whole {
+			discard(f.buf)
+		}
+		return f, nil
+	}
 	if n := len(a.free); n > 0 {
 		f := a.free[n-1]
 		a.free = a.free[:n-1]
@@ -89,11 +101,20 @@ func (a *arena) alloc() (*frame, error) {
 // bytes that were counted for it.
 func (a *arena) release(f *frame) int64 {
 	n := f.charged
+	clear(f.touched)
+	f.charged = 0
+	a.mu.Lock()
+	keep := a.size > smallFrame && n == a.whole() && int64(len(a.spare)+1)*n <= spareBytes
+	if keep {
+		a.spare = append(a.spare, f)
+	}
+	a.mu.Unlock()
+	if keep {
+		return n
+	}
 	if a.size > smallFrame && n > 0 {
 		discard(f.buf)
 	}
-	clear(f.touched)
-	f.charged = 0
 	a.mu.Lock()
 	a.free = append(a.free, f)
 	a.mu.Unlock()
@@ -107,7 +128,7 @@ func (a *arena) destroy() {
 	for _, m := range a.maps {
 		_ = syscall.Munmap(m) // fails only for what Mmap did not return
 	}
-	a.maps, a.free = nil, nil
+	a.maps, a.free, a.spare = nil, nil, nil
 }
 
 // need returns the bytes that touching r would count anew.

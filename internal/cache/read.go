@@ -136,7 +136,7 @@ func (c *Cache) startFetch(ch *chunk, r geometry.ByteRange) *fetch {
 func (c *Cache) fetch(ch *chunk, f *fetch) error {
 	c.stats.Fetches.Add(1)
 	var hole bool
-	fr, err := c.arena.alloc()
+	fr, err := c.arena.alloc(f.reserved == c.arena.whole())
 	if err != nil {
 		c.budget.put(f.reserved)
 	} else {

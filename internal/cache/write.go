@@ -96,7 +96,7 @@ func (c *Cache) change(ctx context.Context, i geometry.ChunkIndex, r geometry.By
 			return err
 		}
 		ch.mu.Lock()
-		need := c.arena.need(ch.frame, r)
+		need := c.arena.need(ch.frame, c.pages(ch, r))
 		runs := len(ch.valid)
 		full := need == 0 || c.budget.waiting[foreground].Load() == 0 && c.budget.take(need, foreground)
 		if !ch.dead && runs < maxRuns && full {
@@ -123,7 +123,7 @@ func (c *Cache) change(ctx context.Context, i geometry.ChunkIndex, r geometry.By
 			}
 			ch.mu.Lock()
 			if !ch.dead && len(ch.valid) < maxRuns {
-				if now := c.arena.need(ch.frame, r); now <= need {
+				if now := c.arena.need(ch.frame, c.pages(ch, r)); now <= need {
 					c.budget.put(need - now)
 					err = c.put(ch, r, now, fill)
 					ch.mu.Unlock()
@@ -136,18 +136,28 @@ func (c *Cache) change(ctx context.Context, i geometry.ChunkIndex, r geometry.By
 	}
 }
 
+// pages returns what is counted for a write of r: the whole chunk where the
+// write looks like the first of many that fill it, else just r. ch.mu is held.
+func (c *Cache) pages(ch *chunk, r geometry.ByteRange) geometry.ByteRange {
+	if ch.frame == nil && r.Off == 0 && r.Len >= c.geo.ObjectSize()/16 && r.Len >= smallFrame {
+		return geometry.ByteRange{Len: c.geo.ObjectSize()}
+	}
+	return r
+}
+
 // put sets the bytes r. need bytes have been reserved for the pages that it
 // touches first. ch.mu is held.
 func (c *Cache) put(ch *chunk, r geometry.ByteRange, need int64, fill func([]byte)) error {
+	pages := c.pages(ch, r)
 	if ch.frame == nil {
-		f, err := c.arena.alloc()
+		f, err := c.arena.alloc(pages.Len == c.geo.ObjectSize())
 		if err != nil {
 			c.budget.put(need)
 			return err
 		}
 		ch.frame = f
 	}
-	c.arena.touch(ch.frame, r)
+	c.arena.touch(ch.frame, pages)
 	fill(ch.frame.buf[r.Off:r.End()])
 	ch.valid.add(r)
 	ch.dirty.add(r)

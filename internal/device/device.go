@@ -23,9 +23,15 @@ import (
 	"swiftnbd/internal/volume"
 )
 
-// DefaultCache is the cache's size in bytes unless the user gives one, and
-// objects are not too large for it.
-const DefaultCache = 64 << 20
+// DefaultCache is the cache's size in bytes unless the user gives one, as
+// swiftnbd 0.11's was. Where objects are large it is what defaultObjects of
+// them take, but no more than MaxDefaultCache: with less, too few of them would
+// be on their way at once.
+const (
+	DefaultCache    = 64 << 20
+	MaxDefaultCache = 256 << 20
+	defaultObjects  = 32
+)
 
 // Options say how a volume is opened.
 type Options struct {
@@ -59,7 +65,7 @@ type Options struct {
 func CacheSize(asked, objectSize int64) (int64, error) {
 	least := cache.MinSize(objectSize)
 	if asked == 0 {
-		return max(DefaultCache, 2*least), nil
+		return max(DefaultCache, min(defaultObjects*objectSize, MaxDefaultCache), 2*least), nil
 	}
 	if asked < least {
 		return 0, fmt.Errorf("cache=%d is too small for objects of %d bytes: at least %d", asked, objectSize, least)

@@ -4,8 +4,6 @@ package volume
 
 import (
 	"context"
-	"crypto/md5"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -128,7 +126,8 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	if k == Hole {
 		return true, nil
 	}
-	o := store.GetOptions{Offset: off, IfMatch: etag, Newest: k == Unknown}
+	whole := off == 0 && int64(len(p)) == v.geo.ObjectSize()
+	o := store.GetOptions{Offset: off, IfMatch: etag, Newest: k == Unknown, Whole: whole}
 	info, err := v.store.Get(ctx, ObjectName(i), p, o)
 	switch {
 	case err != nil && k == Known && v.readOnly &&
@@ -148,7 +147,7 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	case info.Size != v.geo.ObjectSize():
 		return false, &SizeError{i, info.Size, v.geo.ObjectSize()}
 	}
-	if off == 0 && int64(len(p)) == v.geo.ObjectSize() && len(info.ETag) == 32 {
+	if whole && len(info.ETag) == 32 {
 		if got := sum(p); got != info.ETag {
 			return false, &ChangedError{Chunk: i, Want: info.ETag, Got: got}
 		}
@@ -272,8 +271,3 @@ type bitmap map[geometry.ChunkIndex]uint64
 
 func (b bitmap) set(i geometry.ChunkIndex)      { b[i/64] |= 1 << (i % 64) }
 func (b bitmap) has(i geometry.ChunkIndex) bool { return b[i/64]>>(i%64)&1 != 0 }
-
-func sum(p []byte) store.ETag {
-	s := md5.Sum(p)
-	return store.ETag(hex.EncodeToString(s[:]))
-}
