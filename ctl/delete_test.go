@@ -64,6 +64,9 @@ func TestDelete(t *testing.T) {
 			t.Errorf("%q", out)
 		}
 		b.gone("disk")
+		if n := b.swift.Count(http.MethodDelete, http.StatusConflict); n != 0 {
+			t.Errorf("%d times it was tried to delete the container before it was empty", n)
+		}
 		single := b.swift.Count(http.MethodDelete)
 		if without == nil && single > 10 || without != nil && single < objects {
 			t.Errorf("%d DELETEs, without %q", single, without)

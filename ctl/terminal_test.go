@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -148,14 +149,47 @@ func TestProgressBar(t *testing.T) {
 	}
 }
 
-// TestWarningAboveTheBar: a line in the middle of a download is whole.
+// screen returns the lines that a terminal shows in the end which was sent
+// this: carriage returns, line feeds, "cursor up" and "erase to the end".
+func screen(t *testing.T, sent string) []string {
+	t.Helper()
+	lines, row := []string{""}, 0
+	for rest := sent; rest != ""; {
+		var n int
+		switch {
+		case strings.HasPrefix(rest, "\r\n"):
+			if row++; row == len(lines) {
+				lines = append(lines, "")
+			}
+			rest = rest[2:]
+		case strings.HasPrefix(rest, "\x1b[J"):
+			lines = lines[:row+1]
+			lines[row] = ""
+			rest = rest[3:]
+		case rest[0] == '\x1b':
+			if _, err := fmt.Sscanf(rest, "\x1b[%dA", &n); err != nil || n > row {
+				t.Fatalf("row %d: %q", row, rest)
+			}
+			row -= n
+			rest = rest[strings.IndexByte(rest, 'A')+1:]
+		default:
+			lines[row] += rest[:1]
+			rest = rest[1:]
+		}
+	}
+	return lines
+}
+
+// TestWarningAboveTheBar: a line in the middle of a download stays, whole, and
+// of the bar there is one.
 func TestWarningAboveTheBar(t *testing.T) {
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
-	b.fill("disk", 60, 4096, nil)
-	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000040", Times: 1, Action: devswift.Action{Status: 503}}))
-	out := b.start("download", "disk", filepath.Join(t.TempDir(), "image")).end(0)
-	if !strings.Contains(out, "swiftnbd-ctl: warning: disk: ") || !strings.Contains(out, "trying again\r\n") {
-		t.Errorf("%q", out)
+	b.fill("disk", 500, 4096, nil)
+	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000300", Times: 1, Action: devswift.Action{Status: 503}}))
+	lines := screen(t, b.start("download", "disk", filepath.Join(t.TempDir(), "image")).end(0))
+	if len(lines) != 4 || !strings.HasPrefix(lines[0], "swiftnbd-ctl: warning: disk: GET ") || !strings.HasSuffix(lines[0], "; trying again") ||
+		!strings.HasPrefix(lines[1], "Downloading disk 100 % [") || lines[2] != "Done, 2048000 bytes written" || lines[3] != "" {
+		t.Errorf("%q", lines)
 	}
 }
 

@@ -142,3 +142,14 @@ func TestReadSecrets(t *testing.T) {
 		}
 	}
 }
+
+// TestDotsAreNoChildren: to ini.v1 "a.b" is a child of "a".
+func TestDotsAreNoChildren(t *testing.T) {
+	s, err := ParseSecrets("f", []byte("[a]\nusername=u\npassword=p\nread-only=1\n[a.b]\nusername=v\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x, err := s.Export("a.b", Defaults{AuthURL: v1}, nil); err == nil {
+		t.Errorf("[a.b] took what is [a]'s: %v", x)
+	}
+}

@@ -64,6 +64,8 @@ func TestExport(t *testing.T) {
 			want: Login{AuthURL: "https://k/v3", Version: 3, Username: "u", Password: "p", Project: "pr", UserDomain: "UD", ProjectDomain: "PD", Region: "R", EndpointType: "admin"}},
 		{name: "keystone v3's usual domain; a dot in the name is a dot", file: "[a]\nusername=first.last\npassword=p\nauthurl=https://k/v3\nproject=pr\n",
 			want: Login{AuthURL: "https://k/v3", Version: 3, Username: "first.last", Password: "p", Project: "pr", UserDomain: "Default", ProjectDomain: "Default"}},
+		{name: "a dot without a project too", file: "[a]\nusername=first.last\npassword=p\nauthurl=https://k/v3\n",
+			want: Login{AuthURL: "https://k/v3", Version: 3, Username: "first.last", Password: "p", UserDomain: "Default"}},
 		{name: "a project makes it v3", file: "[a]\nusername=u\npassword=p\nauthurl=https://k:5000\nproject=pr\n",
 			want: Login{AuthURL: "https://k:5000/v3", Version: 3, Username: "u", Password: "p", Project: "pr", UserDomain: "Default", ProjectDomain: "Default"}},
 		{name: "auth-version", file: "[a]\nusername=u\npassword=p\nauthurl=https://k:5000/\nauth-version=3\n",

@@ -78,11 +78,7 @@ func parseINI(path string, data []byte, known func(key string) bool) (*ini.File,
 	if err != nil {
 		return nil, nil, err
 	}
-	file, err := ini.LoadSources(ini.LoadOptions{
-		KeyValueDelimiters: "=",
-		// A name that no section has: "a.b" must not inherit from "a".
-		ChildSectionDelimiter: "\n",
-	}, text)
+	file, err := ini.LoadSources(ini.LoadOptions{KeyValueDelimiters: "="}, text)
 	if err != nil {
 		// rephrase leaves nothing to complain of. The library's words
 		// could quote a password, so they are not passed on.

@@ -59,6 +59,7 @@ func ParseSecrets(path string, data []byte) (*Secrets, error) {
 			}
 			s.containers = append(s.containers, name)
 		}
+		// Its own keys: Key would give "a.b" those of "a" too.
 		s.values[name] = section.KeysHash()
 		for _, key := range section.KeyStrings() {
 			check := settings[key]
