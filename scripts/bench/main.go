@@ -19,6 +19,7 @@
 //	go run ./scripts/bench --only seq-read/dev   the lines whose names begin so
 //	go run ./scripts/bench --table object-size   the manual's table
 //	go run ./scripts/bench --sweep connections   figures for a default
+//	go run ./scripts/bench --profile seq-read/dev/4M   where the time goes
 package main
 
 import (
@@ -57,9 +58,9 @@ func run(args []string) int {
 		return serveDev(args[1:])
 	}
 	var (
-		o                       options
-		only, param, table, swp string
-		list                    bool
+		o                             options
+		only, param, table, swp, prof string
+		list                          bool
 	)
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&only, "only", "", "measure the lines whose names begin with one of these `names` (comma-separated)")
@@ -76,6 +77,7 @@ func run(args []string) int {
 	flags.Int64Var(&o.object, "object-size", 1<<20, "`bytes` of an object where the line does not say")
 	flags.StringVar(&table, "table", "", "print a `table` for the manual: object-size")
 	flags.StringVar(&swp, "sweep", "", "print a sweep of `what`: connections, readahead or writeback-age")
+	flags.StringVar(&prof, "profile", "", "profile a `job`, such as seq-read/dev/4M, on a device without nbdkit")
 	flags.BoolVar(&o.verbose, "v", false, "say what is being done")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: bench [FLAGS]; BENCH_FULL=1 measures for longer")
@@ -105,7 +107,7 @@ func run(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := measure(ctx, o, table, swp)
+	err := measure(ctx, o, table, swp, prof)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
@@ -114,7 +116,7 @@ func run(args []string) int {
 }
 
 // measure does what the command line asks for.
-func measure(ctx context.Context, o options, table, swp string) (err error) {
+func measure(ctx context.Context, o options, table, swp, prof string) (err error) {
 	s, err := newSuite(ctx, o)
 	if err != nil {
 		return err
@@ -127,6 +129,8 @@ func measure(ctx context.Context, o options, table, swp string) (err error) {
 		return fmt.Errorf("there is no table %q", table)
 	case swp != "":
 		return s.sweep(swp)
+	case prof != "":
+		return s.profile(prof)
 	}
 	return s.runLines()
 }
