@@ -37,10 +37,12 @@ func ClassOf(ctx context.Context) Class {
 
 // Limiter allows a number of operations at once, in two classes:
 //
-//   - Background never takes the last slots: an eighth of them, at least one,
-//     is kept for Foreground, so that a read need not wait for an upload.
 //   - A free slot goes to Foreground first, unless Background has less than
-//     its own eighth: readers slow write-back down, and never stop it.
+//     an eighth of them, at least one: readers slow write-back down, and never
+//     stop it.
+//   - Background may take every slot while nobody else wants one. A read that
+//     comes then waits for the first upload that ends, of as many as there are
+//     slots; slots kept empty for it would slow every flush down.
 //   - With a single slot, the classes that wait take turns.
 //   - Within a class the first to come is the first to be served.
 //
@@ -49,7 +51,7 @@ func ClassOf(ctx context.Context) Class {
 // asks for patience is not asked by more requests meanwhile.
 type Limiter struct {
 	slots   int
-	reserve int // for each of the two classes
+	reserve int // for Background
 
 	mu      sync.Mutex
 	running [2]int
@@ -154,7 +156,7 @@ func (l *Limiter) nextLocked() (Class, bool) {
 		return 0, false
 	}
 	foreground := l.waiting[Foreground].Len() > 0
-	background := l.waiting[Background].Len() > 0 && l.running[Background] < l.slots-l.reserve
+	background := l.waiting[Background].Len() > 0
 	switch {
 	case foreground && background && l.slots == 1:
 		return 1 - l.turn, true
