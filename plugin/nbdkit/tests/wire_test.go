@@ -97,6 +97,13 @@ h.block_status(1 << 20, 0, f, nbd.CMD_FLAG_REQ_ONE)`
 	}
 }
 
+// TestExtentsKept: a list used after its callback is an error, and no crash.
+func TestExtentsKept(t *testing.T) {
+	s := start(t, probe, "can=Extents,answer")
+	command(t, "nbdinfo", "--map", s.uri())
+	expect(t, "answer", s.ask(3584), "adding an extent: invalid argument")
+}
+
 // requests does one of each, prints what the client may do, and returns what
 // arrived at the plugin.
 func requests(t *testing.T, args ...string) (said string, calls []string) {

@@ -35,6 +35,7 @@ type probe struct {
 
 	mu   sync.RWMutex
 	data []byte
+	kept *nbdkit.Extents // longer than allowed
 }
 
 func (p *probe) Version() string        { return "1.2.3" }
@@ -331,6 +332,8 @@ func (c *connection) answer(offset uint64) string {
 	case 2560:
 		nbdkit.Shutdown()
 		return "shutting down"
+	case 3584:
+		return fmt.Sprint(c.kept.Add(0, 512, 0))
 	case 3072:
 		return fmt.Sprint(debugFlag())
 	}
@@ -372,6 +375,7 @@ func (c *connection) Extents(count uint32, offset uint64, flags uint32, extents 
 	if err := c.at(fmt.Sprintf("Extents %d %d %d", count, offset, flags)); err != nil {
 		return err
 	}
+	c.kept = extents
 	if c.yes["gap"] {
 		if err := extents.Add(offset, 512, 0); err != nil {
 			return err
