@@ -5,7 +5,6 @@ package tests
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -107,10 +106,8 @@ func TestModeSignal(t *testing.T) {
 		name, account, params := volume(t, harness.Dev(t))
 		n := m.serve(t, params)
 		flushed := filepath.Join(harness.TempDir(t), "flushed")
-		done := make(chan harness.Result, 1)
-		go func() {
-			// Writes on and on until the server goes away under it.
-			done <- harness.TryNbdsh(t, n.URI, fmt.Sprintf(`
+		// Writes on and on until the server goes away under it.
+		client := harness.StartNbdsh(t, n.URI, fmt.Sprintf(`
 h.pwrite(b"flushed!" * 512, 65536 - 2048)
 h.flush()
 open(%q, "w").close()
@@ -120,20 +117,13 @@ while True:
     h.pwrite(block, 1048576 + (i %% 4096) * 4096)
     i += 1
 `, flushed))
-		}()
-		harness.Eventually(t, "the client has flushed", func() bool {
-			if len(done) != 0 {
-				t.Fatalf("the client came to an end: %s", (<-done).Stderr)
-			}
-			_, err := os.Stat(flushed)
-			return err == nil
-		})
+		client.Until(t, flushed)
 		// The cow filter opens what is below it for reading only.
 		if locked := account.Holder(t, name) != ""; locked == m.cow {
 			t.Errorf("with a client connected the container carries a lock mark: %v, want %v", locked, !m.cow)
 		}
 		n.Stop(t)
-		if r := <-done; r.Status == 0 {
+		if client.Wait(t) == 0 {
 			t.Error("the client went on after its server had gone")
 		}
 		unlocked(t, account, name)
@@ -208,9 +198,7 @@ func TestModeMarkFollowsClients(t *testing.T) {
 			t.Errorf("locked by %q before a client came", holder)
 		}
 		ready, release := filepath.Join(harness.TempDir(t), "ready"), filepath.Join(harness.TempDir(t), "release")
-		done := make(chan harness.Result, 1)
-		go func() {
-			done <- harness.TryNbdsh(t, n.URI, fmt.Sprintf(`
+		client := harness.StartNbdsh(t, n.URI, fmt.Sprintf(`
 import time
 g = nbd.NBD(); g.connect_uri(os.environ["NBD_TEST_URI"])
 h.shutdown()
@@ -219,18 +207,14 @@ while not os.path.exists(%q): time.sleep(0.02)
 g.pwrite(b"x", 0)
 g.shutdown()
 `, ready, release))
-		}()
-		harness.Eventually(t, "two clients came and one left", func() bool {
-			_, err := os.Stat(ready)
-			return err == nil
-		})
+		client.Until(t, ready)             // two came and one left
 		time.Sleep(100 * time.Millisecond) // the close of the first
 		if account.Holder(t, name) == "" {
 			t.Error("one client is left, but the mark has gone")
 		}
 		harness.WriteFile(t, release, "")
-		if r := <-done; r.Status != 0 {
-			t.Errorf("client: %s", r.Stderr)
+		if status := client.Wait(t); status != 0 {
+			t.Errorf("client: status %d\n%s", status, client.Output())
 		}
 		unlocked(t, account, name)
 	}
@@ -238,6 +222,27 @@ g.shutdown()
 		t.Error("nobody is named as the last client")
 	}
 	n.Stop(t)
+}
+
+// TestModeSecond starts a second nbdkit on the volume that a client of the
+// first one uses: it is refused before it forks, and harms nothing.
+func TestModeSecond(t *testing.T) {
+	t.Parallel()
+	name, account, params := volume(t, harness.Dev(t))
+	n := serve(t, params...)
+	client := harness.StartNbdsh(t, n.URI, "h.pwrite(b'x' * 512, 0)\nh.flush()\nimport time\ntime.sleep(600)")
+	harness.Eventually(t, "a client came", func() bool { return account.Holder(t, name) != "" })
+	holder := account.Holder(t, name)
+	harness.Fail(t, harness.Options{Mode: harness.Background, Params: params}).Want(t, name, "lock")
+	if now := account.Holder(t, name); now != holder {
+		t.Errorf("the second nbdkit changed the mark from %q to %q", holder, now)
+	}
+	harness.Nbdsh(t, n.URI, `assert h.pread(1, 0) == b"x"`) // another client of the first
+	// After SIGTERM nbdkit, whatever its plugin, waits for idle clients.
+	client.Signal(t, syscall.SIGTERM)
+	client.Wait(t)
+	n.Stop(t)
+	unlocked(t, account, name)
 }
 
 // TestModeCaptiveStatus checks that nbdkit --run gives its command's status,
@@ -309,7 +314,7 @@ func TestModeKilled(t *testing.T) {
 	c := harness.Dev(t)
 	name, account, params := volume(t, c)
 	n := serve(t, params...)
-	go harness.TryNbdsh(t, n.URI, "h.pwrite(b'x' * 512, 0)\nh.flush()\nimport time\ntime.sleep(600)")
+	harness.StartNbdsh(t, n.URI, "h.pwrite(b'x' * 512, 0)\nh.flush()\nimport time\ntime.sleep(600)")
 	harness.Eventually(t, "a client came", func() bool { return account.Holder(t, name) != "" })
 	n.Kill(t)
 	holder, _, _ := strings.Cut(account.Holder(t, name), "@")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -56,6 +57,14 @@ func (c *Cloud) Account(t testing.TB) *Account {
 	}
 	accounts[c.AuthURL] = a
 	return a
+}
+
+// Forget makes the next Account log in again, as after a restart of an embedded
+// Swift, which forgets its tokens.
+func Forget(c *Cloud) {
+	accountMu.Lock()
+	defer accountMu.Unlock()
+	delete(accounts, c.AuthURL)
 }
 
 // Account logs in with Keystone's user and password.
@@ -153,7 +162,13 @@ func (a *Account) Setup(t testing.TB, container string, objects, objectSize int6
 func (a *Account) Create(t testing.TB, container string, header map[string]string) {
 	t.Helper()
 	a.must(t, "PUT", "/"+url.PathEscape(container), header, nil)
-	t.Cleanup(func() { a.Remove(t, container) })
+	t.Cleanup(func() {
+		// A Swift of the test's own may have gone before.
+		if c, err := net.Dial("tcp", strings.Split(a.StorageURL, "/")[2]); err == nil {
+			c.Close()
+			a.Remove(t, container)
+		}
+	})
 }
 
 // Meta returns swiftnbd's metadata of a container, with lower-case keys such

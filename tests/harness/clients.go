@@ -80,6 +80,17 @@ func Nbdsh(t testing.TB, uri, script string) string {
 // TryNbdsh is Nbdsh for a script that may fail.
 func TryNbdsh(t testing.TB, uri, script string) Result {
 	t.Helper()
+	return RunCmd(t, nbdsh(t, uri, script))
+}
+
+// StartNbdsh is Nbdsh for a client that works beside the test.
+func StartNbdsh(t testing.TB, uri, script string) *Process {
+	t.Helper()
+	return Start(t, nbdsh(t, uri, script))
+}
+
+func nbdsh(t testing.TB, uri, script string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command(Tool(t, "nbdsh"), "-c", connect, "-c", script)
 	cmd.Env = append(os.Environ(), "NBD_TEST_URI="+uri)
 	// A pyenv's Python has no libnbd; Debian's has.
@@ -88,7 +99,7 @@ func TryNbdsh(t testing.TB, uri, script string) Result {
 			cmd.Env[i] = "PATH=/usr/bin:" + path
 		}
 	}
-	return RunCmd(t, cmd)
+	return cmd
 }
 
 // connect asks for base:allocation, so that scripts may ask for extents.

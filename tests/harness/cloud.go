@@ -74,6 +74,7 @@ func OwnDev(t testing.TB, args ...string) (*Cloud, *Process) {
 var authLine = regexp.MustCompile(`(?m)^(http://127\.0\.0\.1:[0-9]+/auth/v1\.0)$`)
 
 func startDev(program string, args ...string) (*Cloud, *Process, error) {
+	// Of two --listen the last counts.
 	p, err := start(exec.Command(program, append([]string{"--listen", "127.0.0.1:0"}, args...)...))
 	if err != nil {
 		return nil, nil, err

@@ -138,6 +138,19 @@ func (p *Process) Running() bool {
 	}
 }
 
+// Until waits for a file by which the program says how far it is, and fails the
+// test when the program ends without it.
+func (p *Process) Until(t testing.TB, file string) {
+	t.Helper()
+	Eventually(t, p.name+" makes "+filepath.Base(file), func() bool {
+		_, err := os.Stat(file)
+		if err != nil && !p.Running() {
+			t.Fatalf("%s came to an end: %s\n%s", p.name, p.how(), p.Output())
+		}
+		return err == nil
+	})
+}
+
 // Output returns what the program has said so far.
 func (p *Process) Output() string { return p.out.String() }
 
