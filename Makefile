@@ -54,7 +54,7 @@ build/%.1: ctl/%.pod Makefile | needs
 	@mkdir -p build
 	$(POD2MAN) -u -s 1 -c swiftnbd -r 'swiftnbd $(VERSION)' $< $@
 
-check: ## lint and every test: unit, race, both Swifts, all nbdkit modes, Keystone, a kernel client
+check: ## lint and every test: unit (race), both Swifts, all nbdkit modes, Keystone, a kernel client
 	scripts/check.sh
 
 check-race: needs ## the unit tests under the race detector

@@ -8,11 +8,13 @@
 #
 #   lint         gofmt, go vet, shellcheck, podchecker
 #   build        make all, from sources as they are
-#   unit         unit tests; those of the stores on the embedded and the real Swift
-#   binding      the nbdkit binding, a module of its own
-#   race         the unit tests under the race detector
+#   race         unit tests, under the race detector; those of the stores on the
+#                embedded and on the real Swift
+#   binding      the nbdkit binding, a module of its own, on nbdkit
 #   blackbox     tests/: all nbdkit modes, bad input, Keystone, a kernel client
-#   fuzz         each fuzz target for FUZZTIME (10s); not part of the whole
+# Not part of the whole:
+#   unit         what race runs, without the race detector
+#   fuzz         each fuzz target for FUZZTIME (10s)
 set -eu
 cd "$(dirname "$0")/.."
 export GOFLAGS=-mod=readonly
@@ -86,7 +88,7 @@ finish() {
 steps=("$@")
 purpose=check
 case "${1-}" in
-  '') steps=(lint build unit binding race blackbox) ;;
+  '') steps=(lint build race binding blackbox) ;;
   lint) purpose=lint ;;
   fuzz) purpose=build ;;
 esac
