@@ -20,7 +20,16 @@ func lines(s *suite) []line {
 			all = append(all, s.seqWrite(cloud, size))
 		}
 	}
-	all = append(all, s.warmRandom(1), s.warmRandom(32), s.warmSequential())
+	all = append(all, s.coldRandom(), s.warmRandom(1), s.warmRandom(32), s.warmSequential(),
+		s.freeWrite(1), s.freeWrite(32),
+		s.pressedWrite("dev", 64<<10), s.pressedWrite("dev", 1<<20), s.pressedWrite("real", 1<<20))
+	for _, cloud := range []string{"real", "dev"} {
+		for _, size := range []int64{64 << 10, 1 << 20} {
+			all = append(all, s.writeFlush(cloud, size, false))
+		}
+	}
+	all = append(all, s.writeFlush("dev", 64<<10, true), s.writeFlush("dev", 1<<20, true), s.flushShare())
+	all = append(all, s.treeLine("dev", 64<<10), s.treeLine("dev", 1<<20))
 	return all
 }
 

@@ -21,6 +21,7 @@ type suite struct {
 	clouds  map[string]*cloud
 	disks   map[diskKey]*disk
 	results []result
+	tarball string // of the source tree, once made
 	closers []func() error
 }
 
