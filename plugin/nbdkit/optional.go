@@ -44,6 +44,10 @@ type PreflightInterface interface {
 
 // AfterForkInterface is called last before nbdkit serves, in the process that
 // serves. Start goroutines here.
+//
+// An error ends nbdkit when hardly anybody looks, and with --run it leaves the
+// command waiting for a server (the socket is bound, and nbdkit's other half
+// holds it open): have Preflight find out what can go wrong.
 type AfterForkInterface interface{ AfterFork() error }
 
 // CleanupInterface is called when nbdkit stops serving, in the process that

@@ -281,6 +281,13 @@ func TestEarlyProbe(t *testing.T) {
 	expectIn(t, "order", got, "Config trace,Config can,ConfigComplete,GetReady,Preflight in=false,AfterFork in=false,PreConnect")
 	expectIn(t, "order", got, "Close,Cleanup,Unload")
 	expectIn(t, "help", command(t, "nbdkit", "--help", so).stdout, "First line.")
+	for _, plugin := range []string{so, probe} {
+		cmd := exec.Command("nbdkit", "-f", plugin)
+		cmd.Env = append(os.Environ(), "PROBE_LOAD=panic")
+		r := finish(t, cmd)
+		expect(t, "status after a panic in Load", r.status, 1)
+		expectIn(t, "stderr", r.stderr, "nbdkit: error: panic in Load: as the test asked\n")
+	}
 	r := command(t, "nbdkit", "-f", so, "fail=Preflight=plain")
 	expect(t, "stderr", r.stderr, "nbdkit: error: a plain error; of two lines\n")
 	expect(t, "status", r.status, 1)

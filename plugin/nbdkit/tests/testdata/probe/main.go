@@ -108,8 +108,8 @@ func (p *probe) at(callback string) error {
 
 func (p *probe) Load() {
 	p.fail = map[string]string{}
-	if err := p.at("Load"); err != nil {
-		panic(err)
+	if os.Getenv("PROBE_LOAD") != "" {
+		panic("as the test asked")
 	}
 }
 
