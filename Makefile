@@ -14,8 +14,9 @@ DESTDIR    =
 GO         = go
 INSTALL    = install
 POD2MAN    = pod2man
-# Sources are never rewritten by a build: what go.mod lacks is an error.
-export GOFLAGS := -mod=readonly
+# Sources are never rewritten by a build: what go.mod lacks is an error. The
+# version is ours, not git's, whose absence or refusal must not stop a build.
+export GOFLAGS := -mod=readonly -buildvcs=false
 LDFLAGS    = -X swiftnbd/internal/version.Version=$(VERSION)
 
 PLUGIN     = build/nbdkit-swift-plugin.so

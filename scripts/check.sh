@@ -17,7 +17,7 @@
 #   fuzz         each fuzz target for FUZZTIME (10s)
 set -eu
 cd "$(dirname "$0")/.."
-export GOFLAGS=-mod=readonly
+export GOFLAGS='-mod=readonly -buildvcs=false' # as in the Makefile
 
 # The packages that have unit tests of their own, and the black-box ones.
 unit_packages() { go list ./... | grep -v '/tests\(/\|$\)'; }
