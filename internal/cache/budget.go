@@ -75,10 +75,7 @@ func (b *budget) take(n int64, cl class) bool {
 // not enough. n must not be larger than bound(cl). The error is the context's,
 // or that of the uploads whose failure keeps memory from coming back.
 func (b *budget) get(ctx context.Context, n int64, cl class, wins int64) error {
-	if n == 0 || (b.waiting[cl].Load() == 0 && b.take(n, cl)) {
-		return nil
-	}
-	if b.waiting[cl].Load() == 0 && b.reclaimFor(n, cl) {
+	if b.now(n, cl) {
 		return nil
 	}
 	w := &waiter{wake: make(chan struct{}, 1), fail: make(chan error, 1), since: time.Now(), wins: wins}
@@ -107,6 +104,12 @@ func (b *budget) get(ctx context.Context, n int64, cl class, wins int64) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// now counts n bytes if they are there, or can be made free, without waiting
+// for anybody and out of nobody's turn.
+func (b *budget) now(n int64, cl class) bool {
+	return n == 0 || (b.waiting[cl].Load() == 0 && b.reclaimFor(n, cl))
 }
 
 // try counts n bytes for a client's request that can do without, freeing clean
@@ -157,17 +160,25 @@ func (b *budget) wakeFirst() {
 	}
 }
 
-// failed ends the waiting of the clients' requests that have waited for at
-// least patience without seeing one upload succeed (wins is their count now).
-func (b *budget) failed(err error, wins int64, patience time.Duration) {
+// failed is told of an upload that failed. It ends the waiting of the clients'
+// requests that have waited for at least patience without seeing one upload
+// succeed (wins is their count now), and of all uploads when none has succeeded
+// for that long: a flush has to end where those that hold the memory fail.
+func (b *budget) failed(err error, wins int64, lastWin time.Time, patience time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for e := b.waiters[foreground].Front(); e != nil; e = e.Next() {
-		w := e.Value.(*waiter)
-		if w.wins == wins && time.Since(w.since) >= patience {
-			select {
-			case w.fail <- err:
-			default:
+	for cl := range b.waiters {
+		for e := b.waiters[cl].Front(); e != nil; e = e.Next() {
+			w := e.Value.(*waiter)
+			since := w.since
+			if class(cl) == writeback {
+				since = lastWin
+			}
+			if w.wins == wins && time.Since(since) >= patience {
+				select {
+				case w.fail <- err:
+				default:
+				}
 			}
 		}
 	}

@@ -89,8 +89,9 @@ type Cache struct {
 	wg     sync.WaitGroup
 	kick   chan struct{} // wakes the write-back loop
 
-	wins  atomic.Int64 // uploads that succeeded
-	pause atomic.Int64 // write-back rests until then after a failure, Unix ns
+	wins    atomic.Int64 // uploads that succeeded
+	lastWin atomic.Int64 // when the last one did, or the cache began, Unix ns
+	pause   atomic.Int64 // write-back rests until then after a failure, Unix ns
 
 	stats Stats
 	dirty dirtyList
@@ -145,6 +146,7 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 	// A quarter of what a client may use: reading ahead must not push out
 	// what was read ahead before anybody came for it.
 	c.ahead.limit = min(o.Readahead, (o.Size-c.budget.reserve)/2)
+	c.lastWin.Store(time.Now().UnixNano())
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	for i := range c.shard {
 		c.shard[i].m = make(map[geometry.ChunkIndex]*chunk)
@@ -255,6 +257,7 @@ func (c *Cache) drop(ch *chunk) int64 {
 		ch.frame, ch.valid = nil, nil
 	}
 	ch.dead = true
+	c.ahead.arrived(ch, c.geo.ObjectSize())
 	s := c.shardOf(ch.index)
 	s.mu.Lock()
 	delete(s.m, ch.index)

@@ -52,6 +52,7 @@ type chunk struct {
 	freq    atomic.Int32 // policy: uses since it was queued, at most maxFreq
 	lastEnd atomic.Int64 // policy: where the last read ended
 	ahead   atomic.Bool  // readahead: a reader who comes here wants more
+	fresh   atomic.Int64 // readahead: bytes that were fetched and nobody has come for yet
 
 	// Guarded by policy.mu.
 	elem   *list.Element

@@ -40,6 +40,8 @@ type fakeVolume struct {
 	fail  atomic.Int32 // requests in a thousand that fail, half of them after they took effect
 	delay atomic.Int64 // ns a request takes
 
+	refuse atomic.Bool // every write and delete fails, reads do not
+
 	mu      sync.Mutex
 	objects map[geometry.ChunkIndex][]byte
 	busy    map[geometry.ChunkIndex]bool
@@ -119,6 +121,9 @@ func (v *fakeVolume) change(ctx context.Context, i geometry.ChunkIndex, p []byte
 	v.mu.Unlock()
 	before := bytes.Clone(p)
 	fate := v.act(ctx)
+	if v.refuse.Load() {
+		fate = 1
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.busy[i] = false
@@ -247,6 +252,23 @@ func TestModel(t *testing.T) {
 	}
 }
 
+// noise fills b with bytes that are cheap, and not the same twice.
+func noise(rng *rand.Rand, b []byte) {
+	for done := 0; done < len(b); {
+		done += copy(b[done:], pool[rng.IntN(len(pool)/2):])
+	}
+	for i := 0; i < len(b); i += 512 {
+		b[i] = byte(rng.Uint32())
+	}
+}
+
+var pool = func() []byte {
+	b := make([]byte, 128<<10)
+	rng := rand.NewChaCha8([32]byte{1})
+	_, _ = rng.Read(b) // never fails
+	return b
+}()
+
 type model struct {
 	t    *testing.T
 	c    *Cache
@@ -292,9 +314,7 @@ func (m *model) step(ctx context.Context, rng *rand.Rand, w, workers int, stripe
 	case k < 40:
 		b := make([]byte, length)
 		if rng.IntN(10) > 0 {
-			for i := range b {
-				b[i] = byte(rng.Uint32())
-			}
+			noise(rng, b)
 		}
 		retry(func() error { return m.c.Write(ctx, b, off) })
 		copy(m.want[off:], b)

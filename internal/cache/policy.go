@@ -82,9 +82,16 @@ func (p *policy) unlink(ch *chunk) {
 func (p *policy) victim() *chunk {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	spared := 0
 	for p.small.Len()+p.main.Len() > 0 {
 		if p.main.Len() == 0 || (p.small.Len() > 0 && p.sizes[0]*10 >= p.sizes[0]+p.sizes[1]) {
 			ch := p.small.Front().Value.(*chunk)
+			if ch.fresh.Load() > 0 && spared < p.small.Len() {
+				// Its reader is on the way.
+				p.small.MoveToBack(ch.elem)
+				spared++
+				continue
+			}
 			p.unlink(ch)
 			if ch.freq.Load() == 0 {
 				p.remember(ch.index)

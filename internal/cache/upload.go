@@ -74,6 +74,13 @@ func (d *dirtyList) end(ch *chunk, full bool) {
 	d.push(ch, full)
 }
 
+// lens returns how many chunks are dirty as a whole, and being uploaded.
+func (d *dirtyList) lens() (full, busy int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.full.Len(), d.busy.Len()
+}
+
 // next returns the chunk that should be uploaded next, or nil: one that is
 // dirty as a whole and has been dirty since before full, or one that is dirty
 // in part and has been since before partial (Unix nanoseconds).
@@ -168,7 +175,8 @@ func (c *Cache) upload(ch *chunk, u *upload) {
 }
 
 // freeze completes the chunk and fixes its content for the upload. Where part
-// of it is in Swift only, that is fetched, unless it is written meanwhile.
+// of it is in Swift only, that is fetched, unless it is written meanwhile. It
+// gives up the slot and retakes it where it waits for memory.
 func (c *Cache) freeze(ch *chunk, u *upload) error {
 	whole := geometry.ByteRange{Len: c.geo.ObjectSize()}
 	var got int64 // reserved: nobody waits for memory under ch.mu
@@ -176,8 +184,14 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 	reserve := func(n int64) error {
 		c.budget.put(got)
 		got = 0
-		if err := c.budget.get(c.ctx, n, writeback, c.wins.Load()); err != nil {
-			return err
+		if !c.budget.now(n, writeback) {
+			// Without the slot: what frees the memory may need it.
+			<-c.slots
+			err := c.budget.get(c.ctx, n, writeback, c.wins.Load())
+			c.slots <- struct{}{}
+			if err != nil {
+				return err
+			}
 		}
 		got = n
 		return nil
@@ -284,12 +298,13 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 	switch {
 	case err == nil:
 		c.wins.Add(1)
+		c.lastWin.Store(time.Now().UnixNano())
 		c.pause.Store(0)
 	case c.ctx.Err() == nil:
 		c.stats.Failures.Add(1)
 		c.opts.Log("write back: %v (kept, and tried again)", err)
 		c.pause.Store(time.Now().Add(c.opts.Pause).UnixNano())
-		c.budget.failed(err, c.wins.Load(), c.opts.Patience)
+		c.budget.failed(err, c.wins.Load(), time.Unix(0, c.lastWin.Load()), c.opts.Patience)
 	}
 	c.budget.freed()
 	c.wakeWriteback()
@@ -393,6 +408,15 @@ func (c *Cache) pressed() bool {
 	return c.budget.starving() || c.held() > (c.budget.limit-c.budget.reserve)/2
 }
 
+// partlyDirty says whether it is chunks dirty in part that hold the memory. If
+// it is not, whoever writes them may be about to complete them, and the chunks
+// that are complete will give memory enough.
+func (c *Cache) partlyDirty() bool {
+	complete, busy := c.dirty.lens()
+	rest := c.held() - int64(complete+busy)*c.arena.whole()
+	return rest > (c.budget.limit-c.budget.reserve)/2 || (complete+busy == 0 && c.budget.starving())
+}
+
 // writebackLoop starts uploads by age and by pressure, as many at once as
 // there are slots.
 func (c *Cache) writebackLoop() {
@@ -433,9 +457,15 @@ func (c *Cache) writeBackOne() bool {
 	}
 	full, partial := now-int64(fullRest), now-int64(c.opts.Age)
 	if c.pressed() {
-		full, partial = now, now
+		full = now
+		if c.partlyDirty() {
+			partial = now
+		}
 	} else if c.held() > (c.budget.limit-c.budget.reserve)/8 {
 		full = now
+	}
+	if c.budget.waiting[writeback].Load() > 0 {
+		partial = 0 // one more would only wait, too
 	}
 	ch := c.dirty.next(full, partial)
 	if ch == nil {
