@@ -22,6 +22,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -171,6 +172,20 @@ func (c *Cache) Close() {
 // Abort makes every request to Swift that is under way, and every later one,
 // end with cause: the right to write was lost.
 func (c *Cache) Abort(cause error) { c.cancel(cause) }
+
+// Context is done once the cache is closed or aborted; its cause says why. The
+// requests of clients should end with it.
+func (c *Cache) Context() context.Context { return c.ctx }
+
+// survive is deferred in every goroutine of the cache: a panic there is a bug,
+// which must end this cache and not the process with all its other disks.
+func (c *Cache) survive() {
+	if r := recover(); r != nil {
+		err := fmt.Errorf("internal error in the cache: %v", r)
+		c.opts.Log("%v: the disk is given up\n%s", err, debug.Stack())
+		c.Abort(err)
+	}
+}
 
 func (c *Cache) shardOf(i geometry.ChunkIndex) *shard {
 	return &c.shard[uint64(i)%shards]

@@ -72,6 +72,7 @@ func (c *Cache) probe(ctx context.Context, ask []geometry.ChunkIndex) (map[geome
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
+			defer c.survive()
 			for {
 				mu.Lock()
 				k := next

@@ -81,9 +81,8 @@ type Device struct {
 	vol  *volume.Volume
 	held *lease.Held // nil when read-only
 
-	cache  *cache.Cache
-	ctx    context.Context // of every request
-	cancel context.CancelCauseFunc
+	cache *cache.Cache
+	ctx   context.Context // of every request: the cache's own
 
 	gate    sync.RWMutex // held for reading by each request, for writing by Close
 	closing bool         // guarded by gate
@@ -138,7 +137,7 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 		}
 		return nil, err
 	}
-	d.ctx, d.cancel = context.WithCancelCause(context.Background())
+	d.ctx = d.cache.Context()
 	return d, nil
 }
 
@@ -342,7 +341,6 @@ func (d *Device) Abandon() {
 // end is the last of the device. gate is held for writing.
 func (d *Device) end() {
 	d.closing = true
-	d.cancel(ErrClosed)
 	d.cache.Close()
 }
 
