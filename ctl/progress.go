@@ -3,8 +3,18 @@
 package main
 
 import (
+	"time"
+
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+)
+
+const (
+	// minColumns is the narrowest terminal on which a bar is shown.
+	minColumns = 20
+	// barPatience is how long the bar's last drawing is waited for.
+	barPatience = 2 * time.Second
 )
 
 // progress shows how far a long operation is. Its methods may be called by
@@ -20,6 +30,11 @@ type progress struct {
 func (t *tool) newProgress(title string, total int64, bytes, quiet bool) *progress {
 	out, ok := terminal(t.stderr.out)
 	if !ok || quiet {
+		return &progress{}
+	}
+	// A terminal may have no size: a serial console, script(1) from cron. mpb
+	// never finishes a bar for which there is no room.
+	if columns, rows, err := term.GetSize(int(out.Fd())); err != nil || columns < minColumns || rows < 2 {
 		return &progress{}
 	}
 	counters, speed := decor.CountersNoUnit("%d / %d"), decor.AverageSpeed(0, "%.0f/s", decor.WC{W: 12})
@@ -62,7 +77,17 @@ func (p *progress) end(done bool) {
 	} else {
 		p.bar.Abort(false)
 	}
-	p.console.over(nil)
-	p.container.Wait()
 	p.bar = nil
+	p.console.over(nil)
+	// The last drawing must not stand in the way of an unlock: a terminal can
+	// be stopped (Ctrl-S), or shrink to nothing.
+	drawn := make(chan struct{})
+	go func() {
+		p.container.Wait()
+		close(drawn)
+	}()
+	select {
+	case <-drawn:
+	case <-time.After(barPatience):
+	}
 }

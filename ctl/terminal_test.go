@@ -55,13 +55,19 @@ type process struct {
 // start runs the tool on a new terminal.
 func (b *bench) start(args ...string) *process {
 	b.Helper()
+	return b.startOn(&pty.Winsize{Rows: 24, Cols: 120}, args...)
+}
+
+// startOn runs the tool on a new terminal of this size.
+func (b *bench) startOn(size *pty.Winsize, args ...string) *process {
+	b.Helper()
 	path, err := binary()
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(path, append([]string{"--secrets", b.secrets}, args...)...)
 	cmd.Env = []string{"TERM=xterm", "PATH=" + os.Getenv("PATH")}
-	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 120})
+	terminal, err := pty.StartWithSize(cmd, size)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -147,6 +153,28 @@ func TestProgressBar(t *testing.T) {
 	if out := b.start("download", "disk", "-").end(1); out != "swiftnbd-ctl: not writing a disk to a terminal\r\n" {
 		t.Errorf("a disk onto a terminal: %q", out)
 	}
+}
+
+// TestOddTerminals: a terminal without a size, a small one, and one that loses
+// its size on the way, keep nobody from finishing.
+func TestOddTerminals(t *testing.T) {
+	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	disk := b.fill("disk", 400, 4096, map[int][]byte{3: noise(4096)})
+	path := filepath.Join(t.TempDir(), "image")
+	for _, size := range []pty.Winsize{{}, {Rows: 24}, {Cols: 80}, {Rows: 1, Cols: 80}, {Rows: 24, Cols: 7}, {Rows: 24, Cols: 25}} {
+		if out := b.startOn(&size, "download", "disk", path).end(0); !strings.HasSuffix(out, "Done, 1638400 bytes written\r\n") {
+			t.Errorf("%+v: %q", size, out)
+		}
+		checkImage(t, path, disk)
+	}
+	p := b.start("download", "disk", path)
+	p.expect("Downloading disk")
+	if err := pty.Setsize(p.terminal, &pty.Winsize{}); err != nil {
+		t.Fatal(err)
+	}
+	p.end(0)
+	checkImage(t, path, disk)
+	checkUnlocked(b, "disk")
 }
 
 // screen returns the lines that a terminal shows in the end which was sent
