@@ -4,7 +4,7 @@ package nbdkit
 
 /*
 #cgo pkg-config: nbdkit
-#cgo CFLAGS: -std=gnu11 -Wall
+#cgo CFLAGS: -std=gnu11
 
 #include "shim.h"
 */
