@@ -188,6 +188,12 @@ func (c *cloud) counts(container string) (counts, error) {
 	if c.root != "" {
 		return devCounts(c.root, container)
 	}
+	// "… PUT /v1/AUTH_test/CONTAINER/disk.part/00000000 HTTP/1.0 201 …"
+	return c.logged("/" + container + "/disk.part/")
+}
+
+// logged counts the requests in the real Swift's log whose path has mark in it.
+func (c *cloud) logged(mark string) (counts, error) {
 	// The proxy has answered before it has logged.
 	time.Sleep(50 * time.Millisecond)
 	data, err := os.ReadFile(c.log)
@@ -195,16 +201,19 @@ func (c *cloud) counts(container string) (counts, error) {
 		return nil, err
 	}
 	n := counts{}
-	// "… PUT /v1/AUTH_test/CONTAINER/disk.part/00000000 HTTP/1.0 201 …"
-	mark := []byte("/" + container + "/disk.part/")
 	for l := range bytes.Lines(data) {
-		at := bytes.Index(l, mark)
+		at := bytes.Index(l, []byte(mark))
 		if at < 0 {
 			continue
 		}
+		// What stands before mark is the path's beginning, which may be
+		// empty, and the method before it.
 		fields := bytes.Fields(l[:at])
-		if len(fields) >= 2 {
-			n[string(fields[len(fields)-2])]++
+		if at > 0 && l[at-1] != ' ' && len(fields) > 0 {
+			fields = fields[:len(fields)-1]
+		}
+		if len(fields) > 0 {
+			n[string(fields[len(fields)-1])]++
 		}
 	}
 	return n, nil

@@ -30,6 +30,7 @@ func lines(s *suite) []line {
 	}
 	all = append(all, s.writeFlush("dev", 64<<10, true), s.writeFlush("dev", 1<<20, true), s.flushShare())
 	all = append(all, s.treeLine("dev", 64<<10), s.treeLine("dev", 1<<20))
+	all = append(all, s.peerLines()...)
 	return all
 }
 

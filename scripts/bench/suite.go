@@ -20,6 +20,7 @@ type suite struct {
 
 	clouds  map[string]*cloud
 	disks   map[diskKey]*disk
+	peers   map[int64]*peerDisk // by object size
 	results []result
 	tarball string // of the source tree, once made
 	closers []func() error
@@ -38,7 +39,7 @@ func newSuite(ctx context.Context, o options) (*suite, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &suite{options: o, ctx: ctx, dir: dir, clouds: make(map[string]*cloud), disks: make(map[diskKey]*disk)}
+	s := &suite{options: o, ctx: ctx, dir: dir, clouds: make(map[string]*cloud), disks: make(map[diskKey]*disk), peers: make(map[int64]*peerDisk)}
 	s.atEnd(func() error { return os.RemoveAll(dir) })
 	return s, nil
 }
