@@ -66,7 +66,8 @@ func (p *plugin) AfterFork() error {
 		return err
 	}
 	p.exports = e
-	return serveMetrics(e.metrics, p.params.metrics)
+	serveMetrics(e.metrics, p.params.metrics)
+	return nil
 }
 
 // Cleanup writes back and gives back whatever clients did not live to close.

@@ -17,21 +17,23 @@ import (
 // What is shown of the counters: to Prometheus, every second with
 // -D swift.cache=1, and at the end with -v.
 
-// serveMetrics serves the counters at address, if there is one.
-func serveMetrics(m *metrics.Metrics, address string) error {
+// serveMetrics serves the counters at address, if there is one. Preflight has
+// seen that it can be opened. If it cannot any more, the disk is served without:
+// under --run nbdkit would hang on an error here.
+func serveMetrics(m *metrics.Metrics, address string) {
 	if address == "" {
-		return nil
+		return
 	}
 	l, err := metrics.Listen(address)
 	if err != nil {
-		return fmt.Errorf("metrics=%s: %w", address, err)
+		nbdkit.Errorf("metrics=%s: %v", address, err)
+		return
 	}
 	goLogged(func() {
 		if err := m.Serve(l); err != nil {
 			nbdkit.Errorf("metrics=%s: %v", address, err)
 		}
 	})
-	return nil
 }
 
 // summary logs the counters.
