@@ -25,7 +25,7 @@ MANPAGES   = $(patsubst %.pod,build/%.1,$(notdir $(wildcard plugin/*.pod ctl/*.p
 
 .DELETE_ON_ERROR:
 # Go decides itself what is up to date, so these are built each time.
-.PHONY: all check check-race lint fmt fuzz quickstart man install uninstall dist clean help \
+.PHONY: all check check-race lint fmt fuzz bench quickstart man install uninstall dist clean help \
         needs $(PLUGIN) $(PROGRAMS)
 
 all: $(PLUGIN) $(PROGRAMS) man ## build the plugin, swiftnbd-ctl, swiftdev and the man pages in build/
@@ -69,6 +69,11 @@ fmt: ## gofmt the sources in place
 
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	scripts/check.sh fuzz
+
+bench: all ## measure the plugin against what the same Swift can do (BENCH='--only seq-read')
+	@scripts/deps.sh check bench
+	$(GO) build -o build/bench ./scripts/bench
+	build/bench $(BENCH)
 
 quickstart: ## try it: get what is missing, build, a disk in a Swift of its own, there and back
 	@scripts/quickstart.sh

@@ -11,6 +11,7 @@
 #   build       make
 #   quickstart  make quickstart (build, and nbdkit with its clients)
 #   lint        make lint
+#   bench       make bench
 #   swift       scripts/saio.sh up
 #   keystone    scripts/saio.sh up --keystone
 #   check       make check (all of the above, and qemu for the kernel client)
@@ -42,6 +43,10 @@ cmd:nbdinfo libnbd-bin
 cmd:mke2fs e2fsprogs
 cmd:e2fsck e2fsprogs
 cmd:cmp diffutils
+EOF
+      ;;
+    bench) needs quickstart; needs swift; cat <<'EOF'
+cmd:fio fio
 EOF
       ;;
     lint) needs build; cat <<'EOF'
@@ -168,12 +173,12 @@ install() {
   check "$@"
 }
 
-[ $# -ge 2 ] || { sed -n '3,17p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '3,18p' "$0" >&2; exit 2; }
 command=$1
 shift
 case $command in
   check) check "$@" ;;
   install) install "$@" ;;
   packages) packages_of "$(for p in "$@"; do needs "$p"; done)" ;;
-  *) sed -n '3,17p' "$0" >&2; exit 2 ;;
+  *) sed -n '3,18p' "$0" >&2; exit 2 ;;
 esac

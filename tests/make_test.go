@@ -82,7 +82,7 @@ func TestMakeHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := runMake(t, "-s", "help")
-	for _, target := range []string{"all", "check", "check-race", "lint", "fmt", "fuzz", "quickstart", "man",
+	for _, target := range []string{"all", "check", "check-race", "lint", "fmt", "fuzz", "bench", "quickstart", "man",
 		"install", "uninstall", "dist", "clean", "help"} {
 		if !regexp.MustCompile(`(?m)^` + target + ` +[a-z]`).MatchString(out) {
 			t.Errorf("make help does not tell of %s:\n%s", target, out)
