@@ -7,9 +7,10 @@ import (
 	"sync"
 )
 
-// Flush returns when every write that was completed before it is in Swift. It
-// tries all of them even when one fails, and returns the first error; what
-// failed stays dirty.
+// Flush returns when every write that was completed before it is in Swift, or
+// with the first error: what is not in Swift then stays dirty, is tried again
+// in the background, and is the next Flush's too. It does not go on after an
+// error, since in an outage each chunk would take the whole timeout.
 func (c *Cache) Flush(ctx context.Context) error {
 	c.stats.Flushes.Add(1)
 	return c.syncAll(ctx, c.dirty.all())
@@ -56,11 +57,12 @@ func (c *Cache) syncAll(ctx context.Context, list []*chunk) error {
 	if len(goals) == 1 {
 		return c.sync(ctx, goals[0].ch, goals[0].want)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var (
-		mu    sync.Mutex
-		first error
-		next  int
-		wg    sync.WaitGroup
+		mu   sync.Mutex // guards next
+		next int
+		wg   sync.WaitGroup
 	)
 	for range min(len(goals), 2*c.opts.Connections) {
 		wg.Add(1)
@@ -72,19 +74,19 @@ func (c *Cache) syncAll(ctx context.Context, list []*chunk) error {
 				k := next
 				next++
 				mu.Unlock()
-				if k >= len(goals) {
+				if k >= len(goals) || ctx.Err() != nil {
 					return
 				}
 				if err := c.sync(ctx, goals[k].ch, goals[k].want); err != nil {
-					mu.Lock()
-					if first == nil {
-						first = err
-					}
-					mu.Unlock()
+					cancel(err) // the first one counts; the others stop waiting
+					return
 				}
 			}
 		}()
 	}
 	wg.Wait()
-	return first
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }

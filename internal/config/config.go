@@ -71,7 +71,7 @@ type Login struct {
 	AppCredentialSecret Secret
 
 	// CACert is the absolute path of a PEM file with the authorities that are
-	// trusted for this cloud in place of the system's; empty is the system's.
+	// trusted for this cloud beside the system's; empty is the system's alone.
 	CACert string
 }
 

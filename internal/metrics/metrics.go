@@ -15,6 +15,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,8 +32,10 @@ type Metrics struct {
 	requests *prometheus.CounterVec   // kind, status
 	bytes    *prometheus.CounterVec   // direction: get, put
 	latency  *prometheus.HistogramVec // kind; seconds
-	client   *prometheus.CounterVec   // container, direction: read, write
 	retries  prometheus.Counter
+
+	mu      sync.Mutex // guards volumes
+	volumes map[string]*Volume
 }
 
 // New returns counters that are all zero.
@@ -49,14 +52,12 @@ func New() *Metrics {
 			Name: "swiftnbd_request_seconds", Help: "Time of requests to Swift, without retries and waiting for a slot.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18), // 0.5 ms .. 65 s
 		}, []string{"kind"}),
-		client: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "swiftnbd_client_bytes_total", Help: "Bytes read and written by clients.",
-		}, []string{"container", "direction"}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "swiftnbd_retries_total", Help: "Requests to Swift that were tried again.",
 		}),
+		volumes: make(map[string]*Volume),
 	}
-	m.registry.MustRegister(m.requests, m.bytes, m.latency, m.client, m.retries)
+	m.registry.MustRegister(m.requests, m.bytes, m.latency, m.retries)
 	return m
 }
 
@@ -97,80 +98,113 @@ func status(op store.Op, err error) string {
 // Retried counts a request that is tried again.
 func (m *Metrics) Retried() { m.retries.Inc() }
 
-// Volume counts one volume's clients and watches its cache.
+// Volume counts one volume's clients and watches its cache, for as long as the
+// process lives: the volume may close and open again meanwhile.
 type Volume struct {
 	Read, Written atomic.Int64 // bytes of clients' requests
 
 	m         *Metrics
 	container string
-	cache     *cache.Cache
-	descs     []*desc
+
+	mu    sync.Mutex // guards all below
+	cache *cache.Cache
+	base  [len(cacheCounters)]float64 // what caches before this one counted
 }
 
-type desc struct {
-	d     *prometheus.Desc
-	kind  prometheus.ValueType
-	value func() float64
+// cacheCounters are the cache's counters as they are shown.
+var cacheCounters = [...]struct {
+	name, help string
+	of         func(*cache.Stats) *atomic.Int64
+}{
+	{"cache_hits_total", "Pieces of reads that were answered from memory.", func(s *cache.Stats) *atomic.Int64 { return &s.Hits }},
+	{"cache_misses_total", "Pieces of reads that waited for Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Misses }},
+	{"cache_fetches_total", "Reads of Swift by the cache.", func(s *cache.Stats) *atomic.Int64 { return &s.Fetches }},
+	{"cache_fills_total", "Of them, to complete a chunk before its upload.", func(s *cache.Stats) *atomic.Int64 { return &s.Fills }},
+	{"cache_readahead_total", "Of them, ahead of a sequential reader.", func(s *cache.Stats) *atomic.Int64 { return &s.Ahead }},
+	{"cache_uploads_total", "Chunks written to Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Uploads }},
+	{"cache_deletes_total", "Chunks deleted in Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Deletes }},
+	{"cache_upload_failures_total", "Uploads that failed, to be tried again.", func(s *cache.Stats) *atomic.Int64 { return &s.Failures }},
+	{"cache_evictions_total", "Clean chunks that made room.", func(s *cache.Stats) *atomic.Int64 { return &s.Evicted }},
+	{"flushes_total", "Flushes by clients, and the last one's own.", func(s *cache.Stats) *atomic.Int64 { return &s.Flushes }},
 }
 
-// Watch begins to show a volume, until Close.
+// Watch begins to show a volume that was opened, until Close.
 func (m *Metrics) Watch(container string, c *cache.Cache) *Volume {
-	v := &Volume{m: m, container: container, cache: c}
-	s := c.Stats()
-	add := func(kind prometheus.ValueType, name, help string, value func() float64) {
-		v.descs = append(v.descs, &desc{prometheus.NewDesc("swiftnbd_"+name, help, nil,
-			prometheus.Labels{"container": container}), kind, value})
+	m.mu.Lock()
+	v := m.volumes[container]
+	if v == nil {
+		v = &Volume{m: m, container: container}
+		m.volumes[container] = v
+		m.registry.MustRegister(v)
 	}
-	counter := func(name, help string, n *atomic.Int64) {
-		add(prometheus.CounterValue, name, help, func() float64 { return float64(n.Load()) })
-	}
-	counter("cache_hits_total", "Pieces of reads that were answered from memory.", &s.Hits)
-	counter("cache_misses_total", "Pieces of reads that waited for Swift.", &s.Misses)
-	counter("cache_fetches_total", "Reads of Swift by the cache.", &s.Fetches)
-	counter("cache_fills_total", "Of them, to complete a chunk before its upload.", &s.Fills)
-	counter("cache_readahead_total", "Of them, ahead of a sequential reader.", &s.Ahead)
-	counter("cache_uploads_total", "Chunks written to Swift.", &s.Uploads)
-	counter("cache_deletes_total", "Chunks deleted in Swift.", &s.Deletes)
-	counter("cache_upload_failures_total", "Uploads that failed, to be tried again.", &s.Failures)
-	counter("cache_evictions_total", "Clean chunks that made room.", &s.Evicted)
-	counter("flushes_total", "Flushes by clients.", &s.Flushes)
-	add(prometheus.GaugeValue, "cache_bytes", "Memory in use, clean, dirty and in flight.",
-		func() float64 { return float64(c.Used()) })
-	add(prometheus.GaugeValue, "cache_dirty_bytes", "Bytes that Swift lacks.",
-		func() float64 { n, _ := c.Dirty(); return float64(n) })
-	// Two volumes cannot have one container, but one may close late.
-	m.registry.Unregister(v)
-	if err := m.registry.Register(v); err != nil {
-		return v // shown without; counting goes on
-	}
+	m.mu.Unlock()
+	v.mu.Lock()
+	v.cache = c
+	v.mu.Unlock()
 	return v
+}
+
+func (v *Volume) desc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("swiftnbd_"+name, help, nil, prometheus.Labels{"container": v.container})
+}
+
+func (v *Volume) usedDesc() *prometheus.Desc {
+	return v.desc("cache_bytes", "Memory in use, clean, dirty and in flight.")
+}
+
+// clientDesc is the one whose label is not only the container.
+func (v *Volume) clientDesc() *prometheus.Desc {
+	return prometheus.NewDesc("swiftnbd_client_bytes_total", "Bytes read and written by clients.",
+		[]string{"direction"}, prometheus.Labels{"container": v.container})
+}
+
+func (v *Volume) dirtyDesc() *prometheus.Desc {
+	return v.desc("cache_dirty_bytes", "Bytes that Swift lacks.")
 }
 
 // Describe implements prometheus.Collector.
 func (v *Volume) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range v.descs {
-		ch <- d.d
+	for _, k := range cacheCounters {
+		ch <- v.desc(k.name, k.help)
 	}
+	ch <- v.usedDesc()
+	ch <- v.dirtyDesc()
+	ch <- v.clientDesc()
 }
 
 // Collect implements prometheus.Collector.
 func (v *Volume) Collect(ch chan<- prometheus.Metric) {
-	for _, d := range v.descs {
-		ch <- prometheus.MustNewConstMetric(d.d, d.kind, d.value())
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var used, dirty int64
+	for i, k := range cacheCounters {
+		n := v.base[i]
+		if v.cache != nil {
+			n += float64(k.of(v.cache.Stats()).Load())
+		}
+		ch <- prometheus.MustNewConstMetric(v.desc(k.name, k.help), prometheus.CounterValue, n)
 	}
-	v.flush()
+	if v.cache != nil {
+		used = v.cache.Used()
+		dirty, _ = v.cache.Dirty()
+	}
+	ch <- prometheus.MustNewConstMetric(v.usedDesc(), prometheus.GaugeValue, float64(used))
+	ch <- prometheus.MustNewConstMetric(v.dirtyDesc(), prometheus.GaugeValue, float64(dirty))
+	ch <- prometheus.MustNewConstMetric(v.clientDesc(), prometheus.CounterValue, float64(v.Read.Load()), "read")
+	ch <- prometheus.MustNewConstMetric(v.clientDesc(), prometheus.CounterValue, float64(v.Written.Load()), "write")
 }
 
-// flush brings the clients' bytes into their counters.
-func (v *Volume) flush() {
-	v.m.client.WithLabelValues(v.container, "read").Add(float64(v.Read.Swap(0)))
-	v.m.client.WithLabelValues(v.container, "write").Add(float64(v.Written.Swap(0)))
-}
-
-// Close ends what Watch began. The clients' bytes stay counted.
+// Close is called when the volume is closed. What was counted stays.
 func (v *Volume) Close() {
-	v.m.registry.Unregister(v)
-	v.flush()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.cache == nil {
+		return
+	}
+	for i, k := range cacheCounters {
+		v.base[i] += float64(k.of(v.cache.Stats()).Load())
+	}
+	v.cache = nil
 }
 
 // Listen opens what the metrics are served on: "HOST:PORT" or "unix:PATH". A

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+
+package metrics
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"swiftnbd/internal/cache"
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/mem"
+)
+
+// holes is a volume of nothing.
+type holes struct{}
+
+func (holes) Hole(geometry.ChunkIndex) bool { return true }
+func (holes) Read(context.Context, geometry.ChunkIndex, int64, []byte) (bool, error) {
+	return true, nil
+}
+func (holes) Write(context.Context, geometry.ChunkIndex, []byte) error  { return nil }
+func (holes) Delete(context.Context, geometry.ChunkIndex) error         { return nil }
+func (holes) Probe(context.Context, geometry.ChunkIndex) (bool, error)  { return true, nil }
+func (holes) Listed(context.Context, geometry.ChunkIndex) (bool, error) { return false, nil }
+
+func newCache(t *testing.T) *cache.Cache {
+	geo, err := geometry.New(4096, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.New(holes{}, geo, cache.Options{Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func summary(t *testing.T, m *Metrics) string {
+	var b strings.Builder
+	if err := m.Summary(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func wantLine(t *testing.T, text, line string) {
+	t.Helper()
+	for l := range strings.Lines(text) {
+		if strings.TrimSpace(l) == line {
+			return
+		}
+	}
+	t.Errorf("no line %q in\n%s", line, text)
+}
+
+// TestRequests counts requests by kind and end, and what a MiB costs.
+func TestRequests(t *testing.T) {
+	m := New()
+	s := m.Store(mem.New())
+	ctx := context.Background()
+	if _, err := s.CreateContainer(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 1000)
+	if err := s.Put(ctx, "a", data, "ede3d3b685b4e137ba4cb2521329a75e"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := s.Get(ctx, "a", make([]byte, 400), store.GetOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Get(ctx, "b", make([]byte, 1), store.GetOptions{}); !errors.Is(err, store.ErrNotFound) {
+		t.Fatal(err)
+	}
+	v := m.Watch("box", newCache(t))
+	v.Read.Add(1 << 20)
+	v.Written.Add(2 << 20)
+	text := summary(t, m)
+	wantLine(t, text, "swiftnbd_requests_total{kind=get,status=ok} 3")
+	wantLine(t, text, "swiftnbd_requests_total{kind=get,status=404} 1")
+	wantLine(t, text, "swiftnbd_requests_total{kind=put,status=ok} 1")
+	wantLine(t, text, "swiftnbd_object_bytes_total{direction=get} 1200")
+	wantLine(t, text, "swiftnbd_object_bytes_total{direction=put} 1000")
+	wantLine(t, text, "swiftnbd_client_bytes_total{container=box,direction=write} 2097152")
+	wantLine(t, text, "swiftnbd: 2.00 requests to Swift for each MiB of clients' data")
+}
+
+// TestReopened goes on counting when a volume is closed and opened again.
+func TestReopened(t *testing.T) {
+	m := New()
+	for n := range 3 {
+		c := newCache(t)
+		v := m.Watch("box", c)
+		if err := c.Write(context.Background(), []byte("x"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Flush(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		want := "swiftnbd_cache_uploads_total{container=box} " + string(rune('1'+n))
+		wantLine(t, summary(t, m), want)
+		v.Close()
+		v.Close()
+		wantLine(t, summary(t, m), want)
+	}
+}
+
+// TestServe serves on a socket, also where an old one was left behind.
+func TestServe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	old, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen("unix:" + path); err == nil {
+		t.Error("took a socket that somebody listens on")
+	}
+	old.(*net.UnixListener).SetUnlinkOnClose(false)
+	old.Close()
+	l, err := Listen("unix:" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New()
+	m.Watch("box", newCache(t))
+	m.Retried()
+	done := make(chan error)
+	go func() { done <- m.Serve(l) }()
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+	resp, err := client.Get("http://x/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp.Status, err)
+	}
+	wantLine(t, string(body), "swiftnbd_retries_total 1")
+	wantLine(t, string(body), `swiftnbd_cache_dirty_bytes{container="box"} 0`)
+	l.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
