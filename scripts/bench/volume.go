@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
 
@@ -80,5 +81,14 @@ func (v *disk) setUp(blank bool) error {
 		header[metaHeader(volume.KeyBlank)] = "bench@1"
 	}
 	_, err := v.cloud.call("PUT", v.container, header)
+	return err
+}
+
+// remove deletes the disk's objects, to have their space back.
+func (v *disk) remove() error {
+	_, err := v.cloud.limit.each(v.objects, 0, func(_ int, i int64, _ []byte) error {
+		_, err := v.cloud.call("DELETE", fmt.Sprintf("%s/%s%08d", v.container, volume.Prefix, i), nil, http.StatusNotFound)
+		return err
+	})
 	return err
 }
