@@ -173,12 +173,12 @@ install() {
   check "$@"
 }
 
-[ $# -ge 2 ] || { sed -n '3,18p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '3,17p' "$0" >&2; exit 2; }
 command=$1
 shift
 case $command in
   check) check "$@" ;;
   install) install "$@" ;;
   packages) packages_of "$(for p in "$@"; do needs "$p"; done)" ;;
-  *) sed -n '3,18p' "$0" >&2; exit 2 ;;
+  *) sed -n '3,17p' "$0" >&2; exit 2 ;;
 esac
