@@ -25,6 +25,7 @@ type cloud struct {
 	token   string
 	log     string // real: the proxy's log, a line a request
 	root    string // dev: where the counts are asked for
+	pid     int    // dev: its process
 	limit   *limit
 }
 
@@ -91,7 +92,7 @@ func (s *suite) startDev() (*cloud, error) {
 		return nil, fmt.Errorf("the embedded Swift did not start: %w", err)
 	}
 	root := "http://" + strings.TrimSpace(address)
-	return &cloud{authURL: root + "/auth/v1.0", root: root}, nil
+	return &cloud{authURL: root + "/auth/v1.0", root: root, pid: cmd.Process.Pid}, nil
 }
 
 // startReal starts the real Swift with scripts/saio.sh.

@@ -39,6 +39,7 @@ type fioResult struct {
 	latency float64 // of one of them, mean, seconds
 	syncs   int64
 	syncLat float64 // of a flush, mean, seconds
+	cpu     time.Duration
 }
 
 func (r fioResult) mbps() float64 { return float64(r.bytes) / 1e6 / r.seconds }
@@ -112,5 +113,6 @@ func (s *suite) fio(j fioJob) (fioResult, error) {
 	return fioResult{
 		seconds: side.Runtime / 1e3, bytes: side.Bytes, ios: side.IOs, latency: side.Lat.Mean / 1e9,
 		syncs: job.Sync.IOs, syncLat: job.Sync.Lat.Mean / 1e9,
+		cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(),
 	}, nil
 }

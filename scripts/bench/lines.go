@@ -69,24 +69,10 @@ func (s *suite) seqRead(cloud string, size int64) line {
 		if err != nil {
 			return err
 		}
-		return s.pairs(r, "MB/s", func() (float64, error) { return v.cloud.limit.readAll(v) }, func() (float64, error) {
-			return s.readCold(v)
-		})
+		return s.sequential(r, v, v.cloud.limit.readAll, v.cloud.limit.readHop,
+			fioJob{rw: "read", bs: 1 << 20, depth: 16, size: v.size()})
 	}
 	return l
-}
-
-// readCold reads a disk from its beginning to its end with nothing cached.
-func (s *suite) readCold(v *disk, params ...string) (float64, error) {
-	n, err := s.serve(v, params...)
-	if err != nil {
-		return 0, err
-	}
-	f, err := s.fio(fioJob{uri: n.uri, rw: "read", bs: 1 << 20, depth: 16, size: v.size()})
-	if err != nil {
-		return 0, err
-	}
-	return f.mbps(), n.stop()
 }
 
 func (s *suite) seqWrite(cloud string, size int64) line {
@@ -99,35 +85,76 @@ func (s *suite) seqWrite(cloud string, size int64) line {
 		if err != nil {
 			return err
 		}
-		return s.pairs(r, "MB/s", func() (float64, error) { return v.cloud.limit.writeAll(v) }, func() (float64, error) {
-			return s.writeAll(v)
-		})
+		return s.sequential(r, v, v.cloud.limit.writeAll, v.cloud.limit.writeHop,
+			fioJob{rw: "write", bs: 1 << 20, depth: 16, size: v.size(), extra: []string{"--end_fsync=1"}})
 	}
 	return l
 }
 
+// sequential measures a job over a whole disk of which nothing is cached
+// against the limit, and notes what both cost and what a hop does to the limit.
+func (s *suite) sequential(r *result, v *disk, limit, through func(*disk) (float64, error), j fioJob) error {
+	var hops []float64
+	var theirs, ours spent
+	err := s.pairs(r, "MB/s", func() (float64, error) {
+		hop, err := through(v)
+		if err != nil {
+			return 0, err
+		}
+		c, self := v.cloud.cpu(), selfCPU()
+		rate, err := limit(v)
+		theirs.plus(spent{client: selfCPU() - self, swift: v.cloud.cpu() - c, bytes: v.size()})
+		hops = append(hops, hop/rate)
+		return rate, err
+	}, func() (float64, error) {
+		rate, cpu, err := s.whole(v, j)
+		ours.plus(cpu)
+		return rate, err
+	})
+	if err == nil {
+		r.note("limit with an NBD-like hop: %.2f; CPU s/GB: %s; limit: %s", median(hops), ours.perGB(), theirs.perGB())
+	}
+	return err
+}
+
+// readCold reads a disk from its beginning to its end with nothing cached.
+func (s *suite) readCold(v *disk, params ...string) (float64, error) {
+	rate, _, err := s.whole(v, fioJob{rw: "read", bs: 1 << 20, depth: 16, size: v.size()}, params...)
+	return rate, err
+}
+
 // writeAll writes a disk from its beginning to its end and flushes.
 func (s *suite) writeAll(v *disk, params ...string) (float64, error) {
+	rate, _, err := s.whole(v, fioJob{rw: "write", bs: 1 << 20, depth: 16, size: v.size(), extra: []string{"--end_fsync=1"}}, params...)
+	return rate, err
+}
+
+// whole does a job on a disk of which nothing is cached. When it has written,
+// all has to be in Swift.
+func (s *suite) whole(v *disk, j fioJob, params ...string) (float64, spent, error) {
 	n, err := s.serve(v, params...)
 	if err != nil {
-		return 0, err
+		return 0, spent{}, err
 	}
 	before, err := v.cloud.counts(v.container)
 	if err != nil {
-		return 0, err
+		return 0, spent{}, err
 	}
-	f, err := s.fio(fioJob{uri: n.uri, rw: "write", bs: 1 << 20, depth: 16, size: v.size(), extra: []string{"--end_fsync=1"}})
+	j.uri = n.uri
+	c, own := v.cloud.cpu(), processCPU(n.cmd.Process.Pid)
+	f, err := s.fio(j)
 	if err != nil {
-		return 0, err
+		return 0, spent{}, err
 	}
+	cost := spent{server: processCPU(n.cmd.Process.Pid) - own, client: f.cpu, swift: v.cloud.cpu() - c, bytes: f.bytes}
 	after, err := v.cloud.counts(v.container)
 	if err != nil {
-		return 0, err
+		return 0, spent{}, err
 	}
-	if puts := after.minus(before)["PUT"]; puts < v.objects {
-		return 0, fmt.Errorf("the flush lied: %d PUTs for %d objects", puts, v.objects)
+	if puts := after.minus(before)["PUT"]; j.rw == "write" && puts < v.objects {
+		return 0, spent{}, fmt.Errorf("the flush lied: %d PUTs for %d objects", puts, v.objects)
 	}
-	return f.mbps(), n.stop()
+	return f.mbps(), cost, n.stop()
 }
 
 // warmSize is the disk of the warm lines: it fits the default cache.

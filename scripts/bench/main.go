@@ -57,6 +57,9 @@ func run(args []string) int {
 	if len(args) > 0 && args[0] == serveCommand {
 		return serveDev(args[1:])
 	}
+	if len(args) > 0 && args[0] == hopCommand {
+		return serveHop(args[1:])
+	}
 	var (
 		o                             options
 		only, param, table, swp, prof string
