@@ -107,7 +107,7 @@ func parseIndex(b []byte, session string, geo geometry.Geometry) (index, error) 
 		return x, fmt.Errorf("%w: it is of another volume or version", errShard)
 	}
 	for n, ref := range x.Shards {
-		if n < 0 || n*shardChunks >= geo.Objects() || ref.Size < 1 || ref.Size > 2*(16+2)*shardChunks ||
+		if n < 0 || n > (geo.Objects()-1)/shardChunks || ref.Size < 1 || ref.Size > 2*(16+2)*shardChunks ||
 			ref.ETag == "" || len(ref.Name) <= len(mapPrefix) || ref.Name[:len(mapPrefix)] != mapPrefix {
 			return x, fmt.Errorf("%w: shard %d", errShard, n)
 		}

@@ -43,11 +43,13 @@ type page struct {
 	sum   [pageChunks][16]byte
 }
 
-// In a page a chunk has one more state: nothing was ever said of it. Unknown
-// is then what a write under way, or one that failed, has left.
+// In a page a chunk has two more states: nothing was ever said of it, or an
+// earlier session's map said Unknown. A read may then learn more. Unknown is
+// what a write under way, or one that failed, has left: no read may hide it.
 const (
-	unset   Knowledge = 0
-	unknown Knowledge = 3
+	unset    Knowledge = 0
+	unknown  Knowledge = 3
+	recalled Knowledge = 4
 )
 
 func newTable() *table {
@@ -68,7 +70,7 @@ func (t *table) get(i geometry.ChunkIndex) (k Knowledge, etag store.ETag, ok boo
 		return Unknown, "", false
 	case Known:
 		return Known, store.ETag(hex.EncodeToString(p.sum[i%pageChunks][:])), true
-	case unknown:
+	case unknown, recalled:
 		return Unknown, "", true
 	default:
 		return k, "", true
@@ -83,11 +85,12 @@ func (t *table) set(i geometry.ChunkIndex, k Knowledge, etag store.ETag) {
 	t.setLocked(i, k, etag)
 }
 
-// learn is set for a chunk of which nothing was ever said.
+// learn is set for a chunk of which this session has said nothing, and an
+// earlier one nothing of use.
 func (t *table) learn(i geometry.ChunkIndex, k Knowledge, etag store.ETag) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p := t.pages[i/pageChunks]; p == nil || p.state[i%pageChunks] == unset {
+	if p := t.pages[i/pageChunks]; p == nil || p.state[i%pageChunks] == unset || p.state[i%pageChunks] == recalled {
 		t.setLocked(i, k, etag)
 	}
 }
@@ -124,7 +127,11 @@ func (t *table) load(first geometry.ChunkIndex, s *shard) {
 	for j := range s.state {
 		i := first + geometry.ChunkIndex(j)
 		if p := t.pages[i/pageChunks]; p == nil || p.state[i%pageChunks] == unset {
-			t.put(i, s.state[j], s.sum[j])
+			k := s.state[j]
+			if k == Unknown {
+				k = recalled
+			}
+			t.put(i, k, s.sum[j])
 		}
 	}
 }
@@ -140,7 +147,7 @@ func (t *table) shard(first geometry.ChunkIndex, n int, initial Knowledge) *shar
 		s.state[j] = initial
 		if p := t.pages[i/pageChunks]; p != nil && p.state[i%pageChunks] != unset {
 			s.state[j], s.sum[j] = p.state[i%pageChunks], p.sum[i%pageChunks]
-			if s.state[j] == unknown {
+			if s.state[j] == unknown || s.state[j] == recalled {
 				s.state[j] = Unknown
 			}
 		}
