@@ -308,7 +308,6 @@ func TestMapNotBelieved(t *testing.T) {
 			session011(w.t, w.mem, "a@1", write)
 			session011(w.t, w.mem, "b@2", write)
 		},
-		"0.11 killed, and its unlock":   func(w *world, write func()) { session011(w.t, w.mem, "127.0.0.1:5@1700009999", write) },
 		"0.11's forced setup":           func(w *world, write func()) { setup011(w.t, w.mem, "100", "16"); write() },
 		"0.11's forced setup and a map": func(w *world, write func()) { setup011(w.t, w.mem, "100", "16"); session011(w.t, w.mem, "a@1", write) },
 		"our forced setup": func(w *world, write func()) {
