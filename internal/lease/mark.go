@@ -104,12 +104,19 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 	h := &Held{store: s, mark: FormatMark(holder, time.Now()), found: meta}
 	items := map[string]string{volume.KeyClient: h.mark, volume.KeyBlank: "", volume.KeyMap: ""}
 	if err := s.SetMetadata(ctx, items); err != nil {
+		if store.Ambiguous(err) {
+			h.takeBack(ctx)
+		}
 		return nil, meta, fmt.Errorf("set the lock mark: %w", err)
 	}
 	now, err := volume.Read(ctx, s)
 	if err == nil && now.Client == h.mark {
-		// These were true of the volume that we found, and we now hold it.
-		now.Blank, now.Map = meta.Blank, meta.Map
+		// These were true of the volume that we found, and we now hold it;
+		// unless somebody came and went before our mark was set.
+		if now.Last == meta.Last {
+			now.Blank, now.Map = meta.Blank, meta.Map
+		}
+		h.found = now
 		return h, now, nil
 	}
 	if err == nil {
@@ -119,11 +126,14 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 		}
 		return nil, now, err
 	}
-	// Whether the mark is ours is not known: try to take it back.
-	if rerr := h.Release(context.WithoutCancel(ctx)); rerr != nil {
-		err = errors.Join(err, rerr)
-	}
+	h.takeBack(ctx)
 	return nil, now, fmt.Errorf("read the lock mark back: %w", err)
+}
+
+// takeBack removes a mark of which it is not known whether it was set, as well
+// as it can: if it cannot, the volume stays locked, and names us.
+func (h *Held) takeBack(ctx context.Context) {
+	_ = h.ReleaseUnchanged(context.WithoutCancel(ctx))
 }
 
 // Mark returns the mark's text.
