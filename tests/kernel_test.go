@@ -15,17 +15,14 @@ import (
 // kernelVolume makes a volume in the real Swift for the machine's ext4.
 func kernelVolume(t testing.TB) (name string, account *harness.Account, params []string) {
 	t.Helper()
-	c := harness.Real(t)
-	name = harness.Name(t)
-	account = c.Account(t)
-	account.Setup(t, name, 1024, 65536)
-	return name, account, []string{name, "secrets=" + harness.Secrets(t, c.Section(name))}
+	return volumeOf(t, harness.Real(t), 512)
 }
 
 // TestKernelClient has Debian's kernel attach the disk with its own NBD
 // client, make a file system, mount it, write, unmount and detach. Then nbdkit
 // is started anew, and the kernel reads what it wrote.
 func TestKernelClient(t *testing.T) {
+	t.Parallel()
 	k := vm.Debian(t)
 	name, account, params := kernelVolume(t)
 	options := harness.Options{Mode: harness.Background, TCP: true, Params: params}
@@ -79,6 +76,7 @@ umount /mnt
 // TestKernelCaptive boots a machine from `nbdkit --run 'qemu …'` with the disk
 // as a virtio drive, twice: the second reads what the first wrote.
 func TestKernelCaptive(t *testing.T) {
+	t.Parallel()
 	k := vm.Debian(t)
 	name, account, params := kernelVolume(t)
 	boot := func(task string) string {

@@ -49,6 +49,7 @@ func keystone(t testing.TB) *harness.Keystone {
 // TestKeystoneServe serves a volume after each kind of login, in the
 // background, where the token is handed from the preflight to the server.
 func TestKeystoneServe(t *testing.T) {
+	t.Parallel()
 	k := keystone(t)
 	account := k.Account(t)
 	for _, l := range logins(k) {
@@ -75,6 +76,7 @@ func TestKeystoneServe(t *testing.T) {
 // TestKeystoneControl has swiftnbd-ctl set up, show, download and delete a
 // volume after each kind of login.
 func TestKeystoneControl(t *testing.T) {
+	t.Parallel()
 	k := keystone(t)
 	account := k.Account(t)
 	for _, l := range logins(k) {
@@ -118,6 +120,7 @@ func TestKeystoneControl(t *testing.T) {
 
 // TestKeystoneRefused gives each kind of login a wrong secret.
 func TestKeystoneRefused(t *testing.T) {
+	t.Parallel()
 	k := *keystone(t)
 	account := k.Account(t)
 	name := harness.Name(t)

@@ -26,9 +26,15 @@ const (
 // account it is in, and the plugin's parameters that serve it.
 func volume(t testing.TB, c *harness.Cloud) (name string, account *harness.Account, params []string) {
 	t.Helper()
+	return volumeOf(t, c, objects)
+}
+
+// volumeOf is volume with n objects.
+func volumeOf(t testing.TB, c *harness.Cloud, n int64) (name string, account *harness.Account, params []string) {
+	t.Helper()
 	name = harness.Name(t)
 	account = c.Account(t)
-	account.Setup(t, name, objects, objectSize)
+	account.Setup(t, name, n, objectSize)
 	return name, account, []string{name, "secrets=" + harness.Secrets(t, c.Section(name))}
 }
 

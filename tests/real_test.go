@@ -12,6 +12,8 @@ import (
 // TestRealModes does on the real Swift what the tests of the modes do on the
 // embedded one: load from two clients, a round trip, SIGTERM.
 func TestRealModes(t *testing.T) {
+	t.Parallel()
+	const objects = 128
 	for _, o := range []harness.Options{
 		{Mode: harness.Foreground},
 		{Mode: harness.Background, TCP: true},
@@ -19,11 +21,11 @@ func TestRealModes(t *testing.T) {
 		{Mode: harness.Activated},
 	} {
 		t.Run(o.Mode.String(), func(t *testing.T) {
-			name, account, params := volume(t, harness.Real(t))
+			name, account, params := volumeOf(t, harness.Real(t), objects)
 			o.Params = params
 			n := harness.Serve(t, o)
 			harness.Load(t, n.URI, 2, 2)
-			data := harness.Random(61, diskSize)
+			data := harness.Random(61, objects*objectSize)
 			harness.RoundTrip(t, n.URI, data)
 			n.Stop(t)
 			unlocked(t, account, name)
@@ -37,6 +39,7 @@ func TestRealModes(t *testing.T) {
 // TestRealErrors shows that the real Swift's refusals are told as the embedded
 // one's are.
 func TestRealErrors(t *testing.T) {
+	t.Parallel()
 	for _, bad := range badInputs {
 		switch bad.name {
 		case "wrong-password", "wrong-user", "wrong-path", "container-missing", "not-set-up", "locked", "object-size-word":

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"swiftnbd/tests/harness"
@@ -25,11 +26,15 @@ type Kernel struct {
 	modules map[string]string // name, with dashes as underscores, to the path of the .ko
 }
 
+var fetch sync.Mutex // held while scripts/kernel.sh runs
+
 // Debian returns Debian's kernel, which scripts/kernel.sh fetches once.
 func Debian(t testing.TB) *Kernel {
 	t.Helper()
 	root := harness.Root(t)
 	dir := filepath.Join(root, "build", "kernel")
+	fetch.Lock()
+	defer fetch.Unlock()
 	if out, err := exec.Command(filepath.Join(root, "scripts", "kernel.sh"), dir).CombinedOutput(); err != nil {
 		t.Fatalf("scripts/kernel.sh: %v\n%s", err, out)
 	}
