@@ -302,30 +302,40 @@ func (d *Device) Close() error {
 	}
 	var err error
 	if d.held != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), max(d.opts.Timeout, time.Second))
-		defer cancel()
-		err = d.release(ctx)
+		err = d.release()
 	}
 	d.end()
 	return err
 }
 
 // release gives the lock back, with a map of the chunks where there is
-// something new to say in one.
-func (d *Device) release(ctx context.Context) error {
-	if !d.vol.Changed() && d.vol.Mapped() {
-		return d.held.ReleaseUnchanged(ctx)
+// something new to say in one. Each step has its own time: a map that takes too
+// long must not cost the lock's release.
+func (d *Device) release() error {
+	within := func(do func(ctx context.Context) error) error {
+		ctx, cancel := context.WithTimeout(context.Background(), max(d.opts.Timeout, time.Second))
+		defer cancel()
+		return do(ctx)
 	}
-	obsolete, err := d.vol.SaveMap(ctx, d.held.Mark())
+	if !d.vol.Changed() && d.vol.Mapped() {
+		return within(d.held.ReleaseUnchanged)
+	}
+	var obsolete []string
+	err := within(func(ctx context.Context) (err error) {
+		obsolete, err = d.vol.SaveMap(ctx, d.held.Mark())
+		return err
+	})
 	if err != nil {
 		d.opts.Log("the next start will be slower: %v", err)
-		return d.held.Release(ctx)
+		return within(d.held.Release)
 	}
-	if err := d.held.ReleaseMapped(ctx); err != nil {
+	if err := within(d.held.ReleaseMapped); err != nil {
 		return err
 	}
-	d.vol.Forget(ctx, obsolete)
-	return nil
+	return within(func(ctx context.Context) error {
+		d.vol.Forget(ctx, obsolete)
+		return nil
+	})
 }
 
 // Abandon ends the device as it is: what is dirty is lost, and the lock stays,
