@@ -101,3 +101,21 @@ func (c *cloud) cpu() time.Duration {
 	}
 	return sum
 }
+
+// perIO is CPU time a request.
+type perIO struct {
+	cpu time.Duration
+	ios int64
+}
+
+func (p *perIO) add(cpu time.Duration, ios int64) {
+	p.cpu += cpu
+	p.ios += ios
+}
+
+func (p perIO) String() string {
+	if p.ios == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f us", float64(p.cpu.Microseconds())/float64(p.ios))
+}

@@ -186,16 +186,20 @@ func (s *suite) againstMemory(r *result, unit string, j fioJob, figure func(fioR
 		return err
 	}
 	j.size = warmSize
-	side := func(n *server) func() (float64, error) {
+	var costs [2]perIO
+	side := func(n *server, cost *perIO) func() (float64, error) {
 		return func() (float64, error) {
 			j.uri = n.uri
+			before := processCPU(n.cmd.Process.Pid)
 			f, err := s.fio(j)
+			cost.add(processCPU(n.cmd.Process.Pid)-before, f.ios)
 			return figure(f), err
 		}
 	}
-	if err := s.pairs(r, unit, side(peer), side(ours)); err != nil {
+	if err := s.pairs(r, unit, side(peer, &costs[0]), side(ours, &costs[1])); err != nil {
 		return err
 	}
+	r.note("nbdkit's CPU a request: %v, memory plugin %v", costs[1], costs[0])
 	after, err := v.cloud.counts(v.container)
 	if err != nil {
 		return err

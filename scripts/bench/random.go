@@ -88,9 +88,13 @@ func (s *suite) freeWrite(depth int) line {
 		}
 		defer peer.kill()
 		j := fioJob{rw: "randwrite", bs: 4096, depth: depth, size: area, runtime: 2 * time.Second}
-		return s.pairs(r, "IOPS", func() (float64, error) {
+		var costs [2]perIO
+		var puts int64
+		err = s.pairs(r, "IOPS", func() (float64, error) {
 			j.uri = peer.uri
+			cpu := processCPU(peer.cmd.Process.Pid)
 			f, err := s.fio(j)
+			costs[0].add(processCPU(peer.cmd.Process.Pid)-cpu, f.ios)
 			return f.iops(), err
 		}, func() (float64, error) {
 			j.uri = ours.uri
@@ -98,19 +102,21 @@ func (s *suite) freeWrite(depth int) line {
 			if err != nil {
 				return 0, err
 			}
+			cpu := processCPU(ours.cmd.Process.Pid)
 			f, err := s.fio(j)
 			if err != nil {
 				return 0, err
 			}
+			costs[1].add(processCPU(ours.cmd.Process.Pid)-cpu, f.ios)
 			after, err := v.cloud.counts(v.container)
 			if err != nil {
 				return 0, err
 			}
-			if d := after.minus(before); d.total() > 0 {
-				r.note("%v while it was measured", d)
-			}
+			puts += after.minus(before)["PUT"]
 			return f.iops(), ours.held.flush()
 		})
+		r.note("nbdkit's CPU a request: %v, memory plugin %v; %d PUTs while it was measured", costs[1], costs[0], puts)
+		return err
 	}
 	return l
 }
