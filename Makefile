@@ -25,7 +25,7 @@ MANPAGES   = $(patsubst %.pod,build/%.1,$(notdir $(wildcard plugin/*.pod ctl/*.p
 
 .DELETE_ON_ERROR:
 # Go decides itself what is up to date, so these are built each time.
-.PHONY: all check check-race lint fmt fuzz bench quickstart man install uninstall dist clean help \
+.PHONY: all check bench bench-quick check-race lint fmt fuzz bench quickstart man install uninstall dist clean help \
         needs $(PLUGIN) $(PROGRAMS)
 
 all: $(PLUGIN) $(PROGRAMS) man ## build the plugin, swiftnbd-ctl, swiftdev and the man pages in build/
@@ -74,6 +74,12 @@ bench: all ## measure the plugin against what the same Swift can do (BENCH='--on
 	@scripts/deps.sh check bench
 	$(GO) build -o build/bench ./scripts/bench
 	build/bench $(BENCH)
+
+bench: all ## speed against what the same Swift can do, one table and build/bench.json (BENCH_FULL=1, BENCHFLAGS)
+	$(GO) run ./scripts/bench $(BENCHFLAGS)
+
+bench-quick: all ## bench with less data and one measurement a line
+	$(GO) run ./scripts/bench --pairs 1 --scale 0.5 $(BENCHFLAGS)
 
 quickstart: ## try it: get what is missing, build, a disk in a Swift of its own, there and back
 	@scripts/quickstart.sh
