@@ -26,14 +26,14 @@ func (t *tool) setupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "setup CONTAINER {OBJECTS | --size SIZE}",
 		Short: "Set up a container to hold a disk",
-		Long: `Set up a container to hold a disk of OBJECTS objects of --object-size bytes, or
-of --size bytes. The container is created where it does not exist. Only the
+		Long: `Set up a container to hold a disk of --size bytes in objects of 1 MiB, or, as
+swiftnbd 0.11 did, of OBJECTS objects of 64 KiB; --object-size changes either. The container is created where it does not exist. Only the
 container's metadata is written: no object is ever touched.
 
 A container that has been set up, or that holds objects, is refused unless
 --force is given; one that is locked is refused in any case.`,
 		Example: `  swiftnbd-ctl setup mynbd0 16384
-  swiftnbd-ctl setup mynbd0 --size 10G --object-size 1M`,
+  swiftnbd-ctl setup mynbd0 --size 10G`,
 		Args: cobra.ArbitraryArgs,
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			g, asked, err := parseGeometry(args, size, objectSize)
@@ -48,7 +48,7 @@ A container that has been set up, or that holds objects, is refused unless
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	f := cmd.Flags()
-	f.StringVar(&objectSize, "object-size", strconv.Itoa(volume.DefaultObjectSize), "size of an object, such as 65536, 64K or 1M `bytes`")
+	f.StringVar(&objectSize, "object-size", "", "size of an object, such as 65536, 64K or 1M `bytes`; 1M with --size, 64K with OBJECTS, unless given")
 	f.StringVar(&size, "size", "", "size of the disk, such as 10G `bytes`, in place of OBJECTS")
 	f.BoolVarP(&force, "force", "f", false, "write the metadata of a container that has been set up, or holds objects")
 	return cmd
@@ -67,9 +67,14 @@ func parseGeometry(args []string, size, objectSize string) (g geometry.Geometry,
 	case len(args) > 2:
 		return g, 0, usagef("%q is one argument too many (expected CONTAINER OBJECTS)", args[2])
 	}
-	each, err := config.ParseSize(objectSize)
-	if err != nil {
-		return g, 0, usagef("--object-size: %w", err)
+	each := int64(volume.SwiftnbdObjectSize)
+	if size != "" {
+		each = volume.DefaultObjectSize
+	}
+	if objectSize != "" {
+		if each, err = config.ParseSize(objectSize); err != nil {
+			return g, 0, usagef("--object-size: %w", err)
+		}
 	}
 	var objects int64
 	if size != "" {

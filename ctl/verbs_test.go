@@ -47,8 +47,9 @@ func TestSetup011(t *testing.T) {
 func TestSetupSizes(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk")
 	for _, c := range []struct{ args, simple, says string }{
-		{"--size 10G", "objects=163840 size=65536", "10 GiB"},
-		{"--size 10G --object-size 1M", "objects=10240 size=1048576", "10240 objects of 1 MiB, 10 GiB"},
+		{"--size 10G", "objects=10240 size=1048576", "10 GiB"},
+		{"16384", "objects=16384 size=65536", "16384 objects of 64 KiB, 1 GiB"},
+		{"--size 10G --object-size 4M", "objects=2560 size=4194304", "2560 objects of 4 MiB, 10 GiB"},
 		{"--size 10M --object-size 3MiB", "objects=4 size=3145728", "rounded up to 12582912 bytes"},
 		{"--size 1 --object-size 4k", "objects=1 size=4096", "rounded up to 4096 bytes"},
 		{"7 --object-size 1000", "objects=7 size=1000", "7 objects of 1000 B, 6.8 KiB"},
