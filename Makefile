@@ -70,16 +70,15 @@ fmt: ## gofmt the sources in place
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	scripts/check.sh fuzz
 
-bench: all ## measure the plugin against what the same Swift can do (BENCH='--only seq-read')
+bench: all ## speed against what the same Swift can do, one table and build/bench.json (BENCH_FULL=1, BENCHFLAGS)
 	@scripts/deps.sh check bench
 	$(GO) build -o build/bench ./scripts/bench
-	build/bench $(BENCH)
-
-bench: all ## speed against what the same Swift can do, one table and build/bench.json (BENCH_FULL=1, BENCHFLAGS)
-	$(GO) run ./scripts/bench $(BENCHFLAGS)
+	build/bench $(BENCHFLAGS)
 
 bench-quick: all ## bench with less data and one measurement a line
-	$(GO) run ./scripts/bench --pairs 1 --scale 0.5 $(BENCHFLAGS)
+	@scripts/deps.sh check bench
+	$(GO) build -o build/bench ./scripts/bench
+	build/bench --pairs 1 --scale 0.5 $(BENCHFLAGS)
 
 quickstart: ## try it: get what is missing, build, a disk in a Swift of its own, there and back
 	@scripts/quickstart.sh
