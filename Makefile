@@ -25,7 +25,7 @@ MANPAGES   = $(patsubst %.pod,build/%.1,$(notdir $(wildcard plugin/*.pod ctl/*.p
 
 .DELETE_ON_ERROR:
 # Go decides itself what is up to date, so these are built each time.
-.PHONY: all check bench bench-quick check-race lint fmt fuzz bench quickstart man install uninstall dist clean help \
+.PHONY: all check check-race lint fmt fuzz bench bench-quick quickstart man install uninstall dist clean help \
         needs $(PLUGIN) $(PROGRAMS)
 
 all: $(PLUGIN) $(PROGRAMS) man ## build the plugin, swiftnbd-ctl, swiftdev and the man pages in build/
