@@ -11,6 +11,7 @@
 #   race         unit tests, under the race detector; those of the stores on the
 #                embedded and on the real Swift
 #   binding      the nbdkit binding, a module of its own, on nbdkit
+#   quickstart   make quickstart
 #   blackbox     tests/: all nbdkit modes, bad input, Keystone, a kernel client
 # Not part of the whole:
 #   unit         what race runs, without the race detector
@@ -21,15 +22,19 @@ export GOFLAGS='-mod=readonly -buildvcs=false' # as in the Makefile
 
 # The packages that have unit tests of their own, and the black-box ones.
 unit_packages() { go list ./... | grep -v '/tests\(/\|$\)'; }
+# What is the project's own: git's list, or in an unpacked tarball all files.
+sources() {
+  git ls-files 2>/dev/null || find . -name .git -prune -o -path ./build -prune -o -path ./dist -prune -o -type f -print
+}
 shell_scripts() {
-  git ls-files | while read -r f; do
+  sources | while read -r f; do
     if [ -f "$f" ] && head -n 1 "$f" | grep -q '^#!.*sh'; then echo "$f"; fi
   done
 }
 
 step_lint() {
   local unformatted rc=0 f
-  unformatted=$(git ls-files '*.go' | xargs -r -d '\n' gofmt -l)
+  unformatted=$(sources | grep '\.go$' | xargs -r -d '\n' gofmt -l)
   if [ -n "$unformatted" ]; then
     printf 'not as gofmt writes it:\n%s\n' "$unformatted" >&2
     rc=1
@@ -54,6 +59,7 @@ step_race() {
   # shellcheck disable=SC2046 # one word a package
   go test -race -timeout 15m $(unit_packages) && (cd plugin/nbdkit && go test -race -timeout 10m .)
 }
+step_quickstart() { make -s quickstart; }
 step_blackbox() {
   real_swift || return 1
   scripts/kernel.sh build/kernel || return 1
@@ -88,7 +94,7 @@ finish() {
 steps=("$@")
 purpose=check
 case "${1-}" in
-  '') steps=(lint build race binding blackbox) ;;
+  '') steps=(lint build race binding quickstart blackbox) ;;
   lint) purpose=lint ;;
   fuzz) purpose=build ;;
 esac

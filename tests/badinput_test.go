@@ -120,7 +120,7 @@ var badInputs = []badInput{
 		func(c *harness.Cloud, volume string) string { return c.Section(volume, "read-only = perhaps") })},
 	{name: "endpoint-type-bad", words: []string{"SECRETS", "VOLUME", "endpoint-type"}, input: section(
 		func(c *harness.Cloud, volume string) string { return c.Section(volume, "endpoint-type = secret") })},
-	{name: "key-cacert-missing", words: []string{"SECRETS", "cacert", "/nonexistent/ca.pem"}, input: section(
+	{name: "key-cacert-missing", words: []string{"VOLUME", "certificate", "/nonexistent/ca.pem"}, input: section(
 		func(c *harness.Cloud, volume string) string { return c.Section(volume, "cacert = /nonexistent/ca.pem") })},
 	{name: "appcred-without-secret", words: []string{"SECRETS", "VOLUME", "application-credential-secret"}, input: section(
 		func(_ *harness.Cloud, volume string) string {
