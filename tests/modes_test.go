@@ -143,6 +143,35 @@ func unlocked(t testing.TB, account *harness.Account, container string) {
 	})
 }
 
+// TestModeSignalIdle stops nbdkit while a client is connected that has written,
+// has not flushed, and sends nothing more, as a mounted file system may. nbdkit
+// itself then waits for the client, whatever the plugin; what was written must
+// not wait with it.
+func TestModeSignalIdle(t *testing.T) {
+	t.Parallel()
+	name, account, params := volume(t, harness.Dev(t))
+	n := harness.Serve(t, harness.Options{Mode: harness.Background, Params: params})
+	written := filepath.Join(harness.TempDir(t), "written")
+	client := harness.StartNbdsh(t, n.URI, fmt.Sprintf(`
+import time
+h.pwrite(b"idle" * 1024, 65536 - 2048)
+open(%q, "w").close()
+time.sleep(600)
+`, written))
+	client.Until(t, written)
+	n.Server.Signal(t, syscall.SIGTERM)
+	want := bytes.Repeat([]byte("idle"), 1024)
+	harness.Eventually(t, "what was written is in Swift", func() bool {
+		return bytes.Equal(account.Read011(t, name)[65536-2048:][:4096], want)
+	})
+	client.Signal(t, syscall.SIGTERM)
+	client.Wait(t)
+	if status := n.Server.Wait(t); status != 0 {
+		t.Errorf("nbdkit ended with status %d after SIGTERM; want 0", status)
+	}
+	unlocked(t, account, name)
+}
+
 // TestModeErrorBeforeFork gives each mode a container that is not there. The
 // command line sees the error at once, and nothing is left behind.
 func TestModeErrorBeforeFork(t *testing.T) {
