@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+
+package crash
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"swiftnbd/tests/harness"
+)
+
+// slack is what nbdkit may take beside its cache: itself, Go's runtime, its
+// buffers for the requests of 16 clients, and what is known of each chunk.
+const slack = 64 << 20
+
+// peak returns the most that a process ever had in memory, bytes.
+func peak(t *testing.T, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if kib, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(kib), " kB"), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n << 10
+		}
+	}
+	t.Fatal("no VmHWM")
+	return 0
+}
+
+// nbdkitBuffers is what nbdkit itself keeps for requests of n bytes: it has 16
+// threads for each of 16 clients, and each a buffer as large as the largest
+// request that it has seen. What does for small requests is in slack.
+func nbdkitBuffers(n int64) int64 {
+	if n <= 16<<10 {
+		return 0
+	}
+	return 16 * 16 * n
+}
+
+// TestBudget has 16 clients do what clients do, with verification, and nbdkit
+// must never have had more in memory than its cache and some.
+func TestBudget(t *testing.T) {
+	const clients = 16
+	for _, tc := range []struct{ objectSize, cache int64 }{
+		{64 << 10, 16 << 20},
+		{1 << 20, 64 << 20},
+		{8 << 20, 128 << 20},
+	} {
+		t.Run(strconv.FormatInt(tc.objectSize>>10, 10)+"K", func(t *testing.T) {
+			d := newDisk(t, (512<<20)/tc.objectSize, tc.objectSize, fmt.Sprintf("cache=%d", tc.cache))
+			uri := d.start()
+			allow := func(what string, largest int64) {
+				t.Helper()
+				m, most := peak(t, d.n.Server.Pid), tc.cache+slack+nbdkitBuffers(largest)
+				t.Logf("%s: %d MiB of %d", what, m>>20, most>>20)
+				if m > most {
+					t.Errorf("%s: nbdkit has had %d MiB in memory, with a cache of %d MiB", what, m>>20, tc.cache>>20)
+				}
+			}
+			fio := func(largest int64, args ...string) {
+				t.Helper()
+				harness.Must(t, "fio", append([]string{"--name=x", "--ioengine=nbd", "--uri=" + uri, "--group_reporting"}, args...)...)
+				allow(strings.Join(args, " "), largest)
+			}
+			jobs := fmt.Sprintf("--numjobs=%d", clients)
+			// Small random writes all over, verified: each client has a part.
+			fio(4<<10, "--rw=randrw", "--bs=4k", "--iodepth=16", jobs, "--size=32m", "--offset_increment=32m", "--io_size=2m", "--fsync=64",
+				"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0")
+			fio(16<<10, "--rw=randwrite", "--bsrange=512-16k", "--bs_unaligned=1", "--iodepth=16", jobs, "--size=32m", "--offset_increment=32m",
+				"--io_size=4m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0")
+			fio(16<<10, "--rw=randread", "--bs=16k", "--iodepth=16", jobs, "--size=32m", "--offset_increment=32m", "--io_size=8m")
+			// Sequential, more than the cache holds, and all read again.
+			fio(256<<10, "--rw=write", "--bs=256k", "--iodepth=4", jobs, "--size=16m", "--offset_increment=32m", "--end_fsync=1",
+				"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0")
+			fio(256<<10, "--rw=randtrim", "--bs=64k", "--iodepth=4", jobs, "--size=32m", "--offset_increment=32m", "--io_size=2m")
+			harness.Must(t, "nbdcopy", "--connections=16", "--requests=16", "--request-size=262144", uri, "null:")
+			allow("nbdcopy", 256<<10)
+			d.n.Stop(t)
+		})
+	}
+}

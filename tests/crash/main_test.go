@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+
+// Package crash kills real nbdkit in the middle of work, again and again, and
+// looks at what is left: each byte that was flushed has to be there. It also
+// measures what nbdkit needs of memory, and has programs that check their own
+// data at work. Run `make` before.
+//
+// The tests are short by default; -kills and -seed make them long, and the
+// same again (make check-crash).
+package crash
+
+import (
+	"flag"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"swiftnbd/tests/harness"
+)
+
+var (
+	seedFlag  = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
+	killsFlag = flag.Int("kills", 10, "how often nbdkit is killed in each of the tests that do")
+	stepsFlag = flag.Int("steps", 1500, "operations of the test that works on one file as fsx does")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(harness.Main(m))
+}
+
+func newRand(t *testing.T) *rand.Rand {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed=%d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+// disk is a volume and the nbdkit that serves it, killed and started again.
+type disk struct {
+	t       *testing.T
+	account *harness.Account
+	name    string
+	secrets string
+	params  []string
+	n       *harness.Nbdkit
+}
+
+// newDisk makes a volume as swiftnbd 0.11 would, in an embedded Swift of its
+// own that keeps it in files.
+func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
+	t.Helper()
+	c, _ := harness.OwnDev(t, "--dir", t.TempDir())
+	d := &disk{t: t, account: c.Account(t), name: harness.Name(t)}
+	d.account.Setup(t, d.name, objects, objectSize)
+	d.secrets = harness.Secrets(t, c.Section(d.name))
+	d.params = append([]string{d.name, "secrets=" + d.secrets}, params...)
+	return d
+}
+
+// start serves the volume.
+func (d *disk) start() string {
+	d.t.Helper()
+	d.n = harness.Serve(d.t, harness.Options{Params: d.params})
+	return d.n.URI
+}
+
+// unlock does what an operator does after a crash.
+func (d *disk) unlock() {
+	d.t.Helper()
+	harness.Must(d.t, harness.Built(d.t, "swiftnbd-ctl"), "--secrets", d.secrets, "unlock", d.name)
+}
