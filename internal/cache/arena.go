@@ -17,16 +17,17 @@ import (
 //
 // Frames of more than smallFrame bytes are reserved address space, whose pages
 // come with the first touch and go back to the system when the frame is freed:
-// all but those of a few, spareBytes in all, which the next chunk that is wanted
+// all but those of a few, the spare ones, which the next chunk that is wanted
 // whole finds there (a page's first touch costs more than filling it). Smaller
 // frames are cut from slabs, counted whole, and kept for reuse.
 type arena struct {
 	size     int64 // bytes of a frame
 	pageSize int64 // what is counted at once
+	spares   int   // how many frames may be spare
 
 	mu    sync.Mutex // guards all below
 	free  []*frame
-	spare []*frame // free, with all their pages still there, beyond the budget
+	spare []*frame // free, with all their pages still there
 	maps  [][]byte // all memory, to give it back in the end
 }
 
@@ -34,7 +35,7 @@ const (
 	memPage    = 4096
 	smallFrame = 64 << 10
 	slabBytes  = 1 << 20
-	spareBytes = 16 << 20
+	spareBytes = 16 << 20 // in spare frames at most
 )
 
 func newArena(size int64) *arena {
@@ -43,6 +44,15 @@ func newArena(size int64) *arena {
 		a.pageSize = size
 	}
 	return a
+}
+
+// setAside keeps as many frames spare as are worth it with a budget of n bytes,
+// and returns what is left of it.
+func (a *arena) setAside(n int64) int64 {
+	if a.size > smallFrame {
+		a.spares = int(min(spareBytes, n/8) / a.whole())
+	}
+	return n - int64(a.spares)*a.whole()
 }
 
 // frame is the memory of one chunk. What of it is content, its owner knows.
@@ -104,7 +114,7 @@ func (a *arena) release(f *frame) int64 {
 	clear(f.touched)
 	f.charged = 0
 	a.mu.Lock()
-	keep := a.size > smallFrame && n == a.whole() && int64(len(a.spare)+1)*n <= spareBytes
+	keep := n == a.whole() && len(a.spare) < a.spares
 	if keep {
 		a.spare = append(a.spare, f)
 	}

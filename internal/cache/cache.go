@@ -138,15 +138,16 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 		slots:   make(chan struct{}, o.Connections),
 		kick:    make(chan struct{}, 1),
 	}
+	limit := a.setAside(o.Size)
 	c.budget = &budget{
-		limit:   o.Size,
-		reserve: max(a.whole(), min(o.Size/2, int64(o.Connections)*a.whole())),
+		limit:   limit,
+		reserve: max(a.whole(), min(limit/2, int64(o.Connections)*a.whole())),
 		reclaim: c.reclaim,
 		starved: c.wakeWriteback,
 	}
 	// A quarter of what a client may use: reading ahead must not push out
 	// what was read ahead before anybody came for it.
-	c.ahead.limit = min(o.Readahead, (o.Size-c.budget.reserve)/2)
+	c.ahead.limit = min(o.Readahead, (limit-c.budget.reserve)/2)
 	c.lastWin.Store(time.Now().UnixNano())
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	for i := range c.shard {
