@@ -25,7 +25,7 @@ MANPAGES   = $(patsubst %.pod,build/%.1,$(notdir $(wildcard plugin/*.pod ctl/*.p
 
 .DELETE_ON_ERROR:
 # Go decides itself what is up to date, so these are built each time.
-.PHONY: all check check-race lint fmt fuzz bench bench-quick quickstart man install uninstall dist clean help \
+.PHONY: all check check-crash check-race lint fmt fuzz bench bench-quick quickstart man install uninstall dist clean help \
         needs $(PLUGIN) $(PROGRAMS)
 
 all: $(PLUGIN) $(PROGRAMS) man ## build the plugin, swiftnbd-ctl, swiftdev and the man pages in build/
@@ -57,6 +57,17 @@ build/%.1: ctl/%.pod Makefile | needs
 
 check: ## lint and every test: unit (race), both Swifts, all nbdkit modes, Keystone, a kernel client
 	scripts/check.sh
+
+# How long check-crash is: operations of each model test, kills of nbdkit in
+# each test that does, and the seed (0: of the clock; it is printed).
+OPS        = 300000
+KILLS      = 100
+SEED       = 0
+
+check-crash: all ## hours of it, by OPS, KILLS, SEED: model tests with faults and crashes, kill -9 under load and under ext4
+	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestOutage|TestResident' ./internal/cache -args -ops=$(OPS) -seed=$(SEED)
+	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
+	$(GO) test -count 1 -timeout 0 -v ./tests/crash -args -kills=$(KILLS) -steps=$(OPS) -seed=$(SEED)
 
 check-race: needs ## the unit tests under the race detector
 	scripts/check.sh race
