@@ -253,14 +253,28 @@ g.shutdown()
 	n.Stop(t)
 }
 
+// idleClient returns a client that has written an x, flushed, and stays.
+func idleClient(t testing.TB, uri string) *harness.Process {
+	t.Helper()
+	flushed := filepath.Join(harness.TempDir(t), "flushed")
+	client := harness.StartNbdsh(t, uri, fmt.Sprintf(`
+import time
+h.pwrite(b"x" * 512, 0)
+h.flush()
+open(%q, "w").close()
+time.sleep(600)
+`, flushed))
+	client.Until(t, flushed)
+	return client
+}
+
 // TestModeSecond starts a second nbdkit on the volume that a client of the
 // first one uses: it is refused before it forks, and harms nothing.
 func TestModeSecond(t *testing.T) {
 	t.Parallel()
 	name, account, params := volume(t, harness.Dev(t))
 	n := serve(t, params...)
-	client := harness.StartNbdsh(t, n.URI, "h.pwrite(b'x' * 512, 0)\nh.flush()\nimport time\ntime.sleep(600)")
-	harness.Eventually(t, "a client came", func() bool { return account.Holder(t, name) != "" })
+	client := idleClient(t, n.URI)
 	holder := account.Holder(t, name)
 	harness.Fail(t, harness.Options{Mode: harness.Background, Params: params}).Want(t, name, "lock")
 	if now := account.Holder(t, name); now != holder {
@@ -343,8 +357,7 @@ func TestModeKilled(t *testing.T) {
 	c := harness.Dev(t)
 	name, account, params := volume(t, c)
 	n := serve(t, params...)
-	harness.StartNbdsh(t, n.URI, "h.pwrite(b'x' * 512, 0)\nh.flush()\nimport time\ntime.sleep(600)")
-	harness.Eventually(t, "a client came", func() bool { return account.Holder(t, name) != "" })
+	idleClient(t, n.URI)
 	n.Kill(t)
 	holder, _, _ := strings.Cut(account.Holder(t, name), "@")
 	if holder == "" {
