@@ -101,6 +101,12 @@ func parseGeometry(args []string, size, objectSize string) (g geometry.Geometry,
 	return g, asked, nil
 }
 
+// Outside of these, bytes an object, a disk works, and hardly as anybody wants.
+const (
+	leastSensible = 4 << 10
+	mostSensible  = 64 << 20
+)
+
 // setup writes the metadata of a disk of shape g, when nothing speaks against
 // it.
 func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, force bool) error {
@@ -122,6 +128,12 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	// A cluster that tells its limit is asked for it; /info may be hidden.
 	if info, err := c.client.Info(ctx); err == nil && info.MaxFileSize > 0 && g.ObjectSize() > info.MaxFileSize {
 		return fmt.Errorf("%s: objects of %s are too large for this Swift, which takes %s", name, humanSize(g.ObjectSize()), humanSize(info.MaxFileSize))
+	}
+	switch {
+	case g.ObjectSize() < leastSensible:
+		t.say("warning: objects of %s make a slow disk: each is a request", humanSize(g.ObjectSize()))
+	case g.ObjectSize() > mostSensible:
+		t.say("warning: objects of %s are written and kept in memory as a whole, however little of one changes", humanSize(g.ObjectSize()))
 	}
 	if err := volume.Create(ctx, c, g); err != nil {
 		return c.explain(ctx, err)

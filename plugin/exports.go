@@ -39,6 +39,9 @@ type exports struct {
 	secrets *config.Secrets
 	stamp   stamp // of the file that secrets come from, or that could not be used
 	session *session
+	forUser config.Login // whose session is
+	cas     map[string][]byte
+	closing bool // nbdkit ends: nothing is opened any more
 	clouds  map[config.Login]*cloud
 	disks   map[string]*disk
 }
@@ -70,11 +73,19 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &exports{
+	e := &exports{
 		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(),
-		secrets: secrets, stamp: h.Stamp, session: h.Session,
+		secrets: secrets, stamp: h.Stamp, session: h.Session, cas: h.CAs,
 		clouds: make(map[config.Login]*cloud), disks: make(map[string]*disk),
-	}, nil
+	}
+	if h.Session != nil {
+		x, err := secrets.Export(p.container, p.defaults(), env)
+		if err != nil {
+			return nil, err
+		}
+		e.forUser = x.Login
+	}
+	return e, nil
 }
 
 // current returns the secrets, read again when the file has changed. A file
@@ -136,18 +147,24 @@ func (e *exports) resolve(name string) (config.Export, error) {
 	return secrets.Export(name, e.params.defaults(), e.env)
 }
 
-func clientOptions(p *params, x config.Export, s *session) swiftstore.Options {
-	o := swiftstore.Options{
+func clientOptions(p *params, x config.Export) swiftstore.Options {
+	return swiftstore.Options{
 		Login:       x.Login,
 		Container:   x.Container,
 		Connections: p.connections,
 		Timeout:     p.timeout,
 		UserAgent:   "swiftnbd/" + version.Version,
 	}
-	if s != nil {
-		o.Session = &swiftstore.Session{StorageURL: s.StorageURL, Token: config.Secret(s.Token)}
+}
+
+// readCA reads an authorities' file, or, where that is not possible any more,
+// returns what it was before the privileges were given up.
+func (e *exports) readCA(path string) ([]byte, error) {
+	pem, err := os.ReadFile(path)
+	if kept := e.cas[path]; err != nil && kept != nil {
+		return kept, nil
 	}
-	return o
+	return pem, err
 }
 
 // store returns the way to x's container, with patience and limits.
@@ -156,11 +173,17 @@ func (e *exports) store(x config.Export) (store.Store, error) {
 	defer e.mu.Unlock()
 	c := e.clouds[x.Login]
 	if c == nil {
-		client, err := swiftstore.Dial(clientOptions(e.params, x, e.session))
+		o := clientOptions(e.params, x)
+		o.ReadFile = e.readCA
+		// The secrets may have changed since: another's token is another
+		// account's door.
+		if e.session != nil && x.Login == e.forUser {
+			o.Session = &swiftstore.Session{StorageURL: e.session.StorageURL, Token: config.Secret(e.session.Token)}
+		}
+		client, err := swiftstore.Dial(o)
 		if err != nil {
 			return nil, err
 		}
-		e.session = nil // it was the first export's only
 		c = &cloud{client, store.NewLimiter(e.params.connections)}
 		e.clouds[x.Login] = c
 	}
@@ -182,6 +205,10 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		return nil, err
 	}
 	e.mu.Lock()
+	if e.closing {
+		e.mu.Unlock()
+		return nil, toErrno(device.ErrClosed)
+	}
 	d := e.disks[x.Container]
 	if d == nil {
 		d = &disk{name: x.Container}
@@ -272,9 +299,12 @@ func (d *disk) closeLater() {
 	}
 }
 
-// closeAll is nbdkit's end: connections may be open still.
-func (e *exports) closeAll() {
+// closeAll is nbdkit's end: connections may be open still. With last, what
+// cannot be written is said and given up; without it, there is time yet: it is
+// tried until it is done, or until closeAll is called for the last time.
+func (e *exports) closeAll(last bool) {
 	e.mu.Lock()
+	e.closing = true
 	disks := make([]*disk, 0, len(e.disks))
 	for _, d := range e.disks {
 		disks = append(disks, d)
@@ -286,25 +316,33 @@ func (e *exports) closeAll() {
 		go func() {
 			defer wg.Done()
 			defer recovered()
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			if d.device == nil {
-				return
-			}
-			err := d.close()
-			if err == nil {
-				return
-			}
-			nbdkit.Errorf("%s: %v", d.name, err)
-			if d.device != nil {
-				nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
-				d.counts.Close()
-				d.device.Abandon()
-				d.device = nil
+			for !d.end(last) {
+				time.Sleep(time.Second)
 			}
 		}()
 	}
 	wg.Wait()
+}
+
+// end closes the disk if it is open, and says whether it is closed now.
+func (d *disk) end(last bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.device == nil {
+		return true
+	}
+	err := d.close()
+	if err == nil {
+		return true
+	}
+	nbdkit.Errorf("%s: %v", d.name, err)
+	if d.device != nil && last {
+		nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
+		d.counts.Close()
+		d.device.Abandon()
+		d.device = nil
+	}
+	return d.device == nil
 }
 
 // listed is an export as nbdkit lists it.

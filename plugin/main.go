@@ -67,13 +67,16 @@ func (p *plugin) AfterFork() error {
 	}
 	p.exports = e
 	serveMetrics(e.metrics, p.params.metrics)
+	if err := onStop(func() { e.closeAll(false) }); err != nil {
+		nbdkit.Errorf("signals: %v (what is dirty is written when the last client has left)", err)
+	}
 	return nil
 }
 
 // Cleanup writes back and gives back whatever clients did not live to close.
 func (p *plugin) Cleanup() {
 	if p.exports != nil {
-		p.exports.closeAll()
+		p.exports.closeAll(true)
 		summary(p.exports.metrics)
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,9 @@ type handover struct {
 	NoFile  bool     // there is no secrets file
 	Stamp   stamp    // the file as it was read
 	Session *session // with container=
+	// CAs are the authorities' files, by path: after nbdkit -u they may not
+	// be readable.
+	CAs map[string][]byte
 }
 
 // session is swiftstore.Session with the token in the open.
@@ -107,6 +111,9 @@ func preflight(p *params) ([]byte, error) {
 		}
 		l.Close()
 	}
+	if err := h.takeCAs(p, secrets); err != nil {
+		return nil, err
+	}
 	switch {
 	case p.container != "":
 		h.Session, err = checkContainer(p, secrets)
@@ -121,6 +128,35 @@ func preflight(p *params) ([]byte, error) {
 	return json.Marshal(h)
 }
 
+// takeCAs reads the authorities' files of everything that will be served. An
+// export that makes no sense for other reasons is reported by others.
+func (h *handover) takeCAs(p *params, secrets *config.Secrets) error {
+	names := secrets.Containers()
+	if p.container != "" {
+		names = []string{p.container}
+	}
+	h.CAs = make(map[string][]byte)
+	for _, name := range names {
+		x, err := secrets.Export(name, p.defaults(), os.Getenv)
+		if err != nil || x.Login.CACert == "" || h.CAs[x.Login.CACert] != nil {
+			continue
+		}
+		pem, err := os.ReadFile(x.Login.CACert)
+		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			err = fmt.Errorf("%s has no certificate in PEM form", x.Login.CACert)
+		}
+		switch {
+		case err == nil:
+			h.CAs[x.Login.CACert] = pem
+		case x.Login.CACert == p.caCert:
+			return fmt.Errorf("cacert=%s: %w", p.caCert, err)
+		default:
+			return fmt.Errorf("secrets file %s: container %s: cacert: CA certificate: %w", p.secretsPath(), name, err)
+		}
+	}
+	return nil
+}
+
 // warn prints one line on the command line. It writes to the descriptor
 // itself: os.Stderr would end the process where nobody reads it any more.
 func warn(line string) {
@@ -133,12 +169,13 @@ func checkContainer(p *params, secrets *config.Secrets) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := swiftstore.Dial(clientOptions(p, x, nil))
+	client, err := swiftstore.Dial(clientOptions(p, x))
 	if err != nil {
 		return nil, describe(x, err)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), p.timeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), p.timeout,
+		fmt.Errorf("no answer within %v", p.timeout))
 	defer cancel()
 	// One try, and no waiting for a cloud to come back: somebody sits there.
 	if err := client.Login(ctx); err != nil {

@@ -101,6 +101,6 @@ All of it worked; swiftdev and what it held go now. Next, with a Swift of yours:
   sudo make install                  the plugin into nbdkit's directory, swiftnbd-ctl
   sudo mkdir -m 700 /etc/swiftnbd    then write /etc/swiftnbd/secrets.conf as above
   swiftnbd-ctl setup mydisk --size 10G
-  nbdkit swift mydisk                and then, as root, nbd-client localhost /dev/nbd0
+  nbdkit -i 127.0.0.1 swift mydisk   and then, as root, nbd-client 127.0.0.1 /dev/nbd0
   make check                         all the tests
 EOF

@@ -226,8 +226,9 @@ func TestManualSecrets(t *testing.T) {
 	if len(examples) < 5 {
 		t.Errorf("CREDENTIALS has %d examples of a secrets file, want one for each kind of login at least", len(examples))
 	}
+	ca := authority(t)
 	for _, text := range examples {
-		secrets := harness.Secrets(t, text)
+		secrets := harness.Secrets(t, strings.ReplaceAll(text, "/etc/swiftnbd/ca.pem", ca))
 		r := harness.Run(t, "nbdkit", "-U", "-", harness.Plugin(t), "secrets="+secrets, "--run", "exit 42")
 		if r.Status != 42 {
 			t.Errorf("the plugin does not take this example: %s\n%s", r.Stderr, text)

@@ -164,6 +164,7 @@ time.sleep(600)
 	harness.Eventually(t, "what was written is in Swift", func() bool {
 		return bytes.Equal(account.Read011(t, name)[65536-2048:][:4096], want)
 	})
+	unlocked(t, account, name) // the client is there still
 	client.Signal(t, syscall.SIGTERM)
 	client.Wait(t)
 	if status := n.Server.Wait(t); status != 0 {

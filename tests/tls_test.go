@@ -43,8 +43,7 @@ func TestTLS(t *testing.T) {
 	front.StartTLS()
 	t.Cleanup(front.Close)
 
-	ca := filepath.Join(harness.TempDir(t), "ca.pem")
-	harness.WriteFile(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})))
+	ca := certificate(t, front)
 	secure := harness.Cloud{AuthURL: front.URL + "/auth/v1.0", User: c.User, Key: c.Key}
 	plain := []string{name, "secrets=" + harness.Secrets(t, secure.Section(name))}
 
@@ -58,4 +57,31 @@ func TestTLS(t *testing.T) {
 		n.Stop(t)
 		unlocked(t, account, name)
 	}
+}
+
+// certificate writes a server's certificate to a file, as cacert takes it.
+func certificate(t testing.TB, s *httptest.Server) (path string) {
+	path = filepath.Join(harness.TempDir(t), "ca.pem")
+	harness.WriteFile(t, path, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	return path
+}
+
+// authority returns a file with some certificate in it.
+func authority(t testing.TB) (path string) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	return certificate(t, s)
+}
+
+// TestCACertUnprivileged gives a cacert that only root can read to an nbdkit
+// that serves as nobody.
+func TestCACertUnprivileged(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	name, _, _ := volume(t, c)
+	secrets := harness.Secrets(t, c.Section(name, "cacert = "+authority(t)))
+	n := harness.Serve(t, harness.Options{Mode: harness.Background, Args: []string{"-u", "nobody", "-g", "nogroup"},
+		Params: []string{name, "secrets=" + secrets}})
+	harness.RoundTrip(t, n.URI, harness.Random(72, diskSize))
+	n.Stop(t)
 }

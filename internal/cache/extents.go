@@ -9,9 +9,12 @@ import (
 	"swiftnbd/internal/geometry"
 )
 
-// probesACall bounds the requests that one call of Extents makes: the answer
-// may end before the range does.
-const probesACall = 512
+// One call of Extents makes at most probesACall requests and looks at
+// chunksACall chunks: the answer may end before the range does.
+const (
+	probesACall = 512
+	chunksACall = 64 << 10
+)
 
 // Extents tells emit what the range is made of, in ascending order and without
 // gaps, from off on: runs that are holes and read as zeroes, and runs that may
@@ -20,6 +23,9 @@ const probesACall = 512
 // backend knows, Swift is asked, chunk by chunk and in parallel.
 func (c *Cache) Extents(ctx context.Context, off, n int64, emit func(off, n int64, hole bool) bool) error {
 	var ask []geometry.ChunkIndex
+	if first, _ := c.geo.ChunkOf(off); c.geo.Count(off, n) > chunksACall {
+		n = c.geo.Offset(first+chunksACall) - off
+	}
 	end := off + n
 	for piece := range c.geo.Pieces(off, n) {
 		if c.stateUnknown(piece.Chunk) {

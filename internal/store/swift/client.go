@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +59,9 @@ type Options struct {
 	// Session, when not nil, is an earlier login's: none is made until it
 	// is refused.
 	Session *Session
+	// ReadFile reads Login.CACert; nil means os.ReadFile. Whoever has given
+	// up the right to read it has it kept elsewhere.
+	ReadFile func(path string) ([]byte, error)
 }
 
 // Session is what a login gave, for handing it from one process to another.
@@ -124,7 +129,10 @@ func Dial(o Options) (*Client, error) {
 	if o.Connections < 0 || o.Timeout < 0 {
 		return nil, fmt.Errorf("connections %d, timeout %v: must not be negative", o.Connections, o.Timeout)
 	}
-	t, err := newHTTPTransport(cmp.Or(o.Connections, DefaultConnections), o.Login.CACert)
+	if o.ReadFile == nil {
+		o.ReadFile = os.ReadFile
+	}
+	t, err := newHTTPTransport(cmp.Or(o.Connections, DefaultConnections), o.Login.CACert, o.ReadFile)
 	if err != nil {
 		return nil, err
 	}
@@ -244,6 +252,9 @@ func (c *Client) flyLocked() (*flight, error) {
 		c.logins.Add(1)
 		f.token, f.err = c.auth.logIn(ctx, c.rt, c.userAgent)
 		c.mu.Lock()
+		if old := c.current.Load(); f.err == nil && old != nil {
+			f.err = sameAccount(old.conn.StorageUrl, f.token.conn.StorageUrl)
+		}
 		c.flight, c.refused = nil, nil
 		switch {
 		case f.err == nil:
@@ -263,4 +274,22 @@ func (c *Client) flyLocked() (*flight, error) {
 		close(f.done)
 	}()
 	return f, nil
+}
+
+// sameAccount ends with an error where a login leads to another account than
+// the one before it: half of a disk here and half of it there is worse than
+// none. Another host, or the way to it, may be the same cluster's.
+func sameAccount(before, now string) error {
+	a, err := url.Parse(before)
+	if err != nil {
+		return err
+	}
+	b, err := url.Parse(now)
+	if err != nil {
+		return err
+	}
+	if a.Path != b.Path {
+		return fmt.Errorf("%w: it leads to the account %s now, and led to %s", store.ErrUnauthorized, b.Path, a.Path)
+	}
+	return nil
 }

@@ -133,3 +133,19 @@ func TestNothingShowsSecrets(t *testing.T) {
 		}
 	}
 }
+
+// TestSameAccount: a disk must not be continued in another account.
+func TestSameAccount(t *testing.T) {
+	for _, c := range []struct {
+		before, now string
+		same        bool
+	}{
+		{"http://a/v1/AUTH_x", "http://a/v1/AUTH_x", true},
+		{"http://a/v1/AUTH_x", "https://b:8080/v1/AUTH_x", true},
+		{"http://a/v1/AUTH_x", "http://a/v1/AUTH_y", false},
+	} {
+		if err := sameAccount(c.before, c.now); (err == nil) != c.same {
+			t.Errorf("sameAccount(%q, %q) = %v", c.before, c.now, err)
+		}
+	}
+}

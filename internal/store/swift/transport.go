@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -41,7 +40,7 @@ const (
 )
 
 // newHTTPTransport returns the connections' pool.
-func newHTTPTransport(connections int, caCert string) (*http.Transport, error) {
+func newHTTPTransport(connections int, caCert string, readFile func(string) ([]byte, error)) (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: (&net.Dialer{
@@ -67,7 +66,7 @@ func newHTTPTransport(connections int, caCert string) (*http.Transport, error) {
 		if err != nil {
 			pool = x509.NewCertPool()
 		}
-		pem, err := os.ReadFile(caCert)
+		pem, err := readFile(caCert)
 		if err != nil {
 			return nil, fmt.Errorf("CA certificate: %w", err)
 		}

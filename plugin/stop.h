@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef SWIFTNBD_STOP_H
+#define SWIFTNBD_STOP_H
+extern int swiftnbd_watch_stop (void);
+#endif
