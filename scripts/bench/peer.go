@@ -118,7 +118,7 @@ func (s *suite) peerLines() []line {
 			fioJob: fioJob{rw: "randread", bs: 4096, depth: depth, size: peerSize, runtime: s.short(3 * time.Second)},
 			figure: func(f fioResult, _ time.Duration) float64 { return f.iops() }}},
 		{"rand-write", peerJob{what: "4 KiB random write over a disk 4 times the cache, queue depth 16, until the disk is closed and all is in Swift", unit: "IOPS",
-			fioJob: fioJob{rw: "randwrite", bs: 4096, depth: depth, size: peerSize, runtime: s.short(4 * time.Second)},
+			fioJob: fioJob{rw: "randwrite", bs: 4096, depth: depth, size: peerSize, runtime: s.short(2 * time.Second)},
 			figure: func(f fioResult, all time.Duration) float64 { return float64(f.ios) / all.Seconds() }}},
 		{"write-flush", peerJob{what: "4 KiB random write and flush over 16 MiB, queue depth 1", unit: "IOPS",
 			fioJob:  fioJob{rw: "randwrite", bs: 4096, depth: 1, size: 16 << 20, runtime: s.short(2 * time.Second), extra: []string{"--fsync=1"}},

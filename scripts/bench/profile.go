@@ -37,6 +37,14 @@ var profileJobs = map[string]func(*suite, *disk, *device.Device) (profiled, erro
 			return err
 		}, d.Sync, 1<<20)
 	},
+	"cold-rand-read": func(s *suite, v *disk, d *device.Device) (profiled, error) {
+		const span = 64 << 10
+		places := rand.Perm(int(v.size() / span))
+		return drive(min(2400, int64(len(places))), 16, func(i int64, buf []byte) error {
+			_, err := d.ReadAt(buf, int64(places[i])*span)
+			return err
+		}, nil, 4096)
+	},
 	"warm-rand-read": func(s *suite, v *disk, d *device.Device) (profiled, error) {
 		blocks := min(warmSize, v.size()) / 4096
 		if err := d.Prefetch(0, blocks*4096); err != nil {
