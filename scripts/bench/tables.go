@@ -132,7 +132,9 @@ func (s *suite) sweepConnections() error {
 				if err != nil {
 					return err
 				}
-				random, err := s.once(v, fioJob{rw: "randread", bs: 4096, depth: 32, runtime: s.short(2 * time.Second)}, param, "readahead=0")
+				// A small cache, or else what it holds of the disk is measured.
+				random, err := s.once(v, fioJob{rw: "randread", bs: 4096, depth: 32, runtime: s.short(2 * time.Second)},
+					param, "readahead=0", fmt.Sprintf("cache=%d", max(4<<20, 8*size)))
 				if err != nil {
 					return err
 				}
