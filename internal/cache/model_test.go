@@ -42,6 +42,10 @@ type fakeVolume struct {
 
 	refuse atomic.Bool // every write and delete fails, reads do not
 
+	// hook, when not nil, is told of a "read" that has its bytes, and of a
+	// write or delete "before" and "after" it took effect.
+	hook func(stage string, i geometry.ChunkIndex)
+
 	mu      sync.Mutex
 	objects map[geometry.ChunkIndex][]byte
 	busy    map[geometry.ChunkIndex]bool
@@ -88,7 +92,14 @@ func (v *fakeVolume) Hole(i geometry.ChunkIndex) bool {
 	return v.objects[i] == nil && !v.unknown[i] && (v.blank || v.known[i])
 }
 
+func (v *fakeVolume) told(stage string, i geometry.ChunkIndex) {
+	if v.hook != nil {
+		v.hook(stage, i)
+	}
+}
+
 func (v *fakeVolume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (bool, error) {
+	defer v.told("read", i)
 	fate := v.act(ctx)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -107,6 +118,8 @@ func (v *fakeVolume) Read(ctx context.Context, i geometry.ChunkIndex, off int64,
 }
 
 func (v *fakeVolume) change(ctx context.Context, i geometry.ChunkIndex, p []byte) error {
+	v.told("before", i)
+	defer v.told("after", i)
 	v.mu.Lock()
 	if v.busy[i] {
 		v.t.Errorf("two writes of chunk %d at once", i)
@@ -200,6 +213,10 @@ func TestModel(t *testing.T) {
 		{objectSize: 256 << 10, objects: 40, cache: 2 << 20, workers: 6, fail: 30, stripe: 4096, blank: true},
 		{objectSize: 1 << 20, objects: 24, cache: 6 << 20, workers: 8, fail: 10, stripe: 12345},
 		{objectSize: 1 << 20, objects: 16, cache: 64 << 20, workers: 2, stripe: 1 << 19, blank: true},
+		// Stripes of whole chunks and more, which others read and fetch.
+		{objectSize: 1000, objects: 60, cache: 16 << 10, workers: 4, stripe: 4500, blank: true},
+		{objectSize: 64 << 10, objects: 40, cache: 1 << 20, workers: 4, fail: 20, stripe: 150000},
+		{objectSize: 256 << 10, objects: 30, cache: 3 << 20, workers: 4, fail: 20, stripe: 600000, blank: true},
 	} {
 		t.Run(fmt.Sprintf("%dx%d,cache=%d,workers=%d,fail=%d", tc.objectSize, tc.objects, tc.cache, tc.workers, tc.fail), func(t *testing.T) {
 			t.Parallel()
@@ -332,8 +349,10 @@ func (m *model) step(ctx context.Context, rng *rand.Rand, w, workers int, stripe
 		clear(m.want[off : off+length])
 	case k < 94:
 		m.extents(ctx, off, length)
-	case k < 95:
-		_ = m.c.Prefetch(ctx, off, length)
+	case k < 95: // anybody's
+		_ = m.c.Prefetch(ctx, rng.Int64N(m.geo.Size()-length+1), length)
+		b := make([]byte, length)
+		_ = m.c.Read(ctx, b, rng.Int64N(m.geo.Size()-length+1))
 	case k < 97:
 		retry(func() error { return m.c.FlushRange(ctx, off, length) })
 		m.compare("flushed range", m.v.at(m.geo, off, length), off)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,7 +54,7 @@ func TestOutage(t *testing.T) {
 			v.objects[geometry.ChunkIndex(i)] = b
 		}
 		want := v.at(geo, 0, geo.Size())
-		c, err := New(v, geo, Options{Size: 16 * size, Connections: 4, Age: time.Millisecond, Patience: 20 * time.Millisecond, Pause: time.Millisecond, Check: true})
+		c, err := New(v, geo, Options{Size: 8 * size, Connections: 8, Age: time.Millisecond, Patience: 20 * time.Millisecond, Pause: time.Millisecond, Check: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +72,7 @@ func TestOutage(t *testing.T) {
 			}
 			copy(want[off:], b)
 		}
-		for range 3 {
+		for range 20 {
 			within(t, "a flush during the outage", func() {
 				if err := c.Flush(ctx); !errors.Is(err, errInjected) {
 					t.Errorf("a flush whose writes were refused: %v", err)
@@ -92,6 +93,75 @@ func TestOutage(t *testing.T) {
 		})
 		if !bytes.Equal(want, v.at(geo, 0, geo.Size())) {
 			t.Errorf("objects of %d bytes, %d dirty: Swift does not hold what was flushed", size, dirty)
+		}
+		c.Close()
+	}
+}
+
+// TestOutageBegins has everything fail from a random moment on, with clients at
+// work in a small cache. Each of their requests must end, with an error if it
+// has to, and none may wait for memory for good. When all is well again one
+// flush does, and nothing is lost of the account.
+func TestOutageBegins(t *testing.T) {
+	seed := newSeed(t)
+	for round := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, round))
+		const size = 150000
+		geo, err := geometry.New(size, 30)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := newFakeVolume(t, size, seed+round)
+		v.delay.Store(int64(100 * time.Microsecond))
+		c, err := New(v, geo, Options{Size: 2 << 20, Connections: 4, Age: 3 * time.Millisecond, Patience: 100 * time.Millisecond, Pause: 10 * time.Millisecond, Check: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := context.Background()
+		var wg sync.WaitGroup
+		for k := range 4 {
+			wg.Add(1)
+			seed := rng.Uint64()
+			go func() {
+				defer wg.Done()
+				rng := rand.New(rand.NewPCG(seed, 3))
+				var err error
+				for err == nil {
+					off := int64(rng.IntN(3)*4+k) * 400000
+					n := min(400000, geo.Size()-off)
+					if n <= 0 {
+						continue
+					}
+					if rng.IntN(3) > 0 {
+						skip := rng.Int64N(n)
+						off, n = off+skip, 1+rng.Int64N(n-skip)
+					}
+					switch rng.IntN(10) {
+					case 0, 1, 2, 3, 4:
+						b := make([]byte, n)
+						b[0] = 1
+						err = c.Write(ctx, b, off)
+					case 5, 6, 7:
+						err = c.Read(ctx, make([]byte, n), off)
+					case 8:
+						err = c.Zero(ctx, off, n)
+					default:
+						err = c.Flush(ctx)
+					}
+				}
+			}()
+		}
+		time.Sleep(time.Duration(rng.IntN(50)) * time.Millisecond)
+		v.fail.Store(1000)
+		within(t, "a request that everything fails for", wg.Wait)
+		v.fail.Store(0)
+		within(t, "a flush when all is well", func() {
+			for c.Flush(ctx) != nil { // what was under way may fail yet
+			}
+		})
+		c.reclaim(1 << 62)
+		if n := c.Used(); n != 0 {
+			t.Errorf("%d bytes are counted when nothing is left", n)
 		}
 		c.Close()
 	}

@@ -43,6 +43,8 @@ func TestModel(t *testing.T) {
 		{inMemory, "mem", 65536, 32, 1 << 20, 6, 4096, true, false, 1},
 		{inMemory, "mem", 300000, 10, 8 << 20, 3, 10000, false, false, 2},
 		{inMemory, "mem", 16384, 40, 200 << 10, 4, 3000, true, true, 4},
+		{inMemory, "mem", 4096, 128, 60 << 10, 4, 10000, true, false, 1},
+		{inMemory, "mem", 150000, 30, 2 << 20, 4, 400000, false, false, 4},
 		{overHTTP, "swift", 16384, 64, 200 << 10, 4, 2048, true, false, 4},
 		{overHTTP, "swift", 200000, 8, 8 << 20, 5, 4096, false, false, 8},
 	} {
