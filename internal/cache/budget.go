@@ -48,7 +48,6 @@ type waiter struct {
 	wake  chan struct{} // buffered: a wake-up is never lost
 	fail  chan error
 	since time.Time
-	wins  int64 // the cache's successful uploads when it began to wait
 }
 
 func (b *budget) bound(cl class) int64 {
@@ -74,11 +73,11 @@ func (b *budget) take(n int64, cl class) bool {
 // get counts n bytes, freeing clean chunks for it and waiting where that is
 // not enough. n must not be larger than bound(cl). The error is the context's,
 // or that of the uploads whose failure keeps memory from coming back.
-func (b *budget) get(ctx context.Context, n int64, cl class, wins int64) error {
+func (b *budget) get(ctx context.Context, n int64, cl class) error {
 	if b.now(n, cl) {
 		return nil
 	}
-	w := &waiter{wake: make(chan struct{}, 1), fail: make(chan error, 1), since: time.Now(), wins: wins}
+	w := &waiter{wake: make(chan struct{}, 1), fail: make(chan error, 1), since: time.Now()}
 	b.mu.Lock()
 	e := b.waiters[cl].PushBack(w)
 	b.waiting[cl].Add(1)
@@ -160,21 +159,21 @@ func (b *budget) wakeFirst() {
 	}
 }
 
-// failed is told of an upload that failed. It ends the waiting of the clients'
-// requests that have waited for at least patience without seeing one upload
-// succeed (wins is their count now), and of all uploads when none has succeeded
-// for that long: a flush has to end where those that hold the memory fail.
-func (b *budget) failed(err error, wins int64, lastWin time.Time, patience time.Duration) {
+// failed is told of an upload that failed; the last one that did not ended at
+// lastWin. When that is patience ago it ends all waiting that has lasted as
+// long: nothing can be expected to come back. An upload that waits for the rest
+// of its chunk ends whenever it began: a flush has to end where those that hold
+// the memory fail.
+func (b *budget) failed(err error, lastWin time.Time, patience time.Duration) {
+	if time.Since(lastWin) < patience {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for cl := range b.waiters {
 		for e := b.waiters[cl].Front(); e != nil; e = e.Next() {
 			w := e.Value.(*waiter)
-			since := w.since
-			if class(cl) == writeback {
-				since = lastWin
-			}
-			if w.wins == wins && time.Since(since) >= patience {
+			if class(cl) == writeback || time.Since(w.since) >= patience {
 				select {
 				case w.fail <- err:
 				default:

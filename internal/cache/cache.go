@@ -90,7 +90,6 @@ type Cache struct {
 	wg     sync.WaitGroup
 	kick   chan struct{} // wakes the write-back loop
 
-	wins    atomic.Int64 // uploads that succeeded
 	lastWin atomic.Int64 // when the last one did, or the cache began, Unix ns
 	pause   atomic.Int64 // write-back rests until then after a failure, Unix ns
 
@@ -207,7 +206,7 @@ func (c *Cache) chunk(ctx context.Context, i geometry.ChunkIndex, cl class) (*ch
 	if ch := c.find(i); ch != nil {
 		return ch, nil
 	}
-	if err := c.budget.get(ctx, overhead, cl, c.wins.Load()); err != nil {
+	if err := c.budget.get(ctx, overhead, cl); err != nil {
 		return nil, err
 	}
 	return c.enter(i), nil

@@ -36,6 +36,7 @@ func (c *Cache) Read(ctx context.Context, p []byte, off int64) error {
 
 func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) error {
 	for first := true; ; first = false {
+		want := piece.In
 		ch := c.find(piece.Chunk)
 		if ch == nil {
 			if c.backend.Hole(piece.Chunk) && c.find(piece.Chunk) == nil {
@@ -45,37 +46,35 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 				}
 				return nil
 			}
-			var err error
-			if ch, err = c.chunk(ctx, piece.Chunk, foreground); err != nil {
-				return err
+		} else {
+			ch.mu.RLock()
+			if ch.dead {
+				ch.mu.RUnlock()
+				continue
 			}
-		}
-		ch.mu.RLock()
-		if ch.dead {
+			missing := ch.copyOut(p, piece.In)
 			ch.mu.RUnlock()
-			continue
-		}
-		missing := ch.copyOut(p, piece.In)
-		ch.mu.RUnlock()
-		if missing.Len == 0 {
-			c.policy.hit(ch, piece.In)
-			c.ahead.arrived(ch, piece.In.Len)
-			if first {
-				c.stats.Hits.Add(1)
+			if missing.Len == 0 {
+				c.policy.hit(ch, piece.In)
+				c.ahead.arrived(ch, piece.In.Len)
+				if first {
+					c.stats.Hits.Add(1)
+				}
+				if ch.ahead.Load() && ch.ahead.CompareAndSwap(true, false) {
+					c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len)
+				}
+				return nil
 			}
-			if ch.ahead.Load() && ch.ahead.CompareAndSwap(true, false) {
-				c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len)
-			}
-			return nil
+			want = missing
 		}
-		want := c.align(missing)
+		want = c.align(want)
 		if first {
 			c.stats.Misses.Add(1)
 			if c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len) {
 				want = geometry.ByteRange{Len: c.geo.ObjectSize()}
 			}
 		}
-		if err := c.await(ctx, ch, want); err != nil {
+		if err := c.await(ctx, piece.Chunk, want); err != nil {
 			return err
 		}
 	}
@@ -92,19 +91,24 @@ func (c *Cache) align(r geometry.ByteRange) geometry.ByteRange {
 	return geometry.ByteRange{Off: lo, Len: hi - lo}
 }
 
-// await returns when the bytes r of the chunk have been fetched, or some of
-// them, by a fetch that is under way or by one that it starts.
-func (c *Cache) await(ctx context.Context, ch *chunk, r geometry.ByteRange) error {
-	// Memory first: an announced fetch must not wait for it, since an
-	// upload may wait for the fetch.
-	need := c.arena.need(nil, r)
-	ch.mu.RLock()
-	f := ch.fetching(r)
-	ch.mu.RUnlock()
+// await returns when the bytes r of chunk i have been fetched, or some of them,
+// by a fetch that is under way or by one that it starts.
+func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) error {
+	var f *fetch
+	if ch := c.find(i); ch != nil {
+		ch.mu.RLock()
+		f = ch.fetching(r)
+		ch.mu.RUnlock()
+	}
 	if f == nil {
-		if err := c.budget.get(ctx, need, foreground, c.wins.Load()); err != nil {
+		// Memory first, all of it, and the chunk after: an announced fetch
+		// must not wait for memory, since an upload may wait for the fetch;
+		// and making room must not evict the very chunk that it is for.
+		need := c.arena.need(nil, r)
+		if err := c.budget.get(ctx, need+overhead, foreground); err != nil {
 			return err
 		}
+		ch := c.enter(i)
 		ch.mu.Lock()
 		if f = ch.fetching(r); f == nil && !ch.dead && ch.rest == restSwift && !ch.valid.covers(r) {
 			f = c.startFetch(ch, r)
@@ -148,12 +152,14 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 	}
 	ch.mu.Lock()
 	ch.fetches = slices.DeleteFunc(ch.fetches, func(other *fetch) bool { return other == f })
-	if err == nil && ch.rest == restSwift {
-		if hole {
-			ch.rest = restZero
-		} else {
-			fr = c.merge(ch, fr, f.r)
-		}
+	switch {
+	case ch.rest != restSwift || ch.valid.covers(f.r):
+		err = nil // written or zeroed meanwhile: nobody needs what came, or did not
+	case err != nil:
+	case hole:
+		ch.rest = restZero
+	default:
+		fr = c.merge(ch, fr, f.r)
 	}
 	if fr != nil {
 		c.budget.put(c.arena.release(fr))

@@ -89,7 +89,7 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 		if !c.budget.now(n, writeback) {
 			// Without the slot: what frees the memory may need it.
 			<-c.slots
-			err := c.budget.get(c.ctx, n, writeback, c.wins.Load())
+			err := c.budget.get(c.ctx, n, writeback)
 			c.slots <- struct{}{}
 			if err != nil {
 				return err
@@ -199,14 +199,13 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 
 	switch {
 	case err == nil:
-		c.wins.Add(1)
 		c.lastWin.Store(time.Now().UnixNano())
 		c.pause.Store(0)
 	case c.ctx.Err() == nil:
 		c.stats.Failures.Add(1)
 		c.opts.Log("write back: %v (kept, and tried again)", err)
 		c.pause.Store(time.Now().Add(c.opts.Pause).UnixNano())
-		c.budget.failed(err, c.wins.Load(), time.Unix(0, c.lastWin.Load()), c.opts.Patience)
+		c.budget.failed(err, time.Unix(0, c.lastWin.Load()), c.opts.Patience)
 	}
 	c.budget.freed()
 	c.wakeWriteback()

@@ -117,10 +117,12 @@ func (c *Cache) change(ctx context.Context, i geometry.ChunkIndex, r geometry.By
 			}
 		default:
 			// Wait for memory without the lock. The chunk may be
-			// another then, and need less, or more: try again.
-			if err := c.budget.get(ctx, need, foreground, c.wins.Load()); err != nil {
+			// another then, and need less, or more: try again. It may
+			// also have been evicted to make room: bring it back.
+			if err := c.budget.get(ctx, need+overhead, foreground); err != nil {
 				return err
 			}
+			ch = c.enter(i)
 			ch.mu.Lock()
 			if !ch.dead && len(ch.valid) < maxRuns {
 				if now := c.arena.need(ch.frame, c.pages(ch, r)); now <= need {
