@@ -77,8 +77,11 @@ func (c *connection) Zero(count uint32, offset uint64, flags uint32) error {
 		flags&nbdkit.FlagFUA != 0, flags&nbdkit.FlagFastZero != 0))
 }
 
+// Cache begins to fetch, and leaves it to the reads that come to wait. To wait
+// here would help nobody, and nbdkit 1.32's readahead filter, whose thread
+// makes the call, crashes when it is still at it as nbdkit ends.
 func (c *connection) Cache(count uint32, offset uint64, flags uint32) error {
-	return toErrno(c.device.Prefetch(int64(offset), int64(count)))
+	return toErrno(c.device.Advise(int64(offset), int64(count)))
 }
 
 func (c *connection) Extents(count uint32, offset uint64, flags uint32, extents *nbdkit.Extents) error {

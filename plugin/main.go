@@ -14,6 +14,7 @@ import "C"
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"libguestfs.org/nbdkit"
 
@@ -66,6 +67,9 @@ func (p *plugin) AfterFork() error {
 		return err
 	}
 	p.exports = e
+	// What is large lies outside Go's heap. The rest is garbage of requests,
+	// which may be collected sooner than Go would for a program of its own.
+	debug.SetGCPercent(40)
 	serveMetrics(e.metrics, p.params.metrics)
 	if err := onStop(func() { e.closeAll(false) }); err != nil {
 		nbdkit.Errorf("signals: %v (what is dirty is written when the last client has left)", err)

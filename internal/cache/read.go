@@ -220,6 +220,11 @@ func (c *Cache) Prefetch(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// Advise is Prefetch that does not wait: it begins to bring the range in.
+func (c *Cache) Advise(off, n int64) {
+	c.prefetch(off, min(n, (c.budget.limit-c.budget.reserve)/2), false)
+}
+
 // task is a fetch that was announced and has to be carried out.
 type task struct {
 	ch *chunk

@@ -265,6 +265,16 @@ func (d *Device) Extents(off, n int64, emit func(off, n int64, hole bool) bool) 
 	return d.cache.Extents(d.ctx, off, n, emit)
 }
 
+// Advise begins to bring the range into the cache, and does not wait for it.
+func (d *Device) Advise(off, n int64) error {
+	if err := d.enter(off, n, false); err != nil {
+		return err
+	}
+	defer d.gate.RUnlock()
+	d.cache.Advise(off, n)
+	return nil
+}
+
 // Prefetch brings the range into the cache.
 func (d *Device) Prefetch(off, n int64) error {
 	if err := d.enter(off, n, false); err != nil {
