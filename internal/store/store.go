@@ -61,6 +61,7 @@ type Metadata struct {
 	Items   map[string]string
 	Objects int64 // as counted by the container server: late, a hint
 	Bytes   int64
+	Date    time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
 }
 
 // Store is one container in an object store. Its methods may be called by
@@ -184,11 +185,12 @@ func Ambiguous(err error) bool {
 
 // Transient says whether the same request may succeed later: transport errors
 // and the statuses 408, 409, 429, 498 (Swift's rate limit), 500, 502, 503, 504
-// and 507. 401 is handled by the store itself (one new login); what is left of
-// it is final, as are 403, 404 and 497.
+// and 507, and a lease that has lapsed or whose signature is refused, since it
+// may come back. 401 is handled by the store itself (one new login); what is
+// left of it is final, as are 403, 404 and 497.
 func Transient(err error) bool {
 	var te *TransportError
-	if errors.As(err, &te) {
+	if errors.As(err, &te) || errors.Is(err, ErrLapsed) || errors.Is(err, ErrFenced) {
 		return true
 	}
 	var se *StatusError

@@ -93,6 +93,7 @@ func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
 		}
 		m.Objects, _ = strconv.ParseInt(x.header.Get("X-Container-Object-Count"), 10, 64)
 		m.Bytes, _ = strconv.ParseInt(x.header.Get("X-Container-Bytes-Used"), 10, 64)
+		m.Date, _ = http.ParseTime(x.header.Get("Date"))
 		return nil
 	})
 	return m, err

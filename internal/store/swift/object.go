@@ -22,6 +22,7 @@ import (
 type container struct {
 	client *Client
 	name   string
+	fence  *store.Fence // nil: writes need the token only
 }
 
 var _ store.Store = (*container)(nil)
@@ -195,7 +196,7 @@ func (c *container) Put(ctx context.Context, name string, data []byte, tag store
 	if tag != "" {
 		r.headers["Etag"] = string(tag)
 	}
-	r.body = data
+	r.body, r.fence = data, c.fence
 	return c.client.do(ctx, r, putCodes, func(x *exchange) error {
 		x.drain()
 		switch x.status {
@@ -222,6 +223,7 @@ func (c *container) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	r := c.request("DELETE", name, nil)
+	r.fence = c.fence
 	return c.client.do(ctx, r, deleteCodes, func(x *exchange) error {
 		x.drain()
 		if x.status != http.StatusNoContent {
