@@ -65,7 +65,7 @@ const (
 	// is just taking, unfinished how often that is done before it counts as
 	// left behind.
 	settlePoll = 250 * time.Millisecond
-	unfinished = 20
+	unfinished = 40
 	// markWait is the pause before a mark that is no lease is read once more.
 	markWait = time.Second
 )
@@ -113,7 +113,13 @@ func Acquire(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 		if err := s.Held(); err != nil {
 			return nil, s.Meta, err
 		}
-		epoch, err := o.create(ctx, s.Epoch, nil)
+		epoch, err := o.create(ctx, s.Epoch, nil, func(ctx context.Context) error {
+			now, err := o.inspect(ctx)
+			if err != nil {
+				return err
+			}
+			return now.Held()
+		})
 		if errors.Is(err, store.ErrForbidden) {
 			o.Log("the lock is swiftnbd 0.11's mark only, without a lease: the account may not create containers (%v)", err)
 			return acquireMark(ctx, o)
@@ -164,9 +170,9 @@ func acquireMark(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 }
 
 // create makes the first lease after number last that nobody has, or returns
-// one that is in mine. It ends with a *LockedError where somebody is holding
-// one, or just taking it.
-func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool) (int64, error) {
+// one that is in mine. While somebody else may be taking one, held is asked
+// whether they have.
+func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, held func(context.Context) error) (int64, error) {
 	for epoch := last + 1; epoch <= last+maxEpochs; epoch++ {
 		if mine[epoch] {
 			return epoch, nil
@@ -178,7 +184,7 @@ func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool) (
 		if created {
 			return epoch, nil
 		}
-		if err := o.await(ctx, epoch); err != nil {
+		if err := o.await(ctx, epoch, held); err != nil {
 			return 0, err
 		}
 	}
@@ -186,9 +192,10 @@ func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool) (
 }
 
 // await looks at lease number epoch, which somebody else has created. It
-// returns nil when that is over: they gave it up, or have died before they said
-// who they are; else a *LockedError.
-func (o *Options) await(ctx context.Context, epoch int64) error {
+// returns nil when that is over, or was left behind: whoever takes a volume is
+// done with it, or gives up, in half the time that it waits here. held ends with
+// an error when the volume is somebody's, and so is await's.
+func (o *Options) await(ctx context.Context, epoch int64, held func(context.Context) error) error {
 	for range unfinished {
 		r, c, err := o.readRecord(ctx, epoch)
 		switch {
@@ -196,13 +203,12 @@ func (o *Options) await(ctx context.Context, epoch int64) error {
 			return nil
 		case err != nil:
 			return fmt.Errorf("look at lease %d: %w", epoch, err)
-		case r.holder != "":
-			if !r.never && c.earliest().After(r.until.Add(o.grace())) {
-				return nil
-			}
-			e := &LockedError{Leased: !r.never, Until: r.until, Now: c.latest()}
-			e.Holder, e.Since = ParseMark(r.holder)
-			return e
+		}
+		if err := held(ctx); err != nil {
+			return err
+		}
+		if r.holder != "" && !r.never && c.earliest().After(r.until.Add(o.grace())) {
+			return nil
 		}
 		// With jitter: where nobody was told 201, all wait here.
 		if err := sleep(ctx, settlePoll+mrand.N(settlePoll)); err != nil {

@@ -131,6 +131,15 @@ type State struct {
 	clock clock
 }
 
+// Grant returns a grant with the container's key, for finding out whether
+// signatures are checked; ok is false where there is no key.
+func (s *State) Grant() (g store.Grant, ok bool) {
+	key := s.items[KeyFence]
+	return store.Grant{
+		Key: key, Server: s.clock.server, Taken: s.clock.sent, UntilServer: s.clock.server.Add(time.Hour),
+	}, key != ""
+}
+
 // Held returns a *LockedError where somebody holds the volume, nil otherwise.
 func (s *State) Held() error {
 	if s.Mark == "" || s.Leased && s.Expired {

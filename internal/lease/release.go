@@ -133,21 +133,18 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	return s, nil
 }
 
-// Forget removes what leases there are of a volume that is being deleted.
-func Forget(ctx context.Context, o Options) error {
-	if o.Sibling == nil {
+// Drop ends the lease of a volume that has been deleted, mark and all.
+func (h *Held) Drop(ctx context.Context) error {
+	h.end()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.o.Fence.Lose(errReleased)
+	if !h.leased {
 		return nil
 	}
-	md, err := o.Store.Metadata(ctx)
-	if err != nil {
-		return err
-	}
-	epoch, _ := strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
-	for e := max(epoch-1, 1); e <= epoch+1; e++ {
-		err := o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
-		if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
-			return fmt.Errorf("delete lease %d: %w", e, err)
-		}
+	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(store.WithClass(ctx, store.Unlimited))
+	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+		return fmt.Errorf("delete lease %d: %w", h.epoch, err)
 	}
 	return nil
 }

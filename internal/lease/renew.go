@@ -171,7 +171,7 @@ func (h *Held) retake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	epoch, err := h.o.create(ctx, h.epoch, h.numbers)
+	epoch, err := h.o.create(ctx, h.epoch, h.numbers, h.look)
 	if err != nil {
 		return err
 	}

@@ -136,17 +136,8 @@ const probeObject = "swiftnbd/fence"
 // that are signed with g's key, and refuses those that are signed with another:
 // nil when it does both. ErrNoFence where it does not.
 func (c *Client) CheckFence(ctx context.Context, name string, g store.Grant) error {
-	info, err := c.Info(ctx)
-	if err != nil {
+	if err := c.CanFence(ctx); err != nil {
 		return err
-	}
-	if info.Known && !info.TempURL {
-		return fmt.Errorf("%w: /info names no tempurl", ErrNoFence)
-	}
-	for _, method := range []string{http.MethodPut, http.MethodDelete} {
-		if len(info.TempURLMethods) > 0 && !slices.Contains(info.TempURLMethods, method) {
-			return fmt.Errorf("%w: %s cannot be signed", ErrNoFence, method)
-		}
 	}
 	switch err := c.probe(ctx, name, g, g.Key); {
 	case errors.Is(err, store.ErrFenced):
@@ -161,6 +152,24 @@ func (c *Client) CheckFence(ctx context.Context, name string, g store.Grant) err
 		return err
 	}
 	return fmt.Errorf("%w: a wrong signature is not refused", ErrNoFence)
+}
+
+// CanFence finds out whether the cluster says that it checks signed writes.
+// ErrNoFence where it says that it does not.
+func (c *Client) CanFence(ctx context.Context) error {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Known && !info.TempURL {
+		return fmt.Errorf("%w: /info names no tempurl", ErrNoFence)
+	}
+	for _, method := range []string{http.MethodPut, http.MethodDelete} {
+		if len(info.TempURLMethods) > 0 && !slices.Contains(info.TempURLMethods, method) {
+			return fmt.Errorf("%w: %s cannot be signed", ErrNoFence, method)
+		}
+	}
+	return nil
 }
 
 // probe asks for an object with a signature of key's. It ends with nil where
