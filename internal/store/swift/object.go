@@ -139,7 +139,9 @@ func contentRange(v string) (first, total int64, err error) {
 // objectInfo reads an answer's headers. Size is that of the answer's body, -1
 // where it is not given.
 func objectInfo(name string, h http.Header) store.ObjectInfo {
-	info := store.ObjectInfo{Name: name, Size: -1, ETag: etag(h.Get("Etag"))}
+	info := store.ObjectInfo{
+		Name: name, Size: -1, ETag: etag(h.Get("Etag")), Checksum: store.ParseChecksum(h.Get(checksumHeader)),
+	}
 	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
 		info.Size = n
 	}
@@ -179,6 +181,10 @@ func (c *container) head(ctx context.Context, name string, headers swift.Headers
 	return info, nil
 }
 
+// checksumHeader is the object's metadata that holds its store.Checksum. It is
+// part of the format (docs/FORMAT.md).
+const checksumHeader = "X-Object-Meta-Swiftnbd-Crc32c"
+
 var putCodes = map[int]error{http.StatusNotFound: store.ErrContainerNotFound}
 
 // Put implements store.Store.
@@ -192,6 +198,7 @@ func (c *container) Put(ctx context.Context, name string, data []byte, tag store
 	r := c.request("PUT", name, swift.Headers{
 		"Content-Length": strconv.Itoa(len(data)),
 		"Content-Type":   "application/octet-stream",
+		checksumHeader:   string(store.ChecksumOf(data)),
 	})
 	if tag != "" {
 		r.headers["Etag"] = string(tag)
