@@ -80,8 +80,12 @@ func openMap(ctx context.Context, s store.Store, session string, geo geometry.Ge
 		return nil, fmt.Errorf("%s: %d bytes are too many", name, info.Size)
 	}
 	b := make([]byte, info.Size)
-	if _, err := s.Get(ctx, name, b, store.GetOptions{IfMatch: info.ETag}); err != nil {
+	if _, err := s.Get(ctx, name, b, store.GetOptions{IfMatch: info.ETag, Whole: true}); err != nil {
 		return nil, fmt.Errorf("map of session %s: %w", session, err)
+	}
+	if sum(b) != info.ETag {
+		// One damaged digit could make holes of chunks that hold data.
+		return nil, fmt.Errorf("%s: %w: checksum", name, errShard)
 	}
 	x, err := parseIndex(b, session, geo)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -70,6 +71,11 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		if err != nil {
 			return readError(r.op(), x, len(body), err)
 		}
+		if isJSON(x.header.Get("Content-Type")) && !json.Valid(body) {
+			// Damaged on the way. Taken for a cluster that does not
+			// tell, it would stand for as long as we run.
+			return &store.TransportError{Op: r.op(), Sent: true, Err: errors.New("the answer is no JSON, though it says so")}
+		}
 		info = parseInfo(body)
 		return nil
 	})
@@ -100,6 +106,12 @@ func infoURL(storageURL string) (string, error) {
 	}
 	u.Path, u.RawPath, u.RawQuery = path+"/info", "", ""
 	return u.String(), nil
+}
+
+// isJSON says whether a Content-Type is that of JSON.
+func isJSON(contentType string) bool {
+	kind, _, err := mime.ParseMediaType(contentType)
+	return err == nil && kind == "application/json"
 }
 
 func parseInfo(body []byte) Info {
