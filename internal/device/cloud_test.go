@@ -204,9 +204,17 @@ func everyOther(k kind, a devswift.Action, hits func()) devswift.FaultFunc {
 	}
 }
 
-// storm harms requests of all kinds at random, one in n, by all harms that fit.
-// Those that cost the time of an attempt are rarer.
+// storm harms requests of all kinds at random, one in n, each by one of the
+// harms that fit. Those that cost the time of an attempt are rarer.
 func storm(seed uint64, n int) devswift.FaultFunc {
+	fitting := make(map[kind][]harm)
+	for _, k := range kinds {
+		for _, h := range harms {
+			if h.on(k) {
+				fitting[k] = append(fitting[k], h)
+			}
+		}
+	}
 	var mu sync.Mutex
 	rng := rand.New(rand.NewPCG(seed, 77))
 	return func(r *devswift.Request) *devswift.Action {
@@ -215,8 +223,9 @@ func storm(seed uint64, n int) devswift.FaultFunc {
 		if rng.IntN(n) > 0 {
 			return nil
 		}
-		h := harms[rng.IntN(len(harms))]
-		if !h.on(kindOf(r)) || h.slow && rng.IntN(20) > 0 {
+		all := fitting[kindOf(r)]
+		h := all[rng.IntN(len(all))]
+		if h.slow && rng.IntN(20) > 0 {
 			return nil
 		}
 		return &h.action

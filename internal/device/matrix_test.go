@@ -68,7 +68,7 @@ func newCloudWorld(t *testing.T, c *cloud, objectSize, objects int64, blank bool
 // wholeLife sets a volume up, opens, writes, reads and closes it, opens it
 // again by its map, and deletes it, with harm done to the requests.
 func wholeLife(t *testing.T, harm devswift.FaultFunc) {
-	const size, objects = 96 << 10, 6
+	const size, objects = 160 << 10, 6 // larger, and parts of chunks are read
 	c := newCloud(t, devswift.Options{Journal: -1}, swiftstore.Options{Timeout: quick.Attempt})
 	way := store.Retry(c.store, quick)
 	ctx := t.Context()

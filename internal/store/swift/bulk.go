@@ -131,7 +131,7 @@ func parseInfo(body []byte) Info {
 	if json.Unmarshal(body, &answer) != nil {
 		return Info{}
 	}
-	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: answer.Swift.MaxFileSize}
+	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: max(0, answer.Swift.MaxFileSize)}
 	if b := answer.BulkDelete; b != nil && b.MaxDeletes > 0 {
 		info.BulkDelete, info.MaxDeletes = true, b.MaxDeletes
 	}
@@ -211,7 +211,7 @@ func bulkError(op string, body []byte) error {
 			name = e[0]
 		}
 		code := statusCode(e[1])
-		found := &store.StatusError{Op: fmt.Sprintf("%s: %s", op, name), Code: code, Body: e[1]}
+		found := &store.StatusError{Op: op + ": " + store.OneLine(name), Code: code, Body: errorText([]byte(e[1]))}
 		if found.Err = deleteCodes[code]; found.Err == nil {
 			found.Err = general[code]
 		}
@@ -222,7 +222,7 @@ func bulkError(op string, body []byte) error {
 		if code == http.StatusNotFound {
 			return nil
 		}
-		return &store.StatusError{Op: op, Code: code, Body: answer.Message, Err: general[code]}
+		return &store.StatusError{Op: op, Code: code, Body: errorText([]byte(answer.Message)), Err: general[code]}
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 		case http.StatusPartialContent:
 			first, total, err := contentRange(x.header.Get("Content-Range"))
 			if err != nil || first != o.Offset {
-				return &store.StatusError{Op: op, Code: x.status, Body: "wrong Content-Range " + x.header.Get("Content-Range")}
+				return &store.StatusError{Op: op, Code: x.status, Body: fmt.Sprintf("wrong Content-Range %q", x.header.Get("Content-Range"))}
 			}
 			info.Size = total
 		default:
@@ -126,10 +126,11 @@ func shortObject(op string, size int64, n int, offset int64) error {
 	return fmt.Errorf("%s: the object has %d bytes, %d at offset %d were wanted: %w", op, size, n, offset, io.ErrUnexpectedEOF)
 }
 
-// contentRange reads "bytes FIRST-LAST/TOTAL".
+// contentRange reads "bytes FIRST-LAST/TOTAL", in this form and no other.
 func contentRange(v string) (first, total int64, err error) {
 	var last int64
-	if n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &total); err != nil || n != 3 || first < 0 || last < first || total <= last {
+	if n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &total); err != nil || n != 3 || first < 0 || last < first || total <= last ||
+		v != fmt.Sprintf("bytes %d-%d/%d", first, last, total) {
 		return 0, 0, fmt.Errorf("malformed Content-Range %q", v)
 	}
 	return first, total, nil
