@@ -140,7 +140,7 @@ func contentRange(v string) (first, total int64, err error) {
 // where it is not given.
 func objectInfo(name string, h http.Header) store.ObjectInfo {
 	info := store.ObjectInfo{Name: name, Size: -1, ETag: etag(h.Get("Etag"))}
-	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		info.Size = n
 	}
 	if s, err := strconv.ParseFloat(h.Get("X-Timestamp"), 64); err == nil && s > 0 && s < math.MaxInt32*100 {
