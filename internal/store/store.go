@@ -138,6 +138,9 @@ type StatusError struct {
 	RetryAfter time.Duration // the Retry-After header, or 0
 	Body       string        // the beginning of the body, for the message
 	Err        error         // a sentinel, or nil
+	// Unsent says that the answer is a login's, without which the request
+	// was not made.
+	Unsent bool
 }
 
 func (e *StatusError) Error() string {
@@ -179,7 +182,7 @@ func Ambiguous(err error) bool {
 	}
 	var se *StatusError
 	if errors.As(err, &se) {
-		return se.Code >= 500 || se.Code == http.StatusRequestTimeout
+		return !se.Unsent && (se.Code >= 500 || se.Code == http.StatusRequestTimeout)
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }

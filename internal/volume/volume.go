@@ -129,7 +129,8 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	}
 	whole := off == 0 && int64(len(p)) == v.geo.ObjectSize()
 	o := store.GetOptions{Offset: off, IfMatch: etag, Newest: k == Unknown, Whole: whole}
-	info, err := v.store.Get(ctx, ObjectName(i), p, o)
+	info, err := v.get(ctx, i, p, o)
+	var changed *ChangedError
 	switch {
 	case err != nil && k == Known && v.readOnly &&
 		(errors.Is(err, store.ErrPrecondition) || errors.Is(err, store.ErrNotFound)):
@@ -143,20 +144,36 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 		}
 		v.learn(i, Hole, "")
 		return true, nil
+	case errors.As(err, &changed):
+		return false, err
 	case err != nil:
 		return false, fmt.Errorf("read chunk %d: %w", i, err)
 	case info.Size != v.geo.ObjectSize():
 		return false, &SizeError{i, info.Size, v.geo.ObjectSize()}
 	}
-	if whole {
-		if err := verify(i, p, info); err != nil {
-			return false, err
-		}
-	}
 	if k == Unknown {
 		v.learn(i, Known, info.ETag)
 	}
 	return false, nil
+}
+
+// maxDamaged is how often a whole object is read that is not what it should be.
+const maxDamaged = 3
+
+// get reads from the object of chunk i, and verifies a whole one. Where its
+// bytes do not fit it is read again: they may have been damaged on the way, or
+// by one replica of several. It ends with a *ChangedError then, or as
+// store.Store.Get does.
+func (v *Volume) get(ctx context.Context, i geometry.ChunkIndex, p []byte, o store.GetOptions) (info store.ObjectInfo, err error) {
+	for n := 1; ; n++ {
+		info, err = v.store.Get(ctx, ObjectName(i), p, o)
+		if err != nil || !o.Whole || info.Size != int64(len(p)) {
+			return info, err
+		}
+		if err = verify(i, p, info); err == nil || n == maxDamaged {
+			return info, err
+		}
+	}
 }
 
 // verify holds p, all bytes of chunk i, against what the store says of them:

@@ -95,7 +95,7 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 		case http.StatusPartialContent:
 			first, total, err := contentRange(x.header.Get("Content-Range"))
 			if err != nil || first != o.Offset {
-				return &store.StatusError{Op: op, Code: x.status, Body: "wrong Content-Range " + x.header.Get("Content-Range")}
+				return &store.StatusError{Op: op, Code: x.status, Body: fmt.Sprintf("wrong Content-Range %q", x.header.Get("Content-Range"))}
 			}
 			info.Size = total
 		default:
@@ -146,10 +146,11 @@ func phantom(op string, info store.ObjectInfo) error {
 	return &store.TransportError{Op: op, Err: fmt.Errorf("the replicas disagree: ETag %s without its bytes", info.ETag)}
 }
 
-// contentRange reads "bytes FIRST-LAST/TOTAL".
+// contentRange reads "bytes FIRST-LAST/TOTAL", in this form and no other.
 func contentRange(v string) (first, total int64, err error) {
 	var last int64
-	if n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &total); err != nil || n != 3 || first < 0 || last < first || total <= last {
+	if n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &total); err != nil || n != 3 || first < 0 || last < first || total <= last ||
+		v != fmt.Sprintf("bytes %d-%d/%d", first, last, total) {
 		return 0, 0, fmt.Errorf("malformed Content-Range %q", v)
 	}
 	return first, total, nil
@@ -161,7 +162,7 @@ func objectInfo(name string, h http.Header) store.ObjectInfo {
 	info := store.ObjectInfo{
 		Name: name, Size: -1, ETag: etag(h.Get("Etag")), Checksum: store.ParseChecksum(h.Get(checksumHeader)),
 	}
-	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		info.Size = n
 	}
 	if s, err := strconv.ParseFloat(h.Get("X-Timestamp"), 64); err == nil && s > 0 && s < math.MaxInt32*100 {
