@@ -13,6 +13,7 @@ import (
 	"flag"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -57,7 +58,7 @@ func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
 	d := &disk{t: t, account: c.Account(t), name: harness.Name(t)}
 	d.account.Setup(t, d.name, objects, objectSize)
 	d.secrets = harness.Secrets(t, c.Section(d.name))
-	d.params = append([]string{d.name, "secrets=" + d.secrets}, params...)
+	d.params = append([]string{d.name, "secrets=" + d.secrets, lease}, params...)
 	return d
 }
 
@@ -68,8 +69,40 @@ func (d *disk) start() string {
 	return d.n.URI
 }
 
-// unlock does what an operator does after a crash.
-func (d *disk) unlock() {
+// lease is the term of the volumes here: the shortest there is, since each kill
+// is waited out.
+const lease = "lease=5"
+
+// takeOver serves the volume after its nbdkit was killed, as a supervisor would
+// that starts nbdkit until it stays: refused, by the dead one's name, until the
+// lease has run out, and then let in without anybody's unlock.
+func (d *disk) takeOver() string {
 	d.t.Helper()
-	harness.Must(d.t, harness.Built(d.t, "swiftnbd-ctl"), "--secrets", d.secrets, "unlock", d.name)
+	holder, _, _ := strings.Cut(d.account.Holder(d.t, d.name), "@")
+	if holder == "" {
+		d.t.Fatal("kill -9 left no mark, so it was not killed at work")
+	}
+	args := append([]string{"-U", "-", harness.Plugin(d.t)}, d.params...)
+	refused := 0
+	harness.Eventually(d.t, "the lease of "+holder+" runs out", func() bool {
+		r := harness.Run(d.t, "nbdkit", append(args[:len(args):len(args)], "--run", "true")...)
+		if r.Status == 0 {
+			return true
+		}
+		if !strings.Contains(r.Stderr, "locked by "+holder+" since ") {
+			d.t.Fatalf("nbdkit is refused, but not for the lease of %s: status %d\n%s", holder, r.Status, r.Stderr)
+		}
+		refused++
+		time.Sleep(500 * time.Millisecond)
+		return false
+	})
+	if refused == 0 {
+		d.t.Errorf("nbdkit could start at once, %s having been killed just now", holder)
+	}
+	uri := d.start()
+	mustDial(d.t, uri).close()
+	if want := "took the volume over from " + holder; !strings.Contains(d.n.Server.Output(), want) {
+		d.t.Errorf("nbdkit does not say %q", want)
+	}
+	return uri
 }
