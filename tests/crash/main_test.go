@@ -21,9 +21,10 @@ import (
 )
 
 var (
-	seedFlag  = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-	killsFlag = flag.Int("kills", 10, "how often nbdkit is killed in each of the tests that do")
-	stepsFlag = flag.Int("steps", 1500, "operations of the test that works on one file as fsx does")
+	seedFlag   = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
+	killsFlag  = flag.Int("kills", 10, "how often nbdkit is killed in each of the tests that do")
+	startsFlag = flag.Int("starts", 15, "how often two nbdkits are started on one volume at once")
+	stepsFlag  = flag.Int("steps", 1500, "operations of the test that works on one file as fsx does")
 )
 
 func TestMain(m *testing.M) {
@@ -101,8 +102,7 @@ func (d *disk) takeOver() string {
 	}
 	uri := d.start()
 	mustDial(d.t, uri).close()
-	if want := "took the volume over from " + holder; !strings.Contains(d.n.Server.Output(), want) {
-		d.t.Errorf("nbdkit does not say %q", want)
-	}
+	want := "took the volume over from " + holder
+	harness.Eventually(d.t, "nbdkit says that it "+want, func() bool { return strings.Contains(d.n.Server.Output(), want) })
 	return uri
 }
