@@ -74,35 +74,13 @@ func (d *disk) start() string {
 // is waited out.
 const lease = "lease=5"
 
-// takeOver serves the volume after its nbdkit was killed, as a supervisor would
-// that starts nbdkit until it stays: refused, by the dead one's name, until the
-// lease has run out, and then let in without anybody's unlock.
+// takeOver serves the volume after its nbdkit was killed.
 func (d *disk) takeOver() string {
 	d.t.Helper()
 	holder, _, _ := strings.Cut(d.account.Holder(d.t, d.name), "@")
 	if holder == "" {
 		d.t.Fatal("kill -9 left no mark, so it was not killed at work")
 	}
-	args := append([]string{"-U", "-", harness.Plugin(d.t)}, d.params...)
-	refused := 0
-	harness.Eventually(d.t, "the lease of "+holder+" runs out", func() bool {
-		r := harness.Run(d.t, "nbdkit", append(args[:len(args):len(args)], "--run", "true")...)
-		if r.Status == 0 {
-			return true
-		}
-		if !strings.Contains(r.Stderr, "locked by "+holder+" since ") {
-			d.t.Fatalf("nbdkit is refused, but not for the lease of %s: status %d\n%s", holder, r.Status, r.Stderr)
-		}
-		refused++
-		time.Sleep(500 * time.Millisecond)
-		return false
-	})
-	if refused == 0 {
-		d.t.Errorf("nbdkit could start at once, %s having been killed just now", holder)
-	}
-	uri := d.start()
-	mustDial(d.t, uri).close()
-	want := "took the volume over from " + holder
-	harness.Eventually(d.t, "nbdkit says that it "+want, func() bool { return strings.Contains(d.n.Server.Output(), want) })
-	return uri
+	d.n = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
+	return d.n.URI
 }

@@ -34,7 +34,7 @@ func (r *rival) refusals() []string {
 	}
 	var lines []string
 	for line := range strings.Lines(out) {
-		if strings.Contains(line, "error:") {
+		if strings.Contains(line, "error:") && strings.HasSuffix(line, "\n") { // nbdkit writes it in pieces
 			lines = append(lines, strings.TrimSpace(line))
 		}
 	}

@@ -127,31 +127,6 @@ func Serve(t testing.TB, o Options) *Nbdkit {
 	return n
 }
 
-// TryServe is Serve in the foreground for an nbdkit that may be refused: it
-// returns what nbdkit said before it ended, and no server then. It may be called
-// by any goroutine of the test.
-func TryServe(t testing.TB, o Options) (n *Nbdkit, said string) {
-	t.Helper()
-	dir := TempDir(t)
-	socket := filepath.Join(dir, "s")
-	n = &Nbdkit{mode: Foreground, PidFile: filepath.Join(dir, "pid"), URI: UnixURI(socket, "")}
-	p, err := start(o.cmd(o.command(t, "-f", "-P", n.PidFile, "-U", socket)))
-	if err != nil {
-		t.Error(err)
-		return nil, err.Error()
-	}
-	t.Cleanup(func() { p.end(t) })
-	if !within(Patience, func() bool { return n.hasPidFile() || !p.Running() }) {
-		t.Errorf("nbdkit neither serves nor ends: %s", p.Output())
-		return nil, p.Output()
-	}
-	if !n.hasPidFile() {
-		return nil, p.Output()
-	}
-	n.Server = p
-	return n, ""
-}
-
 func (o Options) cmd(argv []string) *exec.Cmd {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), o.Env...)
