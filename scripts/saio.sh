@@ -196,6 +196,13 @@ use = egg:swift#proxy_logging
 [filter:cache]
 use = egg:swift#memcache
 memcache_servers = 127.0.0.1:$MEM
+# On a busy machine memcached answers late; without it nobody is logged in, and
+# Swift would do without for a minute.
+memcache_max_connections = 50
+connect_timeout = 10
+pool_timeout = 10
+io_timeout = 20
+error_suppression_limit = 1000000
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:bulk]
