@@ -20,10 +20,11 @@ const maxEpochs = 100
 
 // settlePoll is the pause before another look at a lease that somebody is just
 // taking, unfinished how often that is done before it counts as left behind.
-// All who take volumes have to have the same; tests make it short for all.
-var settlePoll = 250 * time.Millisecond
-
-const unfinished = 40
+// All who take volumes have to have the same.
+const (
+	settlePoll = 250 * time.Millisecond
+	unfinished = 40
+)
 
 // errAgain says that somebody has come or gone meanwhile: look again.
 var errAgain = errors.New("the volume has changed hands meanwhile")

@@ -40,7 +40,8 @@ func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 }
 
 // release removes the mark, sets items with it, and removes the lease. After
-// an error the lease is ours still, and not renewed any more.
+// an error it is not renewed any more, and nothing is written under it: it
+// runs out, unless it has been given back without our knowing.
 func (h *Held) release(ctx context.Context, items map[string]string) error {
 	ctx = store.WithClass(ctx, store.Unlimited)
 	h.end()
@@ -49,7 +50,6 @@ func (h *Held) release(ctx context.Context, items map[string]string) error {
 	if err := h.giveBack(ctx, items); err != nil {
 		return fmt.Errorf("release the lock mark: %w", err)
 	}
-	h.o.Fence.Lose(errReleased)
 	if h.leased {
 		h.remove(ctx, h.epoch)
 	}
@@ -76,6 +76,8 @@ func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 	if err := h.ours(md); err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
+	// From here on it may come about at any time, whatever the answer is.
+	h.o.Fence.Lose(errReleased)
 	items[volume.KeyClient] = ""
 	return h.store.SetMetadata(ctx, items)
 }

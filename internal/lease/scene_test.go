@@ -50,6 +50,7 @@ func inScene(t *testing.T, test func(*testing.T, *scene)) {
 		time.Sleep(370 * time.Millisecond) // so that they are cut
 		s.setup()
 		t.Cleanup(func() {
+			time.Sleep(10 * term) // whoever is stopped wakes up
 			for _, p := range s.parties {
 				p.kill()
 			}
@@ -74,7 +75,7 @@ func (s *scene) volume() *mem.Container { return s.cluster.Container("v") }
 // request is one request of a party.
 type request struct {
 	store.Op
-	n         int    // from 1, in their order
+	n         int    // from 1, in their order; 0 for an object's, which is not counted
 	container string // "v" or a lease's
 }
 
@@ -151,8 +152,11 @@ func (p *party) reach(name string) store.Store {
 	}
 	return store.Wrap(dated{c, p}, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
 		p.mu.Lock()
-		p.n++
-		r, hook, dead := request{op, p.n, name}, p.hook, p.dead
+		r, hook, dead := request{Op: op, container: name}, p.hook, p.dead
+		if op.Name == "" {
+			p.n++
+			r.n = p.n
+		}
 		p.mu.Unlock()
 		if dead {
 			return errDead
