@@ -5,6 +5,7 @@ package lease_test
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,12 +28,12 @@ func (f fault) String() string {
 var errReset = errors.New("connection reset by peer")
 
 // hook makes request n of those that begin now fail; seen is set where it came.
-func (f fault) hook(seen *bool) func(request, func() error) error {
+func (f fault) hook(seen *atomic.Bool) func(request, func() error) error {
 	return func(r request, call func() error) error {
 		if r.n < f.n || r.n > f.n && !f.cut {
 			return call()
 		}
-		*seen = true
+		seen.Store(true)
 		if f.after && r.n == f.n {
 			if err := call(); err != nil {
 				return err
@@ -43,16 +44,16 @@ func (f fault) hook(seen *bool) func(request, func() error) error {
 }
 
 // eachFault runs test with every request failing, until there is none left.
-func eachFault(t *testing.T, least int, test func(t *testing.T, s *scene, f fault) (seen bool)) {
+func eachFault(t *testing.T, least int, test func(t *testing.T, s *scene, f fault, seen *atomic.Bool)) {
 	t.Helper()
 	for _, cut := range []bool{false, true} {
 		for _, after := range []bool{false, true} {
 			for n := 1; ; n++ {
-				f, seen := fault{n, after, cut}, false
+				f, seen := fault{n, after, cut}, new(atomic.Bool)
 				t.Run(f.String(), func(t *testing.T) {
-					inScene(t, func(t *testing.T, s *scene) { seen = test(t, s, f) })
+					inScene(t, func(t *testing.T, s *scene) { test(t, s, f, seen) })
 				})
-				if !seen {
+				if !seen.Load() {
 					if n <= least {
 						t.Errorf("there are only %d requests", n-1)
 					}
@@ -90,7 +91,7 @@ func (s *scene) becomesFree(b *party, holder *party) {
 func TestAcquireFails(t *testing.T) {
 	for _, how := range []string{"free", "dead", "forever"} {
 		t.Run(how, func(t *testing.T) {
-			eachFault(t, 5, func(t *testing.T, s *scene, f fault) (seen bool) {
+			eachFault(t, 5, func(t *testing.T, s *scene, f fault, seen *atomic.Bool) {
 				a, b := s.party("a"), s.party("b")
 				if how == "dead" {
 					dead := s.party("dead")
@@ -102,7 +103,7 @@ func TestAcquireFails(t *testing.T) {
 				if how == "forever" {
 					a.term = lease.Forever
 				}
-				a.set(f.hook(&seen))
+				a.set(f.hook(seen))
 				_, err := a.acquire()
 				a.set(nil)
 				if err == nil {
@@ -122,7 +123,6 @@ func TestAcquireFails(t *testing.T) {
 					}
 				}
 				s.becomesFree(b, a)
-				return seen
 			})
 		})
 	}
@@ -133,31 +133,30 @@ func TestAcquireFails(t *testing.T) {
 func TestRetakeFails(t *testing.T) {
 	for _, another := range []bool{false, true} {
 		t.Run(fmt.Sprintf("another=%t", another), func(t *testing.T) {
-			eachFault(t, 6, func(t *testing.T, s *scene, f fault) (seen bool) {
+			eachFault(t, 6, func(t *testing.T, s *scene, f fault, seen *atomic.Bool) {
 				a, b := s.party("a"), s.party("b")
 				a.mustAcquire()
 				a.writes("first")
 				a.set(cut)
 				time.Sleep(term)
-				a.set(f.hook(&seen))
+				a.set(f.hook(seen))
 				time.Sleep(5 * time.Second)
 				if !f.cut {
 					a.set(nil)
 					time.Sleep(20 * time.Second) // somebody may be about to take it
 					a.writes("taken again")
-					return seen
+					return
 				}
-				if another && seen {
+				if another && seen.Load() {
 					s.becomesFree(b, a)
 				}
 				a.set(nil)
 				time.Sleep(25 * time.Second)
-				if another && seen {
+				if another && seen.Load() {
 					a.isLost("taken over")
 				} else {
 					a.writes("taken again")
 				}
-				return seen
 			})
 		})
 	}
@@ -165,7 +164,7 @@ func TestRetakeFails(t *testing.T) {
 
 // TestRenewFails has each request of a renewal fail.
 func TestRenewFails(t *testing.T) {
-	eachFault(t, 2, func(t *testing.T, s *scene, f fault) (seen bool) {
+	eachFault(t, 2, func(t *testing.T, s *scene, f fault, seen *atomic.Bool) {
 		a, b := s.party("a"), s.party("b")
 		a.mustAcquire()
 		time.Sleep(5 * time.Second)
@@ -173,7 +172,7 @@ func TestRenewFails(t *testing.T) {
 			if r.n > 2 { // of the one renewal
 				return call()
 			}
-			return f.hook(&seen)(r, call)
+			return f.hook(seen)(r, call)
 		})
 		for range 100 {
 			time.Sleep(time.Second)
@@ -181,7 +180,6 @@ func TestRenewFails(t *testing.T) {
 		}
 		_, err := b.acquire()
 		s.refused("renewed", err, "a")
-		return seen
 	})
 }
 
@@ -190,14 +188,14 @@ func TestRenewFails(t *testing.T) {
 func TestReleaseFails(t *testing.T) {
 	for _, lapsed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("lapsed=%t", lapsed), func(t *testing.T) {
-			eachFault(t, 2, func(t *testing.T, s *scene, f fault) (seen bool) {
+			eachFault(t, 2, func(t *testing.T, s *scene, f fault, seen *atomic.Bool) {
 				a, b := s.party("a"), s.party("b")
 				a.mustAcquire()
 				if lapsed {
 					a.set(cut)
 					time.Sleep(2 * term)
 				}
-				a.set(f.hook(&seen))
+				a.set(f.hook(seen))
 				err := a.held.Release(t.Context())
 				a.set(nil)
 				if err == nil && (a.holds() || read(t, s.volume()).Client != "") {
@@ -207,7 +205,6 @@ func TestReleaseFails(t *testing.T) {
 				if err := a.held.Release(t.Context()); !errors.Is(err, lease.ErrLost) {
 					t.Errorf("given back again: %v", err)
 				}
-				return seen
 			})
 		})
 	}
@@ -243,11 +240,11 @@ func TestReleaseLate(t *testing.T) {
 // TestUnlockFails has each request of an operator's unlock fail. It can be done
 // again, and until the mark is gone the holder goes on.
 func TestUnlockFails(t *testing.T) {
-	eachFault(t, 4, func(t *testing.T, s *scene, f fault) (seen bool) {
+	eachFault(t, 4, func(t *testing.T, s *scene, f fault, seen *atomic.Bool) {
 		a, b, c := s.party("a"), s.party("b"), s.party("c")
 		a.mustAcquire()
 		time.Sleep(5 * time.Second)
-		b.set(f.hook(&seen))
+		b.set(f.hook(seen))
 		_, err := lease.Unlock(t.Context(), b.options())
 		b.set(nil)
 		if read(t, s.volume()).Client != "" {
@@ -266,7 +263,6 @@ func TestUnlockFails(t *testing.T) {
 		time.Sleep(time.Second)
 		a.isLost("unlocked")
 		s.becomesFree(c, a)
-		return seen
 	})
 }
 
@@ -301,20 +297,20 @@ func TestPauses(t *testing.T) {
 	for name, p := range procedures {
 		for _, pause := range []time.Duration{3 * time.Second, 25 * time.Second, 2*term + 7*time.Second} {
 			for _, after := range []bool{false, true} {
-				for n, seen := 1, true; seen; n++ {
-					seen = false
+				for n, more := 1, true; more; n++ {
+					var seen atomic.Bool
 					t.Run(fmt.Sprintf("%s,%v,after=%t,%d", name, pause, after, n), func(t *testing.T) {
 						inScene(t, func(t *testing.T, s *scene) {
 							a, b := s.party("a"), s.party("b")
 							p.prepare(a)
-							stopped := store.Kind("")
+							var stopped atomic.Value // the request before whose effect
 							a.set(func(r request, call func() error) error {
 								if r.n != n {
 									return call()
 								}
-								seen = true
+								seen.Store(true)
 								if r.container == "v" && !after {
-									stopped = r.Kind
+									stopped.Store(r.Kind)
 								}
 								if after {
 									defer time.Sleep(pause)
@@ -362,8 +358,8 @@ func TestPauses(t *testing.T) {
 							<-came
 							// Whose mark was on its way may take it from the next,
 							// as an unlock does; nothing else may.
-							if (deposed || b.held != nil && b.fence.Lost() != nil) && stopped != store.OpSetMetadata {
-								t.Errorf("the one who came is not left alone: %v", b.fence.Lost())
+							if (deposed || b.has() != nil && b.fences().Lost() != nil) && stopped.Load() != store.OpSetMetadata {
+								t.Errorf("the one who came is not left alone: %v", b.fences().Lost())
 							}
 							for _, p := range []*party{a, b} {
 								if p.holds() {
@@ -385,6 +381,7 @@ func TestPauses(t *testing.T) {
 							s.becomesFree(c, a)
 						})
 					})
+					more = seen.Load()
 				}
 			}
 		}

@@ -85,10 +85,10 @@ type party struct {
 	*scene
 	name  string
 	term  time.Duration
-	fence *store.Fence
 	plain bool // the cluster does not check signatures
 
 	mu    sync.Mutex
+	fence *store.Fence // of the last attempt to take it
 	hook  func(r request, call func() error) error
 	under func() // between a write's signing and its arrival
 	n     int
@@ -140,8 +140,8 @@ func (d dated) Metadata(ctx context.Context) (store.Metadata, error) {
 // reach returns the party's way to a container.
 func (p *party) reach(name string) store.Store {
 	c := p.cluster.Container(name)
-	if name == "v" && p.fence != nil {
-		c = c.Fenced(p.fence).UnderWay(func() {
+	if fence := p.fences(); name == "v" && fence != nil {
+		c = c.Fenced(fence).UnderWay(func() {
 			p.mu.Lock()
 			under := p.under
 			p.mu.Unlock()
@@ -153,7 +153,7 @@ func (p *party) reach(name string) store.Store {
 	return store.Wrap(dated{c, p}, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
 		p.mu.Lock()
 		r, hook, dead := request{Op: op, container: name}, p.hook, p.dead
-		if op.Name == "" {
+		if op.Name == "" && ctx.Err() == nil {
 			p.n++
 			r.n = p.n
 		}
@@ -173,8 +173,10 @@ func (p *party) reach(name string) store.Store {
 }
 
 func (p *party) options() lease.Options {
-	p.fence = new(store.Fence)
-	fence := p.fence
+	fence := new(store.Fence)
+	p.mu.Lock()
+	p.fence = fence
+	p.mu.Unlock()
 	o := lease.Options{
 		Store: p.reach("v"), Name: "v", Sibling: p.reach, Holder: p.name, Term: p.term, Fence: fence,
 		Log: func(format string, args ...any) { p.note(p.name + ": " + fmt.Sprintf(format, args...)) },
@@ -227,7 +229,24 @@ func (p *party) mustAcquire() volume.Meta {
 }
 
 // holds says whether the party believes that it may write.
-func (p *party) holds() bool { return p.fence != nil && p.fence.Check() == nil }
+func (p *party) holds() bool {
+	fence := p.fences()
+	return fence != nil && fence.Check() == nil
+}
+
+// fences returns the fence of the last attempt to take the volume, or nil.
+func (p *party) fences() *store.Fence {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fence
+}
+
+// has returns what the last attempt gave that was successful, or nil.
+func (p *party) has() *lease.Held {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
 
 // write writes an object with the party's name in it.
 func (p *party) write() error {
