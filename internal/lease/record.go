@@ -28,9 +28,24 @@ const (
 
 	// keyHolder and keyUntil, in the lease's own container: the mark of who
 	// holds it, and when it ends by Swift's clock, or "never".
+	//
+	// Renewals use slots keys for the end, in turn, and the latest counts: a
+	// renewal's request that arrives when others have been made since must not
+	// make the lease end earlier than its holder knows.
 	keyHolder = "Swiftnbd-Lease-Holder"
 	keyUntil  = "Swiftnbd-Lease-Until"
 )
+
+// slots is how many ends a lease has.
+const slots = 4
+
+// untilKey returns the key of a lease's end.
+func untilKey(slot int) string {
+	if slot %= slots; slot > 0 {
+		return fmt.Sprintf("%s-%d", keyUntil, slot)
+	}
+	return keyUntil
+}
 
 const (
 	never      = "never"
@@ -65,25 +80,36 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 		return record{}, clock{}, err
 	}
 	r := record{holder: md.Items[keyHolder]}
-	switch v := md.Items[keyUntil]; v {
-	case never:
-		r.never = true
-	case "":
-		r.holder = "" // not complete
-	default:
-		if r.until, err = time.Parse(time.RFC3339Nano, v); err != nil {
-			// Not ours to read: it does not end by itself.
-			r.never = true
+	for slot := range slots {
+		v := md.Items[untilKey(slot)]
+		if v == "" {
+			continue
 		}
+		until, err := time.Parse(time.RFC3339Nano, v)
+		if err != nil {
+			// never, or not ours to read: it does not end by itself.
+			r.never = true
+		} else if until.After(r.until) {
+			r.until = until
+		}
+	}
+	if r.until.IsZero() && !r.never {
+		r.holder = "" // not complete
 	}
 	return r, newClock(md, sent), nil
 }
 
-// writeRecord says who holds lease number epoch, and until when.
-func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time) error {
-	items := map[string]string{keyHolder: mark, keyUntil: never}
+// over says whether the lease has ended, grace ago.
+func (r record) over(c clock, grace time.Duration) bool {
+	return r.holder != "" && !r.never && c.earliest().After(r.until.Add(grace))
+}
+
+// writeRecord says who holds lease number epoch, and until when; zero is for
+// ever.
+func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time, slot int) error {
+	items := map[string]string{keyHolder: mark, untilKey(slot): never}
 	if !until.IsZero() {
-		items[keyUntil] = until.UTC().Format(timeFormat)
+		items[untilKey(slot)] = until.UTC().Format(timeFormat)
 	}
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
 }
@@ -129,6 +155,11 @@ type State struct {
 
 	items map[string]string
 	clock clock
+	// left says that the newest lease is there although nobody has the mark:
+	// whoever had it did not give it back as we do, and may not know that it
+	// is gone. unclean says so where they did not leave their mark in Last
+	// either: then what the volume says of its content may be old.
+	left, unclean bool
 }
 
 // Grant returns a grant with the container's key, for finding out whether
@@ -171,20 +202,25 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	s.Epoch, _ = strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
 	s.Epoch = max(s.Epoch, 0)
 	s.Now = s.clock.latest()
-	if s.Mark == "" || s.Epoch == 0 || o.Sibling == nil {
+	if s.Epoch == 0 || o.Sibling == nil {
 		return s, nil
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
 	switch {
-	case errors.Is(err, store.ErrContainerNotFound):
-		return s, nil // the mark is another's, or the lease was removed by hand
+	case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrForbidden):
+		// It was given back; or the mark is another's, or the lease was
+		// removed by hand; or the mark is all that we may see.
+		return s, nil
 	case err != nil:
 		return s, fmt.Errorf("look at the lease: %w", err)
 	}
-	if s.clock = c; r.holder == s.Mark {
+	s.clock, s.Now = c, c.latest()
+	switch {
+	case s.Mark == "":
+		s.left, s.unclean = true, r.holder != s.Meta.Last
+	case r.holder == s.Mark:
 		s.Leased, s.Until, s.Never = true, r.until, r.never
-		s.Now = c.latest()
-		s.Expired = !r.never && c.earliest().After(r.until.Add(o.grace()))
+		s.Expired = r.over(c, o.grace())
 	}
 	return s, nil
 }

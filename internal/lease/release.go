@@ -40,30 +40,46 @@ func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 }
 
 // release removes the mark, sets items with it, and removes the lease. After
-// an error the lease is ours still, and not renewed any more.
+// an error it is not renewed any more, and nothing is written under it: it
+// runs out, unless it has been given back without our knowing.
 func (h *Held) release(ctx context.Context, items map[string]string) error {
 	ctx = store.WithClass(ctx, store.Unlimited)
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	md, err := h.store.Metadata(ctx)
-	if err == nil {
-		err = h.ours(md)
-	}
-	if err == nil {
-		// Lapsed or not: nobody has taken it from us.
-		items[volume.KeyClient] = ""
-		err = h.store.SetMetadata(ctx, items)
-	}
-	if err != nil {
+	if err := h.giveBack(ctx, items); err != nil {
 		return fmt.Errorf("release the lock mark: %w", err)
 	}
-	h.o.Fence.Lose(errReleased)
 	if h.leased {
-		// What cannot be removed is garbage: the mark is gone.
-		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
+		h.remove(ctx, h.epoch)
 	}
 	return nil
+}
+
+// giveBack removes the mark and sets items, as long as the volume is ours: a
+// request that takes longer than that would be against whoever took it over.
+func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
+	if h.leased && errors.Is(h.o.Fence.Check(), store.ErrLapsed) {
+		if err := h.retake(ctx); err != nil {
+			return err
+		}
+	}
+	ctx, stop, err := h.o.Fence.Guard(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	md, err := h.store.Metadata(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.ours(md); err != nil && !errors.Is(err, errNumber) {
+		return err
+	}
+	// From here on it may come about at any time, whatever the answer is.
+	h.o.Fence.Lose(errReleased)
+	items[volume.KeyClient] = ""
+	return h.store.SetMetadata(ctx, items)
 }
 
 var errReleased = fmt.Errorf("%w: it was given back", ErrLost)
@@ -76,7 +92,7 @@ func (h *Held) Keep(ctx context.Context) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leased && h.o.Fence.Lost() == nil {
-		_ = h.o.writeRecord(store.WithClass(ctx, store.Unlimited), h.epoch, h.mark, time.Time{})
+		_ = h.o.writeRecord(store.WithClass(ctx, store.Unlimited), h.epoch, h.mark, time.Time{}, h.slot)
 	}
 	h.o.Fence.Lose(errReleased)
 }
@@ -105,6 +121,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	items := map[string]string{
 		volume.KeyClient: "", volume.KeyLast: s.Mark, volume.KeyBlank: "", volume.KeyMap: "",
 	}
+	first := s.Epoch
 	epoch := int64(0)
 	if s.Epoch > 0 && o.Sibling != nil {
 		// A number of our own: the former holder cannot have it to go on with.
@@ -118,17 +135,18 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			}
 		}
 		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
+		defer func() {
+			for e := first; e <= epoch; e++ {
+				_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
+			}
+		}()
 	}
 	if s.Fenced {
 		items[KeyFence] = rand.Text()
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
+		first = epoch // the number that we made; the rest stays as it was
 		return s, fmt.Errorf("remove the lock mark: %w", err)
-	}
-	if epoch > 0 {
-		for e := s.Epoch; e <= epoch; e++ {
-			_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
-		}
 	}
 	return s, nil
 }
@@ -142,7 +160,9 @@ func (h *Held) Drop(ctx context.Context) error {
 	if !h.leased {
 		return nil
 	}
-	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(store.WithClass(ctx, store.Unlimited))
+	ctx = store.WithClass(ctx, store.Unlimited)
+	h.remove(ctx, h.epoch-1)
+	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return fmt.Errorf("delete lease %d: %w", h.epoch, err)
 	}

@@ -46,7 +46,9 @@ func (h *Held) loop(ctx context.Context) {
 		pause = h.o.renewEvery()
 	}
 	lapsed := false
-	next := pause
+	// The first look comes soon: whoever read the volume's metadata before our
+	// mark was there, as 0.11 does it, may have set theirs since.
+	next := min(pause, markWait)
 	for {
 		t := time.NewTimer(next)
 		select {
@@ -102,7 +104,7 @@ func (h *Held) tend(ctx context.Context) error {
 
 // bounded returns a context for a few requests of a renewal.
 func (h *Held) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if !h.leased {
+	if !h.leased || h.o.Term == Forever {
 		return context.WithTimeout(ctx, checkEvery)
 	}
 	return context.WithTimeout(ctx, h.o.step())
@@ -111,6 +113,9 @@ func (h *Held) bounded(ctx context.Context) (context.Context, context.CancelFunc
 // look reads the volume's metadata, and holds it against what it should be.
 func (h *Held) look(ctx context.Context) error {
 	_, err := h.read(ctx)
+	if errors.Is(err, errNumber) {
+		return nil
+	}
 	return err
 }
 
@@ -140,7 +145,8 @@ func (h *Held) renew(ctx context.Context) error {
 	begun := time.Now()
 	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
 	bounded, cancel := h.bounded(ctx)
-	err = h.o.writeRecord(bounded, h.epoch, h.mark, until)
+	h.slot++
+	err = h.o.writeRecord(bounded, h.epoch, h.mark, until, h.slot)
 	cancel()
 	if errors.Is(err, store.ErrContainerNotFound) {
 		// Removed, by whoever took it or by hand: the volume tells.
@@ -153,6 +159,12 @@ func (h *Held) renew(ctx context.Context) error {
 		return err
 	}
 	c, err := h.read(ctx)
+	if errors.Is(err, errNumber) {
+		if err := h.number(ctx); err != nil {
+			return err
+		}
+		c, err = h.read(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -163,12 +175,19 @@ func (h *Held) renew(ctx context.Context) error {
 	return nil
 }
 
+// number tells the volume the number of our lease.
+func (h *Held) number(ctx context.Context) error {
+	ctx, cancel := h.bounded(ctx)
+	defer cancel()
+	return h.store.SetMetadata(ctx, map[string]string{KeyEpoch: strconv.FormatInt(h.epoch, 10)})
+}
+
 // retake takes a lease again that has run out, by the next number, as anybody
-// else would have to. The volume's mark, number and key are still ours then,
-// so nobody has had it in between.
+// else would have to. The volume's mark and key are still ours then, so nobody
+// has had it in between.
 func (h *Held) retake(ctx context.Context) error {
 	c, err := h.read(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
 	epoch, err := h.o.create(ctx, h.epoch, h.numbers, h.look)
@@ -176,30 +195,34 @@ func (h *Held) retake(ctx context.Context) error {
 		return err
 	}
 	h.numbers[epoch] = true
-	begun, until := time.Now(), h.until(c)
+	begun, until := time.Now(), c.latest().Add(h.o.Term)
+	h.slot++
 	bounded, cancel := h.bounded(ctx)
 	defer cancel()
-	if err := h.o.writeRecord(bounded, epoch, h.mark, until); err != nil {
+	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.slot); err != nil {
 		return err
 	}
 	// One more look, for whoever had an earlier number than this one.
-	if c, err = h.read(ctx); err != nil {
+	if c, err = h.read(bounded); err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
-	err = h.store.SetMetadata(bounded, map[string]string{KeyEpoch: strconv.FormatInt(epoch, 10)})
-	if err != nil {
-		return err
+	// As in take: whoever was stopped here must not disturb those who came.
+	if h.o.late(begun) {
+		return errAgain
 	}
-	old := h.epoch
+	was := h.epoch
 	h.epoch = epoch
+	if err := h.number(bounded); err != nil {
+		h.epoch = was
+		return err
+	}
 	if _, err := h.verify(bounded); err != nil {
 		return err
 	}
-	h.grant(ctx, c, begun, until)
-	for e := old; e < epoch; e++ {
-		_ = h.o.Sibling(ContainerName(h.o.Name, e)).DeleteContainer(ctx)
+	if h.o.late(begun) {
+		return errAgain
 	}
-	clear(h.numbers)
-	h.numbers[epoch] = true
+	h.grant(ctx, c, begun, until)
+	h.remove(ctx, epoch-1)
 	return nil
 }

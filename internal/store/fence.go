@@ -35,6 +35,9 @@ type Grant struct {
 	// Server is the store's clock at the moment Taken of ours; UntilServer
 	// is the end by it, where Key is not empty.
 	Server, Taken, UntilServer time.Time
+	// Slack is how much later than at Taken the store's clock may have been
+	// read: it is behind what Server and Taken say by that much at most.
+	Slack time.Duration
 	// SignedFor is how long one signature is good; 0 is 10 s: long enough
 	// for a request that stands in a queue on its way and for clocks that
 	// differ, short enough to wait for until one that was lost on the way
@@ -45,7 +48,8 @@ type Grant struct {
 const signedFor = 10 * time.Second
 
 // Expires returns the end of a signature made now by the store's clock, in
-// whole seconds, and by ours, with a second more for rounding.
+// whole seconds, and a moment by ours that is not before it, with a second more
+// for clocks that differ.
 func (g Grant) Expires() (server int64, local time.Time) {
 	now := time.Now()
 	end := g.Server.Add(now.Sub(g.Taken)).Add(cmp.Or(g.SignedFor, signedFor))
@@ -53,7 +57,7 @@ func (g Grant) Expires() (server int64, local time.Time) {
 		end = g.UntilServer
 	}
 	server = end.Unix()
-	return server, now.Add(time.Unix(server, 0).Sub(g.Server.Add(now.Sub(g.Taken)))).Add(time.Second)
+	return server, now.Add(time.Unix(server, 0).Sub(g.Server.Add(now.Sub(g.Taken)))).Add(g.Slack + time.Second)
 }
 
 // over says whether the right has ended by either clock. The monotonic clock

@@ -6,11 +6,13 @@
 package mem
 
 import (
+	"cmp"
 	"context"
 	"crypto/md5"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -54,6 +56,13 @@ func (c *Cluster) Container(name string) *Container {
 	return &Container{cluster: c, name: name}
 }
 
+// Names returns the names of the containers that exist, in order.
+func (c *Cluster) Names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.containers))
+}
+
 // New returns the one container of a cluster of its own. It does not exist
 // until CreateContainer is called.
 func New() *Container { return NewCluster().Container("mem") }
@@ -73,41 +82,61 @@ type Container struct {
 	cluster *Cluster
 	name    string
 	fence   *store.Fence // nil: anybody writes
+	under   func()       // nil, or what comes between a write's signing and its arrival
 }
 
 // Fenced returns the same container, whose objects are written only while f
-// holds and, where it has a key, with the container's own.
+// holds and, where it has a key, with the container's own, as long as the
+// signature is good.
 func (c *Container) Fenced(f *store.Fence) *Container {
 	return &Container{cluster: c.cluster, name: c.name, fence: f}
+}
+
+// UnderWay returns the same container, whose writes call under after they have
+// been signed and before they arrive.
+func (c *Container) UnderWay(under func()) *Container {
+	return &Container{cluster: c.cluster, name: c.name, fence: c.fence, under: under}
 }
 
 // fenceKey is the item of the container's metadata that holds the key.
 const fenceKey = "Temp-Url-Key-2"
 
-// allowedLocked says whether the store lets a write pass that was signed under
-// g.
-func (c *Container) allowedLocked(op string, g store.Grant) error {
-	if g.Key == "" {
+// signature is what a write comes with.
+type signature struct {
+	key     string
+	expires time.Time
+}
+
+// sign signs a write, as the fence allows it, and lets it go on its way.
+func (c *Container) sign(op string) (signature, error) {
+	var s signature
+	if c.fence != nil {
+		g, err := c.fence.Grant()
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", op, err)
+		}
+		s.key, s.expires = g.Key, time.Now().Add(cmp.Or(g.SignedFor, 10*time.Second))
+		if s.expires.After(g.UntilServer) {
+			s.expires = g.UntilServer
+		}
+	}
+	if c.under != nil {
+		c.under()
+	}
+	return s, nil
+}
+
+// allowedLocked says whether the store lets a write pass that came with s.
+func (c *Container) allowedLocked(op string, s signature) error {
+	if s.key == "" {
 		return nil
 	}
 	k := c.cluster.containers[c.name]
-	if k != nil && k.meta[fenceKey] == g.Key && time.Now().Before(g.UntilServer) {
+	if k != nil && k.meta[fenceKey] == s.key && time.Now().Before(s.expires) {
 		return nil
 	}
 	c.fence.Doubt()
 	return status(op, http.StatusUnauthorized, store.ErrFenced)
-}
-
-// grant returns what the fence allows.
-func (c *Container) grant(op string) (store.Grant, error) {
-	if c.fence == nil {
-		return store.Grant{}, nil
-	}
-	g, err := c.fence.Grant()
-	if err != nil {
-		err = fmt.Errorf("%s: %w", op, err)
-	}
-	return g, err
 }
 
 var _ store.Store = (*Container)(nil)
@@ -197,7 +226,7 @@ func (c *Container) Put(ctx context.Context, name string, data []byte, etag stor
 	if err := store.CheckObjectName(name); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	grant, err := c.grant(op)
+	signed, err := c.sign(op)
 	if err != nil {
 		return err
 	}
@@ -211,7 +240,7 @@ func (c *Container) Put(ctx context.Context, name string, data []byte, etag stor
 	if !ok {
 		return status(op, http.StatusNotFound, store.ErrContainerNotFound)
 	}
-	if err := c.allowedLocked(op, grant); err != nil {
+	if err := c.allowedLocked(op, signed); err != nil {
 		return err
 	}
 	if etag != "" && etag != own {
@@ -231,13 +260,13 @@ func (c *Container) Delete(ctx context.Context, name string) error {
 	if err := store.CheckObjectName(name); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	grant, err := c.grant(op)
+	signed, err := c.sign(op)
 	if err != nil {
 		return err
 	}
 	c.cluster.mu.Lock()
 	defer c.cluster.mu.Unlock()
-	if err := c.allowedLocked(op, grant); err != nil {
+	if err := c.allowedLocked(op, signed); err != nil {
 		return err
 	}
 	if !c.deleteLocked(name) {

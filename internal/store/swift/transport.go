@@ -43,14 +43,25 @@ const (
 
 // newHTTPTransport returns the connections' pool.
 func newHTTPTransport(connections int, caCert string, readFile func(string) ([]byte, error)) (*http.Transport, error) {
+	dialer := &net.Dialer{
+		Timeout: dialTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 10 * time.Second, Count: 4,
+		},
+	}
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
-		DialContext: (&net.Dialer{
-			Timeout: dialTimeout,
-			KeepAliveConfig: net.KeepAliveConfig{
-				Enable: true, Idle: 15 * time.Second, Interval: 10 * time.Second, Count: 4,
-			},
-		}).DialContext,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				// A connection that is closed, or whose process was killed, is
+				// cut: or else the kernel goes on for a minute or two to send
+				// what it has taken, and a request that was given up, because
+				// the right to write has ended, is completed without us.
+				_ = tcp.SetLinger(0) // best effort
+			}
+			return conn, err
+		},
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTimeout,
 		MaxIdleConnsPerHost: connections + spareConnections,
