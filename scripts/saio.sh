@@ -196,6 +196,12 @@ use = egg:swift#proxy_logging
 [filter:cache]
 use = egg:swift#memcache
 memcache_servers = 127.0.0.1:$MEM
+# Tokens are kept there: with the default of 2 connections and little patience
+# a burst of requests has the one memcached left alone for a minute.
+memcache_max_connections = 64
+connect_timeout = 5
+pool_timeout = 10
+io_timeout = 10
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:bulk]

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ncw/swift/v2"
@@ -76,26 +75,6 @@ func (c *container) List(ctx context.Context, o store.ListOptions) ([]store.Obje
 		return nil
 	})
 	return page, err
-}
-
-// Metadata implements store.Store.
-func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
-	if err := c.checkContainer("HEAD", nil); err != nil {
-		return store.Metadata{}, err
-	}
-	m := store.Metadata{Items: make(map[string]string)}
-	r := request{method: "HEAD", container: c.name, headers: swift.Headers{"X-Newest": "true"}}
-	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
-		for key := range x.header {
-			if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
-				m.Items[store.MetaKey(name)] = x.header.Get(key)
-			}
-		}
-		m.Objects, _ = strconv.ParseInt(x.header.Get("X-Container-Object-Count"), 10, 64)
-		m.Bytes, _ = strconv.ParseInt(x.header.Get("X-Container-Bytes-Used"), 10, 64)
-		return nil
-	})
-	return m, err
 }
 
 // metaHeaders returns items as headers. An empty value removes a key.
