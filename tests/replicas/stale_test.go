@@ -210,7 +210,7 @@ while not os.path.exists(%q): time.sleep(0.1)
 `, stop))
 	load := harness.StartLoad(t, n.URI, 2, 3, stop)
 	last := -1
-	for range repeat(6) {
+	for range repeat(4) {
 		i := rng.IntN(harness.NumReplicas)
 		if i == last {
 			i++
