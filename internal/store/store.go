@@ -65,6 +65,15 @@ type Metadata struct {
 	Date    time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
 }
 
+type hintKey struct{}
+
+// WithHint returns a context in which Metadata may be stale, and costs one
+// request: for lists that somebody looks at. Nothing may be decided by it.
+func WithHint(ctx context.Context) context.Context { return context.WithValue(ctx, hintKey{}, true) }
+
+// IsHint says whether ctx is one of WithHint's.
+func IsHint(ctx context.Context) bool { return ctx.Value(hintKey{}) != nil }
+
 // Store is one container in an object store. Its methods may be called by
 // many goroutines at once. Each makes one request and, apart from renewing an
 // expired token once, does not try again: that is Retry's duty.
@@ -101,8 +110,9 @@ type Store interface {
 	// bulk delete it ends with errors.ErrUnsupported.
 	BulkDelete(ctx context.Context, names []string) error
 
-	// Metadata reads the container's metadata, the newest copy's. Ends
-	// with ErrContainerNotFound where there is no such container.
+	// Metadata reads the container's metadata, the newest copy's as far as
+	// that can be found out, or with IsHint any copy's. Ends with
+	// ErrContainerNotFound where there is no such container.
 	Metadata(ctx context.Context) (Metadata, error)
 
 	// SetMetadata merges items into the container's metadata, key by key;

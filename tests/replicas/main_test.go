@@ -54,8 +54,8 @@ func repeat(n int) int { return max(1, n**writesFlag/150) }
 // patience is how long our side tries. It is the plugin's default.
 var patience = store.Policy{Timeout: 60 * time.Second}
 
-// dial returns a container as one request a call, without retries.
-func dial(t *testing.T, c *harness.Cloud, container string) store.Store {
+// login returns an account that is logged in, and makes one request a call.
+func login(t *testing.T, c *harness.Cloud) *swiftstore.Client {
 	t.Helper()
 	client, err := swiftstore.Dial(swiftstore.Options{
 		Login:       config.Login{AuthURL: c.AuthURL, Version: 1, Username: c.User, Password: config.Secret(c.Key)},
@@ -65,7 +65,10 @@ func dial(t *testing.T, c *harness.Cloud, container string) store.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	return client.Container(container)
+	if err := client.Login(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return client
 }
 
 // disk is a new volume on the Swift with three replicas. It stays there: a
@@ -84,7 +87,7 @@ func newDisk(t *testing.T, objects, objectSize int64) *disk {
 	t.Helper()
 	r := harness.Replicated(t)
 	d := &disk{Replicas: r, t: t, name: harness.Name(t), account: r.Account(t)}
-	d.store = dial(t, r.Cloud, d.name)
+	d.store = login(t, r.Cloud).Container(d.name)
 	var err error
 	if d.geo, err = geometry.New(objectSize, objects); err != nil {
 		t.Fatal(err)

@@ -203,9 +203,14 @@ func TestReplicaDown(t *testing.T) {
 	// With a cache that holds an eighth of the disk, reads get to Swift.
 	n := harness.Serve(t, harness.Options{Params: d.params(d.Cloud, "cache=1M")})
 	stop := filepath.Join(harness.TempDir(t), "stop")
+	// A client that stays, so that the volume is not given back in between.
+	stays := harness.StartNbdsh(t, n.URI, fmt.Sprintf(`
+import os, time
+while not os.path.exists(%q): time.sleep(0.1)
+`, stop))
 	load := harness.StartLoad(t, n.URI, 2, 3, stop)
 	last := -1
-	for range repeat(6) {
+	for range repeat(4) {
 		i := rng.IntN(harness.NumReplicas)
 		if i == last {
 			i++
@@ -223,6 +228,9 @@ func TestReplicaDown(t *testing.T) {
 	harness.WriteFile(t, stop, "")
 	if status := load.Wait(t); status != 0 {
 		t.Errorf("fio: status %d\n%s", status, load.Output())
+	}
+	if status := stays.Wait(t); status != 0 {
+		t.Errorf("a client that does nothing: status %d\n%s", status, stays.Output())
 	}
 	got := harness.Download(t, n.URI)
 	n.Stop(t)

@@ -88,20 +88,6 @@ func parseListing(body io.Reader) ([]store.ObjectInfo, error) {
 	return page, nil
 }
 
-// Metadata implements store.Store.
-func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
-	if err := c.checkContainer("HEAD", nil); err != nil {
-		return store.Metadata{}, err
-	}
-	var m store.Metadata
-	r := request{method: "HEAD", container: c.name, headers: swift.Headers{"X-Newest": "true"}}
-	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
-		m = parseMetadata(x.header)
-		return nil
-	})
-	return m, err
-}
-
 // parseMetadata reads the headers of a container. Counts that make no sense
 // are 0.
 func parseMetadata(h http.Header) store.Metadata {
