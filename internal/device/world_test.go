@@ -59,7 +59,7 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
 func overHTTP(t *testing.T) store.Store {
-	return newCloud(t, devswift.Options{TokenLife: 300 * time.Millisecond, Journal: -1}, swiftstore.Options{}).store
+	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{}).store
 }
 
 // newWorld makes a volume. blank says that our own setup made it, else it is
