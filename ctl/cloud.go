@@ -24,6 +24,8 @@ type container struct {
 	export      config.Export
 	where       string // the secrets file, or "the environment"
 	client      *swiftstore.Client
+	sibling     func(name string) store.Store // another container of the account
+	say         func(format string, args ...any)
 }
 
 // load reads the secrets file, once. Where the default one does not exist the
@@ -79,10 +81,13 @@ func (t *tool) open(name string) (*container, error) {
 	if !t.secrets.Has(name) {
 		where = "the environment"
 	}
-	s := traced(client.Container(name), t.log.With("container", name))
+	trace := func(name string) store.Store { return traced(client.Container(name), t.log.With("container", name)) }
+	s := trace(name)
 	return &container{
 		Store:   t.patient(s, name, workPolicy),
 		contact: t.patient(s, name, contactPolicy),
+		sibling: func(name string) store.Store { return t.patient(trace(name), name, contactPolicy) },
+		say:     t.warn,
 		client:  client, name: name, export: x, where: where,
 	}, nil
 }

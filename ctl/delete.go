@@ -15,7 +15,6 @@ import (
 
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
-	"swiftnbd/internal/volume"
 )
 
 const (
@@ -67,14 +66,14 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	meta, err := volume.ParseMeta(md.Items)
+	state, err := lease.Inspect(ctx, c.lease("", 0))
 	if err != nil {
 		return c.explain(ctx, err)
 	}
+	meta := state.Meta
 	// What a delete that was cut short has left behind is ours to finish.
-	holder, _ := lease.ParseMark(meta.Client)
-	unfinished := holder == holderDelete
-	if err := lease.Locked(meta.Client); err != nil && !unfinished {
+	unfinished := state.Holder == holderDelete
+	if err := state.Held(); err != nil && !unfinished {
 		return fmt.Errorf("%s is %w", name, err)
 	}
 	if !yes {
@@ -85,11 +84,12 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 		}
 	}
 	if unfinished {
-		if _, err := lease.Break(ctx, c); err != nil && !errors.Is(err, lease.ErrNotLocked) {
+		if _, err := lease.Unlock(ctx, c.lease("", 0)); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 			return c.explain(ctx, err)
 		}
 	}
-	held, _, err := c.mark(ctx, holderDelete)
+	// For ever: what is half deleted is of no use to whoever finds it free.
+	held, _, err := c.mark(ctx, holderDelete, lease.Forever)
 	if err != nil {
 		return c.explain(ctx, err)
 	}
@@ -98,6 +98,9 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	err = d.run(ctx)
 	d.bar.end(err == nil)
 	if err == nil {
+		if err := held.Drop(ctx); err != nil {
+			t.warn("%s: %v", name, oneLine{err})
+		}
 		t.say("Done, %s has been deleted", name)
 		return nil
 	}

@@ -70,11 +70,12 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	if err != nil {
 		return err
 	}
-	meta, err := volume.Read(ctx, c.contact)
+	state, err := lease.Inspect(ctx, c.lease("", 0))
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	if err := lease.Locked(meta.Client); err != nil {
+	meta := state.Meta
+	if err := state.Held(); err != nil {
 		return fmt.Errorf("%s is %w, downloading a container in use is unreliable", name, err)
 	}
 	im, err := openImage(path, t.stdout)
@@ -86,7 +87,7 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 		return err
 	}
 
-	held, marked, err := c.mark(ctx, holderDownload)
+	held, marked, err := c.mark(ctx, holderDownload, downloadTerm)
 	switch {
 	case err == nil:
 		meta = marked

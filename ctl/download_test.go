@@ -201,7 +201,8 @@ func TestDownloadReplaces(t *testing.T) {
 func TestDownloadUnlockFails(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 4, 4096, map[int][]byte{1: noise(4096)})
-	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPost, Skip: 1, Action: devswift.Action{Status: 503}}))
+	// The lease's own container, the mark, and then its removal.
+	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPost, Skip: 2, Action: devswift.Action{Status: 503}}))
 	path := filepath.Join(t.TempDir(), "image")
 	r := b.run("download", "disk", path)
 	if r.code != 1 || !strings.Contains(r.err, "disk stays locked: ") {

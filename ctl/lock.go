@@ -21,6 +21,10 @@ const (
 	holderDelete   = "ctl-delete"
 )
 
+// downloadTerm is the lease of a download, which renews it: if it is killed the
+// container is free again that much later.
+const downloadTerm = 30 * time.Second
+
 // markTimeout bounds the setting and removing of a mark, which no signal cuts
 // short: a mark must not stay behind.
 const markTimeout = 30 * time.Second
@@ -38,7 +42,7 @@ is 1.`,
 			if err != nil {
 				return err
 			}
-			held, _, err := c.mark(ctx, holderLock)
+			held, _, err := c.mark(ctx, holderLock, lease.Forever)
 			if err != nil {
 				var locked *lease.LockedError
 				if errors.As(err, &locked) {
@@ -58,24 +62,30 @@ func (t *tool) unlockCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unlock CONTAINER",
 		Short: "Remove the lock of a container, whoever holds it",
-		Long: `Remove the lock of a container, whoever holds it: that of "lock", or the one
-that a server which was killed has left behind. Make sure that nobody uses the
-container. One that is not locked is left alone, and the exit status is 1.`,
+		Long: `Remove the lock of a container, whoever holds it: that of "lock", or one that
+a server has. What that server writes from then on is refused by Swift, and its
+clients get errors: what they wrote and did not flush is lost. The lock of a
+server that was killed goes by itself when its lease has run out. A container
+that is not locked is left alone, and the exit status is 1.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			c, err := t.open(args[0])
 			if err != nil {
 				return err
 			}
-			mark, err := lease.Break(ctx, c.contact)
+			unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+			defer cancel()
+			was, err := lease.Unlock(unlockCtx, c.lease("", 0))
 			if errors.Is(err, lease.ErrNotLocked) {
 				return fmt.Errorf("%s is not locked, nothing to do", c.name)
 			}
 			if err != nil {
 				return c.explain(ctx, err)
 			}
-			holder, at := lease.ParseMark(mark)
-			t.say("%s lock was: %s%s", c.name, holder, since(at))
+			t.say("%s lock was: %s%s%s", c.name, was.Holder, since(was.Since), leaseLeft(was))
+			if was.Fenced {
+				t.say("Whatever they write from now on is refused by Swift")
+			}
 			t.say("Done, %s is unlocked", c.name)
 			return nil
 		}),
@@ -83,15 +93,36 @@ container. One that is not locked is left alone, and the exit status is 1.`,
 	}
 }
 
-// mark takes the container's lock. Once begun it is not interrupted, since a
-// request that was cut short may still have set the mark.
-func (c *container) mark(ctx context.Context, holder string) (*lease.Held, volume.Meta, error) {
+// leaseLeft says how a lease stands, in parentheses; nothing where there is
+// none, or none that ends.
+func leaseLeft(s lease.State) string {
+	switch {
+	case !s.Leased || s.Never:
+		return ""
+	case s.Expired:
+		return fmt.Sprintf(" (its lease ended at %s)", humanTime(s.Until))
+	}
+	return fmt.Sprintf(" (its lease was good until %s)", humanTime(s.Until))
+}
+
+// lease returns how the container's lease is taken, by holder.
+func (c *container) lease(holder string, term time.Duration) lease.Options {
+	return lease.Options{
+		Store: c.contact, Name: c.name, Sibling: c.sibling, Holder: holder, Term: term,
+		Log: func(format string, args ...any) { c.say("%s: %s", c.name, fmt.Sprintf(format, args...)) },
+	}
+}
+
+// mark takes the container's lock, for term at a time or for ever. Once begun it
+// is not interrupted, since a request that was cut short may still have set the
+// mark.
+func (c *container) mark(ctx context.Context, holder string, term time.Duration) (*lease.Held, volume.Meta, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, volume.Meta{}, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
 	defer cancel()
-	return lease.Mark(ctx, c.contact, holder)
+	return lease.Acquire(ctx, c.lease(holder, term))
 }
 
 // release gives the lock of a verb that has changed nothing back, interrupted

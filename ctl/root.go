@@ -47,7 +47,7 @@ func (t *tool) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   program,
 		Short: "Look after the Swift containers that hold disks for nbdkit's swift plugin",
-		Long: `swiftnbd-ctl sets up, lists, locks, unlocks, downloads and deletes the
+		Long: `swiftnbd-ctl sets up, lists, shows, locks, unlocks, downloads and deletes the
 OpenStack Swift containers that hold disks for nbdkit's swift plugin and for
 swiftnbd. Containers and their credentials stand in the secrets file, or come
 from the usual OS_* and ST_* environment variables.`,
@@ -84,7 +84,7 @@ from the usual OS_* and ST_* environment variables.`,
 	_ = root.MarkPersistentFlagFilename("secrets")
 	_ = root.MarkPersistentFlagFilename("cacert")
 
-	root.AddCommand(t.listCommand(), t.setupCommand(), t.unlockCommand(), t.lockCommand(), t.downloadCommand(), t.deleteCommand())
+	root.AddCommand(t.listCommand(), t.infoCommand(), t.setupCommand(), t.unlockCommand(), t.lockCommand(), t.downloadCommand(), t.deleteCommand())
 	return root
 }
 

@@ -77,6 +77,7 @@ func TestSetupOverSomething(t *testing.T) {
 		t.Error("setup changed a locked container")
 	}
 	b.ok("unlock", "disk")
+	b.swift.ResetRequests()
 
 	r := b.run("setup", "-f", "disk", "8", "--object-size", "8192")
 	if r.code != 0 || !strings.Contains(r.err, "warning: disk holds objects of 4096 bytes (disk.part/00000000)") || strings.Contains(r.err, "beyond") {

@@ -167,8 +167,8 @@ func (e *exports) readCA(path string) ([]byte, error) {
 	return pem, err
 }
 
-// store returns the way to x's container, with patience and limits.
-func (e *exports) store(x config.Export) (store.Store, error) {
+// cloud returns the way to x's account.
+func (e *exports) cloud(x config.Export) (*cloud, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c := e.clouds[x.Login]
@@ -187,7 +187,12 @@ func (e *exports) store(x config.Export) (store.Store, error) {
 		c = &cloud{client, store.NewLimiter(e.params.connections)}
 		e.clouds[x.Login] = c
 	}
-	return c.limiter.Store(store.Retry(e.metrics.Store(c.client.Container(x.Container)), store.Policy{
+	return c, nil
+}
+
+// patient returns s counted, and with retries.
+func (e *exports) patient(s store.Store) store.Store {
+	return store.Retry(e.metrics.Store(s), store.Policy{
 		Timeout: e.params.timeout,
 		OnRetry: func(r store.Retrying) {
 			e.metrics.Retried()
@@ -195,7 +200,38 @@ func (e *exports) store(x config.Export) (store.Store, error) {
 				nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
 			}
 		},
-	})), nil
+	})
+}
+
+// look returns the way to x's container for whoever does not write.
+func (e *exports) look(x config.Export) (store.Store, error) {
+	c, err := e.cloud(x)
+	if err != nil {
+		return nil, err
+	}
+	return c.limiter.Store(e.patient(c.client.Container(x.Container))), nil
+}
+
+// writer returns the way to x's container for its writer, and how its lease is
+// taken. They share a fence, so they are made anew for each device.
+func (e *exports) writer(x config.Export) (store.Store, lease.Options, error) {
+	c, err := e.cloud(x)
+	if err != nil {
+		return nil, lease.Options{}, err
+	}
+	fence := new(store.Fence)
+	l := lease.Options{
+		Name:  x.Container,
+		Term:  e.params.leaseTerm(),
+		Fence: fence,
+		Sibling: func(name string) store.Store {
+			return e.patient(c.client.Container(name))
+		},
+		CheckFence: func(ctx context.Context, g store.Grant) error {
+			return c.client.CheckFence(ctx, x.Container, g)
+		},
+	}
+	return store.Settle(c.limiter.Store(e.patient(c.client.Fenced(x.Container, fence)))), l, nil
 }
 
 // open is a client's: it opens the disk when it is the first.
@@ -219,20 +255,20 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	readonly = readonly || x.ReadOnly
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.device != nil && d.readOnly && !readonly && d.clients == 0 {
-		if err := d.close(); err != nil {
+	if d.device != nil && d.clients == 0 && (d.readOnly && !readonly || d.device.Lost() != nil) {
+		if err := d.close(); d.device != nil {
 			return nil, describe(x, err)
 		}
 	}
 	if d.device == nil {
-		s, err := e.store(x)
+		s, l, err := e.writer(x)
 		if err != nil {
 			return nil, describe(x, err)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), e.params.timeout)
 		defer cancel()
 		d.device, err = device.Open(ctx, device.Options{
-			Store: s, Holder: e.holder, ReadOnly: readonly,
+			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly,
 			WriteThrough: e.params.writeThrough, Cache: e.params.cache,
 			Connections: e.params.connections, Readahead: e.params.readahead,
 			Age: e.params.age, Timeout: e.params.timeout,
@@ -252,6 +288,9 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 			nbdkit.Debugf("%s: opened, read-only=%t", x.Container, readonly)
 		}
 	}
+	if err := d.device.Lost(); err != nil {
+		return nil, describe(x, err) // until those who had it have left
+	}
 	d.clients++
 	return &connection{disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
 }
@@ -262,6 +301,10 @@ func (d *disk) close() error {
 	var undrained *device.DrainError
 	if errors.As(err, &undrained) {
 		return err // it goes on
+	}
+	var lost *device.LostError
+	if errors.As(err, &lost) && lost.Chunks > 0 {
+		fail()
 	}
 	d.device = nil
 	d.counts.Close()
@@ -338,6 +381,7 @@ func (d *disk) end(last bool) bool {
 	nbdkit.Errorf("%s: %v", d.name, err)
 	if d.device != nil && last {
 		nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
+		fail()
 		d.counts.Close()
 		d.device.Abandon()
 		d.device = nil
@@ -376,7 +420,7 @@ func (e *exports) describe(ctx context.Context, name string) string {
 	if err != nil {
 		return err.Error()
 	}
-	s, err := e.store(x)
+	s, err := e.look(x)
 	if err != nil {
 		return err.Error()
 	}

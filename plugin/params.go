@@ -22,7 +22,13 @@ const (
 	defaultConnections = 16
 	defaultTimeout     = 60 * time.Second
 	maxConnections     = 4096
-	volumeFormat       = volume.FormatVersion
+	// defaultLease is long enough for a few lost requests in a row, and for a
+	// restart of Swift's proxies, and short enough to wait for after a crash.
+	defaultLease = 30 * time.Second
+	// minLease leaves a holder more than the second by which it may misread
+	// Swift's clock.
+	minLease     = 5 * time.Second
+	volumeFormat = volume.FormatVersion
 )
 
 // params are nbdkit's key=value, read.
@@ -37,6 +43,7 @@ type params struct {
 	writeThrough bool
 	readahead    int64 // bytes; 0: chosen, negative: none
 	age          time.Duration
+	lease        time.Duration
 	metrics      string // "HOST:PORT" or "unix:PATH"; empty: not served
 
 	seen map[string]bool
@@ -99,6 +106,18 @@ var paramTable = map[string]param{
 			}
 			p.writeThrough = v == "writethrough"
 			return nil
+		}},
+	"lease": {"lease=SECONDS", fmt.Sprintf("How long the volume stays ours after our last sign of life; 0 sets the mark only (default: %.0f).", defaultLease.Seconds()),
+		func(p *params, v string) (err error) {
+			if v == "0" {
+				p.lease = -1
+				return nil
+			}
+			p.lease, err = seconds(v)
+			if err == nil && p.lease < minLease {
+				err = fmt.Errorf("must be 0 or at least %.0f", minLease.Seconds())
+			}
+			return err
 		}},
 	"metrics": {"metrics=HOST:PORT|unix:PATH", "Serve counters to Prometheus there (default: not at all).",
 		func(p *params, v string) (err error) {
@@ -173,8 +192,14 @@ func (p *params) complete() error {
 	if p.timeout == 0 {
 		p.timeout = defaultTimeout
 	}
+	if p.lease == 0 {
+		p.lease = defaultLease
+	}
 	return nil
 }
+
+// leaseTerm returns the lease's length, 0 for none.
+func (p *params) leaseTerm() time.Duration { return max(0, p.lease) }
 
 // defaults are the settings for sections that name none.
 func (p *params) defaults() config.Defaults {

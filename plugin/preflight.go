@@ -181,16 +181,18 @@ func checkContainer(p *params, secrets *config.Secrets) (*session, error) {
 	if err := client.Login(ctx); err != nil {
 		return nil, describe(x, err)
 	}
-	meta, err := volume.Read(ctx, client.Container(x.Container))
+	state, err := lease.Inspect(ctx, lease.Options{
+		Store: client.Container(x.Container), Name: x.Container, Sibling: client.Container,
+	})
 	if err != nil {
 		return nil, describe(x, err)
 	}
 	if !x.ReadOnly && !readOnlyOption(os.Args) {
-		if err := lease.Locked(meta.Client); err != nil {
+		if err := state.Held(); err != nil {
 			return nil, describe(x, err)
 		}
 	}
-	if _, err := device.CacheSize(p.cache, meta.Geometry.ObjectSize()); err != nil {
+	if _, err := device.CacheSize(p.cache, state.Meta.Geometry.ObjectSize()); err != nil {
 		return nil, describe(x, err)
 	}
 	s := client.Session()
@@ -206,7 +208,7 @@ func describe(x config.Export, err error) error {
 		err = fmt.Errorf("does not exist (at %s)", x.Login.AuthURL)
 	}
 	var locked *lease.LockedError
-	if errors.As(err, &locked) {
+	if errors.As(err, &locked) && !errors.Is(err, lease.ErrLost) {
 		err = fmt.Errorf("%w (if that is over: swiftnbd-ctl unlock %s)", err, x.Container)
 	}
 	return fmt.Errorf("container %s: %w", x.Container, err)

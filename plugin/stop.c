@@ -12,6 +12,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "stop.h"
@@ -69,4 +71,26 @@ swiftnbd_watch_stop (void)
       return -1;
   }
   return fds[0];
+}
+
+/* nbdkit gives a plugin no say in its exit status, and ends with 0 although
+ * data could not be written.  So the status is changed on the way out, in the
+ * last of the functions that run then: it is registered before all others of
+ * nbdkit's, when the plugin is loaded.
+ */
+int swiftnbd_failed;
+
+static void
+exit_status (int status, void *unused)
+{
+  if (status == EXIT_SUCCESS && swiftnbd_failed) {
+    fflush (NULL);
+    _exit (EXIT_FAILURE);
+  }
+}
+
+__attribute__((constructor)) static void
+register_exit_status (void)
+{
+  on_exit (exit_status, NULL);
 }

@@ -27,3 +27,6 @@ func onStop(stop func()) error {
 	})
 	return nil
 }
+
+// fail makes nbdkit's exit status 1: acknowledged data could not be written.
+func fail() { C.swiftnbd_failed = 1 }

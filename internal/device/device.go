@@ -39,6 +39,10 @@ type Options struct {
 	Store store.Store
 	// Holder names this process in the lock mark (lease.Holder).
 	Holder string
+	// Lease is how the volume is taken; Store, Holder and Log are filled in
+	// here. Without a Term there is only the mark. Store must ask its Fence,
+	// a new one for each device.
+	Lease lease.Options
 	// ReadOnly opens the volume without a lock, beside whoever writes it.
 	ReadOnly bool
 	// WriteThrough writes every request to Swift before it is answered.
@@ -81,6 +85,9 @@ type Device struct {
 	vol  *volume.Volume
 	held *lease.Held // nil when read-only
 
+	// fence says whether the volume is ours still; nil when read-only.
+	fence *store.Fence
+
 	cache *cache.Cache
 	ctx   context.Context // of every request: the cache's own
 
@@ -115,8 +122,11 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 		if err := lease.Locked(meta.Client); err != nil {
 			o.Log("reading a volume that somebody else may be writing: %v", err)
 		}
-	} else if d.held, meta, err = lease.Mark(ctx, o.Store, o.Holder); err != nil {
-		return nil, err
+	} else {
+		if d.held, meta, err = take(ctx, o); err != nil {
+			return nil, err
+		}
+		d.fence = d.held.Fence()
 	}
 	d.geo = meta.Geometry
 	var warning error
@@ -139,6 +149,35 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 	}
 	d.ctx = d.cache.Context()
 	return d, nil
+}
+
+// take takes the volume.
+func take(ctx context.Context, o Options) (*lease.Held, volume.Meta, error) {
+	l := o.Lease
+	if l.Sibling == nil {
+		return lease.Mark(ctx, o.Store, o.Holder)
+	}
+	l.Store, l.Holder, l.Log = o.Store, o.Holder, o.Log
+	return lease.Acquire(ctx, l)
+}
+
+// Lost returns why the volume is not ours any more, for good; nil while it is.
+func (d *Device) Lost() error {
+	if d.fence == nil {
+		return nil
+	}
+	return d.fence.Lost()
+}
+
+// ours is called at the end of every request, and ends with an error unless the
+// volume is ours: then what was read may be old, and what was written will
+// never be kept. While the lease has lapsed and may come back it waits for as
+// long as a failure of Swift is not to be seen.
+func (d *Device) ours() error {
+	if d.fence == nil {
+		return nil
+	}
+	return d.fence.Wait(d.ctx, max(d.opts.Timeout, time.Second))
 }
 
 // Size returns the disk's size, bytes.
@@ -170,11 +209,14 @@ func (d *Device) enter(off, n int64, write bool) error {
 		return ErrReadOnly
 	}
 	d.gate.RLock()
-	if d.closing {
-		d.gate.RUnlock()
-		return ErrClosed
+	err := ErrClosed
+	if !d.closing {
+		err = d.Lost()
 	}
-	return nil
+	if err != nil {
+		d.gate.RUnlock()
+	}
+	return err
 }
 
 // ReadAt fills p from off. It reads all or fails; n is len(p) or 0.
@@ -184,6 +226,9 @@ func (d *Device) ReadAt(p []byte, off int64) (n int, err error) {
 	}
 	defer d.gate.RUnlock()
 	if err := d.cache.Read(d.ctx, p, off); err != nil {
+		return 0, err
+	}
+	if err := d.ours(); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -212,10 +257,12 @@ func (d *Device) WriteFUA(p []byte, off int64, fua bool) error {
 
 // settle is called after a change: what must be in Swift now is written.
 func (d *Device) settle(off, n int64, fua bool) error {
-	if !fua && !d.opts.WriteThrough {
-		return nil
+	if fua || d.opts.WriteThrough {
+		if err := d.cache.FlushRange(d.ctx, off, n); err != nil {
+			return err
+		}
 	}
-	return d.cache.FlushRange(d.ctx, off, n)
+	return d.ours()
 }
 
 // Sync returns when every change that was completed before it, by any client,
@@ -225,7 +272,10 @@ func (d *Device) Sync() error {
 		return err
 	}
 	defer d.gate.RUnlock()
-	return d.cache.Flush(d.ctx)
+	if err := d.cache.Flush(d.ctx); err != nil {
+		return err
+	}
+	return d.ours()
 }
 
 // Zero makes the range read as zeroes. With fast it ends with ErrSlow where
@@ -262,7 +312,10 @@ func (d *Device) Extents(off, n int64, emit func(off, n int64, hole bool) bool) 
 		return err
 	}
 	defer d.gate.RUnlock()
-	return d.cache.Extents(d.ctx, off, n, emit)
+	if err := d.cache.Extents(d.ctx, off, n, emit); err != nil {
+		return err
+	}
+	return d.ours()
 }
 
 // Advise begins to bring the range into the cache, and does not wait for it.
@@ -296,21 +349,46 @@ func (e *DrainError) Error() string {
 }
 func (e *DrainError) Unwrap() error { return e.Err }
 
+// LostError is a device that has ended without its volume: somebody else has
+// it. What was dirty then is lost.
+type LostError struct {
+	Bytes  int64
+	Chunks int
+	Err    error
+}
+
+func (e *LostError) Error() string {
+	if e.Chunks == 0 {
+		return fmt.Sprintf("%v; nothing was left to be written", e.Err)
+	}
+	return fmt.Sprintf("%v; %d bytes in %d chunks were not written and are lost", e.Err, e.Bytes, e.Chunks)
+}
+func (e *LostError) Unwrap() error { return e.Err }
+
 // Close ends the device: it turns requests away, writes back what is dirty and
 // gives the lock back. With a *DrainError nothing has ended: the device goes
-// on, with its data and its lock, and Close may be called again. Calling it
-// after it has succeeded does nothing.
+// on, with its data and its lock, and Close may be called again. A *LostError
+// says that the volume is somebody else's; the device has ended then. Calling
+// it after it has ended does nothing.
 func (d *Device) Close() error {
 	d.gate.Lock()
 	defer d.gate.Unlock()
 	if d.closing {
 		return nil
 	}
-	if err := d.cache.Flush(d.ctx); err != nil {
+	var err error
+	if d.Lost() == nil {
+		err = d.cache.Flush(d.ctx)
+	}
+	if lost := d.Lost(); lost != nil {
+		bytes, chunks := d.cache.Dirty()
+		d.end()
+		return &LostError{bytes, chunks, lost}
+	}
+	if err != nil {
 		bytes, chunks := d.cache.Dirty()
 		return &DrainError{bytes, chunks, err}
 	}
-	var err error
 	if d.held != nil {
 		err = d.release()
 	}
@@ -353,10 +431,20 @@ func (d *Device) release() error {
 func (d *Device) Abandon() {
 	d.gate.Lock()
 	defer d.gate.Unlock()
-	if !d.closing {
-		d.end()
+	if d.closing {
+		return
 	}
+	if d.held != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
+		defer cancel()
+		d.held.Keep(ctx)
+	}
+	d.end()
 }
+
+// keepTimeout bounds the attempt to make an abandoned volume's lease last:
+// most often Swift is away then.
+const keepTimeout = 5 * time.Second
 
 // end is the last of the device. gate is held for writing.
 func (d *Device) end() {

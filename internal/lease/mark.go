@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 
 // Package lease is the right to write to a volume: who holds it, how it is
-// taken, and how it is given back.
+// taken, renewed and given back, and how a former holder is kept from writing.
 //
-// Today it is swiftnbd 0.11's mark in the container's metadata: the item
-// Client says who uses the volume, and is moved to Last when they leave. Swift
-// has no compare-and-swap on metadata, so the mark is good manners and no
-// fence; it is read back after it was set, which catches most of two who come
-// at once. A killed holder's mark stays until somebody breaks it.
+// A lease is a container of its own that exists for one holder at most
+// (acquire.go), has an end that its holder puts off by renewing it (renew.go),
+// and comes with a key that the holder's writes are signed with. With it goes
+// swiftnbd 0.11's mark in the volume's metadata (mark.go), which 0.11 and
+// people see: the item Client says who uses the volume, and is moved to Last
+// when they leave. The mark alone, where there can be no lease, is good manners
+// and no fence: it is read back after it was set, which catches most of two
+// who come at once, and a killed holder's stays until somebody breaks it.
 package lease
 
 import (
@@ -27,6 +30,10 @@ import (
 type LockedError struct {
 	Holder string    // as it stands in the mark, without the time
 	Since  time.Time // zero when the mark gives none
+	// Leased says that it ends by itself, at Until by Swift's clock, which
+	// shows Now, unless it is renewed.
+	Leased     bool
+	Until, Now time.Time
 }
 
 func (e *LockedError) Error() string {
@@ -34,10 +41,17 @@ func (e *LockedError) Error() string {
 	if !e.Since.IsZero() {
 		s += " since " + e.Since.UTC().Format("2006-01-02 15:04:05 UTC")
 	}
+	if e.Leased {
+		if left := e.Until.Sub(e.Now).Round(time.Second); left > 0 {
+			s += fmt.Sprintf(", for %v more unless the lease is renewed", left)
+		} else {
+			s += ", whose lease is running out"
+		}
+	}
 	return s
 }
 
-// ErrNotLocked is Break's error where there is no mark.
+// ErrNotLocked is Unlock's error where there is no mark.
 var ErrNotLocked = errors.New("not locked")
 
 // ErrLost is Release's error when the mark is not the holder's any more.
@@ -83,13 +97,6 @@ func Holder() string {
 	return fmt.Sprintf("%s:%d", host, os.Getpid())
 }
 
-// Held is a mark that this process has set.
-type Held struct {
-	store store.Store
-	mark  string
-	found volume.Meta // what the volume was when it was taken
-}
-
 // Mark takes the volume in s's container for holder. It returns the volume's
 // metadata as it was read under the mark. It ends with a *LockedError when
 // somebody else has it, or as volume.Read does.
@@ -101,7 +108,9 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 	if err := Locked(meta.Client); err != nil {
 		return nil, meta, err
 	}
-	h := &Held{store: s, mark: FormatMark(holder, time.Now()), found: meta}
+	h := &Held{o: Options{Store: s, Holder: holder}, store: s, mark: FormatMark(holder, time.Now()), found: meta}
+	h.o.fill()
+	h.o.Fence.Set(store.Grant{})
 	items := map[string]string{volume.KeyClient: h.mark, volume.KeyBlank: "", volume.KeyMap: ""}
 	if err := s.SetMetadata(ctx, items); err != nil {
 		if store.Ambiguous(err) {
@@ -139,65 +148,5 @@ func (h *Held) takeBack(ctx context.Context) {
 // Mark returns the mark's text.
 func (h *Held) Mark() string { return h.mark }
 
-// Release gives the volume back: the mark moves to Last, as 0.11 does it. It
-// ends with ErrLost, and changes nothing, when the mark is not ours any more.
-func (h *Held) Release(ctx context.Context) error {
-	return h.release(ctx, map[string]string{volume.KeyLast: h.mark})
-}
-
-// ReleaseMapped is Release for a session that has saved the map of the chunks
-// under its mark.
-func (h *Held) ReleaseMapped(ctx context.Context) error {
-	return h.release(ctx, map[string]string{volume.KeyLast: h.mark, volume.KeyMap: h.mark})
-}
-
-// ReleaseUnchanged is Release for a session that has written nothing: all is
-// as it was found, Last too.
-func (h *Held) ReleaseUnchanged(ctx context.Context) error {
-	items := map[string]string{}
-	if h.found.Blank {
-		items[volume.KeyBlank] = h.found.Last
-	}
-	if h.found.Map != "" {
-		items[volume.KeyMap] = h.found.Map
-	}
-	return h.release(ctx, items)
-}
-
-// release removes the mark and sets items with it.
-func (h *Held) release(ctx context.Context, items map[string]string) error {
-	meta, err := h.store.Metadata(ctx)
-	if err != nil {
-		return fmt.Errorf("release the lock mark: %w", err)
-	}
-	if is := meta.Items[volume.KeyClient]; is != h.mark {
-		return fmt.Errorf("release the lock mark: %w: it is %q", ErrLost, is)
-	}
-	items[volume.KeyClient] = ""
-	if err := h.store.SetMetadata(ctx, items); err != nil {
-		return fmt.Errorf("release the lock mark: %w", err)
-	}
-	return nil
-}
-
-// Break removes whatever mark there is and returns it: an operator's unlock.
-// It ends with ErrNotLocked where there is none.
-func Break(ctx context.Context, s store.Store) (mark string, err error) {
-	meta, err := volume.Read(ctx, s)
-	if err != nil {
-		return "", err
-	}
-	if meta.Client == "" {
-		return "", ErrNotLocked
-	}
-	err = s.SetMetadata(ctx, map[string]string{
-		volume.KeyClient: "",
-		volume.KeyLast:   meta.Client,
-		volume.KeyBlank:  "",
-		volume.KeyMap:    "",
-	})
-	if err != nil {
-		return "", fmt.Errorf("remove the lock mark: %w", err)
-	}
-	return meta.Client, nil
-}
+// Fence returns what says whether the volume is held still.
+func (h *Held) Fence() *store.Fence { return h.o.Fence }

@@ -26,6 +26,7 @@ type ObjectInfo struct {
 	Name         string
 	Size         int64 // bytes of the whole object, also when a range was read
 	ETag         ETag
+	Checksum     Checksum // empty in a listing too
 	LastModified time.Time
 }
 
@@ -61,6 +62,7 @@ type Metadata struct {
 	Items   map[string]string
 	Objects int64 // as counted by the container server: late, a hint
 	Bytes   int64
+	Date    time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
 }
 
 // Store is one container in an object store. Its methods may be called by
@@ -69,16 +71,16 @@ type Metadata struct {
 type Store interface {
 	// Get reads len(p) bytes of the object from o.Offset into p. The read
 	// is short only in error (io.ErrUnexpectedEOF when the object ends
-	// before). The ObjectInfo's ETag is the whole object's. After an error
-	// p may hold anything, but nothing writes into it once Get has
-	// returned. Ends with ErrNotFound (also where there is no such
+	// before). The ObjectInfo's ETag and Checksum are the whole object's,
+	// and not looked at. After an error p may hold anything, but nothing
+	// writes into it once Get has returned. Ends with ErrNotFound (also where there is no such
 	// container), ErrPrecondition (o.IfMatch), or another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
 
-	// Head asks for an object's size and ETag, the newest copy's.
+	// Head asks for an object's size, ETag and Checksum, the newest copy's.
 	Head(ctx context.Context, name string) (ObjectInfo, error)
 
-	// Put stores data as the whole object. It sends etag, which must be
+	// Put stores data as the whole object, with its Checksum. It sends etag, which must be
 	// the data's own, and ends with nil only when the store has kept
 	// exactly these bytes (201 and nothing else). ErrSuperseded (202)
 	// means that the store holds a newer timestamp and has discarded the
@@ -187,11 +189,12 @@ func Ambiguous(err error) bool {
 
 // Transient says whether the same request may succeed later: transport errors
 // and the statuses 408, 409, 429, 498 (Swift's rate limit), 500, 502, 503, 504
-// and 507. 401 is handled by the store itself (one new login); what is left of
-// it is final, as are 403, 404 and 497.
+// and 507, and a lease that has lapsed or whose signature is refused, since it
+// may come back. 401 is handled by the store itself (one new login); what is
+// left of it is final, as are 403, 404 and 497.
 func Transient(err error) bool {
 	var te *TransportError
-	if errors.As(err, &te) {
+	if errors.As(err, &te) || errors.Is(err, ErrLapsed) || errors.Is(err, ErrFenced) {
 		return true
 	}
 	var se *StatusError

@@ -251,3 +251,24 @@ func (v *Volume) Forget(ctx context.Context, names []string) {
 		_ = v.store.Delete(ctx, name)
 	}
 }
+
+// Count returns how many chunks are known to have an object and to be holes;
+// of the others nothing is known. It loads all of an earlier session's map.
+func (v *Volume) Count(ctx context.Context) (known, holes int64, err error) {
+	shards := (v.geo.Objects() + shardChunks - 1) / shardChunks
+	for n := range shards {
+		first, length := geometry.ChunkIndex(n*shardChunks), shardLen(v.geo, n)
+		if err := v.recall(ctx, first); err != nil {
+			return 0, 0, err
+		}
+		for _, k := range v.table.shard(first, length, v.initial).state {
+			switch k {
+			case Known:
+				known++
+			case Hole:
+				holes++
+			}
+		}
+	}
+	return known, holes, nil
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"time"
 
 	"swiftnbd/internal/store"
 )
@@ -23,7 +24,7 @@ func (c *Container) Metadata(ctx context.Context) (store.Metadata, error) {
 	if !ok {
 		return store.Metadata{}, status(op, http.StatusNotFound, store.ErrContainerNotFound)
 	}
-	return store.Metadata{Items: maps.Clone(k.meta), Objects: int64(len(k.objects)), Bytes: k.bytes}, nil
+	return store.Metadata{Items: maps.Clone(k.meta), Objects: int64(len(k.objects)), Bytes: k.bytes, Date: time.Now()}, nil
 }
 
 // SetMetadata implements store.Store.

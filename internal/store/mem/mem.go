@@ -39,6 +39,7 @@ type contents struct {
 type object struct {
 	data []byte
 	etag store.ETag
+	sum  store.Checksum
 	at   time.Time
 }
 
@@ -71,6 +72,42 @@ func (c *Cluster) tickLocked() time.Time {
 type Container struct {
 	cluster *Cluster
 	name    string
+	fence   *store.Fence // nil: anybody writes
+}
+
+// Fenced returns the same container, whose objects are written only while f
+// holds and, where it has a key, with the container's own.
+func (c *Container) Fenced(f *store.Fence) *Container {
+	return &Container{cluster: c.cluster, name: c.name, fence: f}
+}
+
+// fenceKey is the item of the container's metadata that holds the key.
+const fenceKey = "Temp-Url-Key-2"
+
+// allowedLocked says whether the store lets a write pass that was signed under
+// g.
+func (c *Container) allowedLocked(op string, g store.Grant) error {
+	if g.Key == "" {
+		return nil
+	}
+	k := c.cluster.containers[c.name]
+	if k != nil && k.meta[fenceKey] == g.Key && time.Now().Before(g.UntilServer) {
+		return nil
+	}
+	c.fence.Doubt()
+	return status(op, http.StatusUnauthorized, store.ErrFenced)
+}
+
+// grant returns what the fence allows.
+func (c *Container) grant(op string) (store.Grant, error) {
+	if c.fence == nil {
+		return store.Grant{}, nil
+	}
+	g, err := c.fence.Grant()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", op, err)
+	}
+	return g, err
 }
 
 var _ store.Store = (*Container)(nil)
@@ -107,7 +144,7 @@ func (c *Container) object(name string) (object, bool) {
 }
 
 func (o object) info(name string) store.ObjectInfo {
-	return store.ObjectInfo{Name: name, Size: int64(len(o.data)), ETag: o.etag, LastModified: o.at}
+	return store.ObjectInfo{Name: name, Size: int64(len(o.data)), ETag: o.etag, Checksum: o.sum, LastModified: o.at}
 }
 
 // Get implements store.Store.
@@ -160,6 +197,10 @@ func (c *Container) Put(ctx context.Context, name string, data []byte, etag stor
 	if err := store.CheckObjectName(name); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
+	grant, err := c.grant(op)
+	if err != nil {
+		return err
+	}
 	data = slices.Clone(data)
 	sum := md5.Sum(data)
 	own := store.ETag(hex.EncodeToString(sum[:]))
@@ -170,11 +211,14 @@ func (c *Container) Put(ctx context.Context, name string, data []byte, etag stor
 	if !ok {
 		return status(op, http.StatusNotFound, store.ErrContainerNotFound)
 	}
+	if err := c.allowedLocked(op, grant); err != nil {
+		return err
+	}
 	if etag != "" && etag != own {
 		return status(op, http.StatusUnprocessableEntity, nil)
 	}
 	k.bytes += int64(len(data)) - int64(len(k.objects[name].data))
-	k.objects[name] = object{data: data, etag: own, at: c.cluster.tickLocked()}
+	k.objects[name] = object{data: data, etag: own, sum: store.ChecksumOf(data), at: c.cluster.tickLocked()}
 	return nil
 }
 
@@ -187,8 +231,15 @@ func (c *Container) Delete(ctx context.Context, name string) error {
 	if err := store.CheckObjectName(name); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
+	grant, err := c.grant(op)
+	if err != nil {
+		return err
+	}
 	c.cluster.mu.Lock()
 	defer c.cluster.mu.Unlock()
+	if err := c.allowedLocked(op, grant); err != nil {
+		return err
+	}
 	if !c.deleteLocked(name) {
 		return status(op, http.StatusNotFound, store.ErrNotFound)
 	}
@@ -242,7 +293,9 @@ func (c *Container) List(ctx context.Context, opt store.ListOptions) ([]store.Ob
 	var page []store.ObjectInfo
 	for name, o := range k.objects {
 		if strings.HasPrefix(name, opt.Prefix) && name > opt.Marker && (opt.EndMarker == "" || name < opt.EndMarker) {
-			page = append(page, o.info(name))
+			info := o.info(name)
+			info.Checksum = "" // listings have no objects' metadata
+			page = append(page, info)
 		}
 	}
 	slices.SortFunc(page, func(a, b store.ObjectInfo) int { return strings.Compare(a.Name, b.Name) })

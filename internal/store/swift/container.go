@@ -119,6 +119,7 @@ func parseMetadata(h http.Header) store.Metadata {
 		return n
 	}
 	m.Objects, m.Bytes = count("X-Container-Object-Count"), count("X-Container-Bytes-Used")
+	m.Date, _ = http.ParseTime(h.Get("Date"))
 	return m
 }
 

@@ -37,6 +37,9 @@ type request struct {
 	body      []byte // nil: none
 	target    string // another URL than the storage URL's, or ""
 	bulk      bool   // a bulk request: Op says so
+	// fence, when not nil, is the right to make this request; see fence.go.
+	fence  *store.Fence
+	signed bool // params has a signature
 }
 
 // op is the request's name in errors.
@@ -62,6 +65,14 @@ func (r *request) op() string {
 // request's time; every other becomes an error, with the sentinel that codes
 // has for it.
 func (c *Client) do(ctx context.Context, r request, codes map[int]error, handle func(*exchange) error) error {
+	if r.fence != nil {
+		return c.doFenced(ctx, r, codes, handle)
+	}
+	return c.withToken(ctx, r, codes, handle)
+}
+
+// withToken is do, whoever has the right to make the request.
+func (c *Client) withToken(ctx context.Context, r request, codes map[int]error, handle func(*exchange) error) error {
 	t, err := c.token(ctx)
 	for renewals := 0; ; renewals++ {
 		if err != nil {
@@ -80,7 +91,7 @@ var errToken = fmt.Errorf("the token is refused: %w", store.ErrUnauthorized)
 
 // once makes the request with the token t.
 func (c *Client) once(ctx context.Context, t *token, r request, codes map[int]error, handle func(*exchange) error) error {
-	x := &exchange{data: r.body}
+	x := &exchange{data: r.body, fence: r.fence, signed: r.signed}
 	bounded, cancel := context.WithTimeoutCause(ctx, c.timeout, errTimeout)
 	defer func() {
 		// The transport may still be sending the body after an early

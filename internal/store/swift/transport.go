@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"swiftnbd/internal/store"
 )
 
 const (
@@ -90,6 +92,10 @@ type exchange struct {
 	// login marks a login: the whole answer's body is kept, and a refused
 	// one is not tried again in another form, unless probe is set.
 	login, probe bool
+	// fence, when not nil, has to hold as long as the body is being sent.
+	fence *store.Fence
+	// signed says that the request goes without the token.
+	signed bool
 
 	ctx   context.Context // the request's own, for telling why it ended
 	open  sync.WaitGroup  // request bodies that the transport has not closed yet
@@ -130,9 +136,21 @@ func (x *exchange) retryAfter() time.Duration {
 // requestBody is the body of one request; the transport closes it once it no
 // longer looks at the data, which may be after RoundTrip has returned.
 type requestBody struct {
-	bytes.Reader
-	once sync.Once
-	done func()
+	data  bytes.Reader
+	fence *store.Fence
+	once  sync.Once
+	done  func()
+}
+
+// Read gives the next piece, as long as the right to write holds: a process
+// that was stopped in the middle must not finish what it began when it wakes.
+func (b *requestBody) Read(p []byte) (int, error) {
+	if b.fence != nil {
+		if err := b.fence.Check(); err != nil {
+			return 0, err
+		}
+	}
+	return b.data.Read(p)
 }
 
 func (b *requestBody) Close() error {
@@ -142,8 +160,8 @@ func (b *requestBody) Close() error {
 
 func (x *exchange) newBody() io.ReadCloser {
 	x.open.Add(1)
-	b := &requestBody{done: x.open.Done}
-	b.Reset(x.data)
+	b := &requestBody{done: x.open.Done, fence: x.fence}
+	b.data.Reset(x.data)
 	return b
 }
 
@@ -167,6 +185,10 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errRefused
 	}
 	r := req.WithContext(req.Context()) // a shallow copy
+	if x.signed {
+		r.Header = r.Header.Clone()
+		r.Header.Del("X-Auth-Token")
+	}
 	if x.data != nil {
 		r.TransferEncoding = nil // ncw/swift wants it chunked
 		r.ContentLength = int64(len(x.data))

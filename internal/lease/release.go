@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+
+package lease
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
+)
+
+// Release gives the volume back: the mark moves to Last, as 0.11 does it. It
+// ends with ErrLost, and changes nothing, when the volume is not ours any more.
+func (h *Held) Release(ctx context.Context) error {
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark})
+}
+
+// ReleaseMapped is Release for a session that has saved the map of the chunks
+// under its mark.
+func (h *Held) ReleaseMapped(ctx context.Context) error {
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark, volume.KeyMap: h.mark})
+}
+
+// ReleaseUnchanged is Release for a session that has written nothing: all is
+// as it was found, Last too.
+func (h *Held) ReleaseUnchanged(ctx context.Context) error {
+	items := map[string]string{}
+	if h.found.Blank {
+		items[volume.KeyBlank] = h.found.Last
+	}
+	if h.found.Map != "" {
+		items[volume.KeyMap] = h.found.Map
+	}
+	return h.release(ctx, items)
+}
+
+// release removes the mark, sets items with it, and removes the lease. After
+// an error the lease is ours still, and not renewed any more.
+func (h *Held) release(ctx context.Context, items map[string]string) error {
+	ctx = store.WithClass(ctx, store.Unlimited)
+	h.end()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	md, err := h.store.Metadata(ctx)
+	if err == nil {
+		err = h.ours(md)
+	}
+	if err == nil {
+		// Lapsed or not: nobody has taken it from us.
+		items[volume.KeyClient] = ""
+		err = h.store.SetMetadata(ctx, items)
+	}
+	if err != nil {
+		return fmt.Errorf("release the lock mark: %w", err)
+	}
+	h.o.Fence.Lose(errReleased)
+	if h.leased {
+		// What cannot be removed is garbage: the mark is gone.
+		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
+	}
+	return nil
+}
+
+var errReleased = fmt.Errorf("%w: it was given back", ErrLost)
+
+// Keep ends the renewals and leaves the volume held, for ever where that can
+// still be said: whoever wants it has to look what has become of the data that
+// we could not write.
+func (h *Held) Keep(ctx context.Context) {
+	h.end()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.leased && h.o.Fence.Lost() == nil {
+		_ = h.o.writeRecord(store.WithClass(ctx, store.Unlimited), h.epoch, h.mark, time.Time{})
+	}
+	h.o.Fence.Lose(errReleased)
+}
+
+// Break removes whatever mark there is and returns it, without a look at
+// leases; see Unlock.
+func Break(ctx context.Context, s store.Store) (mark string, err error) {
+	state, err := Unlock(ctx, Options{Store: s})
+	return state.Mark, err
+}
+
+// Unlock takes the volume from whoever holds it, and gives it to nobody: an
+// operator's unlock. What they write from then on, signed with the old key, is
+// refused by Swift. It returns how the volume was held, and ends with
+// ErrNotLocked where it was not.
+func Unlock(ctx context.Context, o Options) (State, error) {
+	o.fill()
+	ctx = store.WithClass(ctx, store.Unlimited)
+	s, err := o.inspect(ctx)
+	if err != nil {
+		return s, err
+	}
+	if s.Mark == "" {
+		return s, ErrNotLocked
+	}
+	items := map[string]string{
+		volume.KeyClient: "", volume.KeyLast: s.Mark, volume.KeyBlank: "", volume.KeyMap: "",
+	}
+	epoch := int64(0)
+	if s.Epoch > 0 && o.Sibling != nil {
+		// A number of our own: the former holder cannot have it to go on with.
+		for epoch = s.Epoch + 1; epoch <= s.Epoch+maxEpochs; epoch++ {
+			created, err := o.Sibling(ContainerName(o.Name, epoch)).CreateContainer(ctx, nil)
+			if err != nil && !errors.Is(err, store.ErrForbidden) {
+				return s, fmt.Errorf("create lease %d: %w", epoch, err)
+			}
+			if created || err != nil {
+				break
+			}
+		}
+		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
+	}
+	if s.Fenced {
+		items[KeyFence] = rand.Text()
+	}
+	if err := o.Store.SetMetadata(ctx, items); err != nil {
+		return s, fmt.Errorf("remove the lock mark: %w", err)
+	}
+	if epoch > 0 {
+		for e := s.Epoch; e <= epoch; e++ {
+			_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
+		}
+	}
+	return s, nil
+}
+
+// Drop ends the lease of a volume that has been deleted, mark and all.
+func (h *Held) Drop(ctx context.Context) error {
+	h.end()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.o.Fence.Lose(errReleased)
+	if !h.leased {
+		return nil
+	}
+	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(store.WithClass(ctx, store.Unlimited))
+	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+		return fmt.Errorf("delete lease %d: %w", h.epoch, err)
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MIT
+
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"swiftnbd/internal/store"
+)
+
+// checkEvery is the pause between looks at a mark that is no lease.
+const checkEvery = 10 * time.Second
+
+// begin starts the renewals.
+func (h *Held) begin() {
+	if h.o.Term == Forever {
+		return
+	}
+	ctx, cancel := context.WithCancel(store.WithClass(context.Background(), store.Unlimited))
+	h.stop, h.done = cancel, make(chan struct{})
+	go h.loop(ctx)
+}
+
+// end stops the renewals and waits for the one under way.
+func (h *Held) end() {
+	if h.stop != nil {
+		h.stop()
+		<-h.done
+	}
+}
+
+// loop renews the lease until it is lost or end is called.
+func (h *Held) loop(ctx context.Context) {
+	defer close(h.done)
+	defer func() {
+		if p := recover(); p != nil {
+			h.lose(fmt.Errorf("%w: renewing it has failed: %v", ErrLost, p))
+		}
+	}()
+	pause := checkEvery
+	if h.leased {
+		pause = h.o.renewEvery()
+	}
+	lapsed := false
+	next := pause
+	for {
+		t := time.NewTimer(next)
+		select {
+		case <-t.C:
+		case <-h.o.Fence.Doubts():
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		t.Stop()
+		err := h.tend(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, ErrLost):
+			h.lose(err)
+			return
+		case err == nil:
+			if lapsed {
+				h.o.Log("the lease is renewed, and was nobody else's meanwhile")
+			}
+			lapsed, next = false, pause
+		default:
+			// A third of the pause, so that an outage's end is soon seen.
+			next = max(min(pause/3, time.Second), 10*time.Millisecond)
+			if !lapsed && h.o.Fence.Check() != nil {
+				lapsed = true
+				h.o.Log("the lease has run out and cannot be renewed: nothing is written, and nothing read, until it can: %v", err)
+			}
+		}
+	}
+}
+
+// lose ends the right to write for good.
+func (h *Held) lose(err error) {
+	h.o.Fence.Lose(err)
+	h.o.Log("%v", err)
+}
+
+// tend makes sure once that the volume is ours, and goes on to be. ErrLost
+// says that it is not; any other error, that it could not be found out.
+func (h *Held) tend(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !h.leased:
+		return h.look(ctx)
+	case h.o.Fence.Check() != nil:
+		return h.retake(ctx)
+	}
+	return h.renew(ctx)
+}
+
+// bounded returns a context for a few requests of a renewal.
+func (h *Held) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !h.leased {
+		return context.WithTimeout(ctx, checkEvery)
+	}
+	return context.WithTimeout(ctx, h.o.step())
+}
+
+// look reads the volume's metadata, and holds it against what it should be.
+func (h *Held) look(ctx context.Context) error {
+	_, err := h.read(ctx)
+	return err
+}
+
+func (h *Held) read(ctx context.Context) (clock, error) {
+	ctx, cancel := h.bounded(ctx)
+	defer cancel()
+	sent := time.Now()
+	md, err := h.store.Metadata(ctx)
+	if errors.Is(err, store.ErrContainerNotFound) {
+		return clock{}, fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	if err != nil {
+		return clock{}, err
+	}
+	return newClock(md, sent), h.ours(md)
+}
+
+// renew puts the lease's end off. First it says so, and then it looks whether
+// the volume is ours still, while whoever takes it over does it the other way
+// round: one of the two sees the other.
+func (h *Held) renew(ctx context.Context) error {
+	// How late it is in Swift: what the grant was reckoned with, run on.
+	g, err := h.o.Fence.Grant()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
+	bounded, cancel := h.bounded(ctx)
+	err = h.o.writeRecord(bounded, h.epoch, h.mark, until)
+	cancel()
+	if errors.Is(err, store.ErrContainerNotFound) {
+		// Removed, by whoever took it or by hand: the volume tells.
+		if err := h.look(ctx); err != nil {
+			return err
+		}
+		return h.retake(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	c, err := h.read(ctx)
+	if err != nil {
+		return err
+	}
+	if h.o.Fence.Check() != nil {
+		return h.retake(ctx) // it took too long
+	}
+	h.grant(ctx, c, begun, until)
+	return nil
+}
+
+// retake takes a lease again that has run out, by the next number, as anybody
+// else would have to. The volume's mark, number and key are still ours then,
+// so nobody has had it in between.
+func (h *Held) retake(ctx context.Context) error {
+	c, err := h.read(ctx)
+	if err != nil {
+		return err
+	}
+	epoch, err := h.o.create(ctx, h.epoch, h.numbers, h.look)
+	if err != nil {
+		return err
+	}
+	h.numbers[epoch] = true
+	begun, until := time.Now(), h.until(c)
+	bounded, cancel := h.bounded(ctx)
+	defer cancel()
+	if err := h.o.writeRecord(bounded, epoch, h.mark, until); err != nil {
+		return err
+	}
+	// One more look, for whoever had an earlier number than this one.
+	if c, err = h.read(ctx); err != nil {
+		return err
+	}
+	err = h.store.SetMetadata(bounded, map[string]string{KeyEpoch: strconv.FormatInt(epoch, 10)})
+	if err != nil {
+		return err
+	}
+	old := h.epoch
+	h.epoch = epoch
+	if _, err := h.verify(bounded); err != nil {
+		return err
+	}
+	h.grant(ctx, c, begun, until)
+	for e := old; e < epoch; e++ {
+		_ = h.o.Sibling(ContainerName(h.o.Name, e)).DeleteContainer(ctx)
+	}
+	clear(h.numbers)
+	h.numbers[epoch] = true
+	return nil
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MIT
+
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Errors of a Fence.
+var (
+	// ErrLapsed is a right to write that has run out and was not renewed.
+	// It may come back, so it is Transient.
+	ErrLapsed = errors.New("the lease has run out")
+	// ErrFenced is a signed write that the store has refused. The key may
+	// have been changed, which whoever holds the lease finds out; or the
+	// server's clock is ahead, or it knows an older key still. So it is
+	// Transient.
+	ErrFenced = errors.New("the store refuses the lease's signature")
+)
+
+// Grant is the right to write until some moment.
+type Grant struct {
+	// Key signs the writes, so that the store itself refuses them when the
+	// right has ended or was given to somebody else. Empty: they are not
+	// signed, and only the holder's own clock ends them.
+	Key string
+	// Until is the end by the holder's clocks, wall and monotonic: whichever
+	// is there first. Zero: there is none.
+	Until time.Time
+	// Server is the store's clock at the moment Taken of ours; UntilServer
+	// is the end by it, where Key is not empty.
+	Server, Taken, UntilServer time.Time
+	// SignedFor is how long one signature is good; 0 is 10 s: long enough
+	// for a request that stands in a queue on its way and for clocks that
+	// differ, short enough to wait for until one that was lost on the way
+	// can do no harm any more.
+	SignedFor time.Duration
+}
+
+const signedFor = 10 * time.Second
+
+// Expires returns the end of a signature made now by the store's clock, in
+// whole seconds, and by ours, with a second more for rounding.
+func (g Grant) Expires() (server int64, local time.Time) {
+	now := time.Now()
+	end := g.Server.Add(now.Sub(g.Taken)).Add(cmp.Or(g.SignedFor, signedFor))
+	if end.After(g.UntilServer) {
+		end = g.UntilServer
+	}
+	server = end.Unix()
+	return server, now.Add(time.Unix(server, 0).Sub(g.Server.Add(now.Sub(g.Taken)))).Add(time.Second)
+}
+
+// over says whether the right has ended by either clock. The monotonic clock
+// stands still while the machine sleeps, and the wall clock may be set.
+func (g Grant) over() bool {
+	if g.Until.IsZero() {
+		return false
+	}
+	now := time.Now()
+	return !now.Before(g.Until) || !now.Round(0).Before(g.Until.Round(0))
+}
+
+// Fence is a volume's right to write, shared by the lease, which renews and
+// ends it, and by all who have to ask whether it still holds. The zero Fence
+// has no grant yet and allows nothing.
+type Fence struct {
+	state atomic.Pointer[fenceState]
+
+	mu      sync.Mutex    // guards all below
+	changed chan struct{} // closed at the next Set or Lose; nil: nobody waits
+	doubt   chan struct{}
+}
+
+type fenceState struct {
+	grant Grant
+	lost  error // not nil: for good
+}
+
+// Set renews the right, unless it is lost.
+func (f *Fence) Set(g Grant) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.state.Load(); s != nil && s.lost != nil {
+		return
+	}
+	f.state.Store(&fenceState{grant: g})
+	f.wakeLocked()
+}
+
+// Lose ends the right for good; why is what all who ask are told.
+func (f *Fence) Lose(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.state.Load(); s != nil && s.lost != nil {
+		return
+	}
+	f.state.Store(&fenceState{lost: why})
+	f.wakeLocked()
+}
+
+func (f *Fence) wakeLocked() {
+	if f.changed != nil {
+		close(f.changed)
+		f.changed = nil
+	}
+}
+
+// Grant returns the right as it is now. It ends with ErrLapsed, or with what
+// Lose was given.
+func (f *Fence) Grant() (Grant, error) {
+	s := f.state.Load()
+	switch {
+	case s == nil:
+		return Grant{}, ErrLapsed
+	case s.lost != nil:
+		return Grant{}, s.lost
+	case s.grant.over():
+		return Grant{}, ErrLapsed
+	}
+	return s.grant, nil
+}
+
+// Check is Grant's error. It costs two looks at a clock.
+func (f *Fence) Check() error {
+	_, err := f.Grant()
+	return err
+}
+
+// Lost returns what Lose was given, or nil.
+func (f *Fence) Lost() error {
+	if s := f.state.Load(); s != nil {
+		return s.lost
+	}
+	return nil
+}
+
+// Wait is Check, but where the right has lapsed it waits for up to patience for
+// it to come back.
+func (f *Fence) Wait(ctx context.Context, patience time.Duration) error {
+	err := f.Check()
+	if !errors.Is(err, ErrLapsed) {
+		return err
+	}
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for {
+		f.mu.Lock()
+		if f.changed == nil {
+			f.changed = make(chan struct{})
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		if err = f.Check(); !errors.Is(err, ErrLapsed) {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-end.C:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Doubt says that the store has refused a signature: whoever holds the lease
+// had better look whether it still does.
+func (f *Fence) Doubt() {
+	select {
+	case f.Doubts() <- struct{}{}:
+	default:
+	}
+}
+
+// Doubts has something to receive after Doubt.
+func (f *Fence) Doubts() chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.doubt == nil {
+		f.doubt = make(chan struct{}, 1)
+	}
+	return f.doubt
+}
+
+// Guard returns a context that ends, with ErrLapsed or what Lose was given,
+// when the right does, renewals included. The caller must call stop.
+func (f *Fence) Guard(ctx context.Context) (guarded context.Context, stop func(), err error) {
+	g, err := f.Grant()
+	if err != nil {
+		return nil, nil, err
+	}
+	if g.Until.IsZero() {
+		return ctx, func() {}, nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var (
+		mu    sync.Mutex // guards timer: the function below may run at once
+		timer *time.Timer
+	)
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(time.Until(g.Until), func() {
+		g, err := f.Grant()
+		if err != nil {
+			cancel(err)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() == nil {
+			timer.Reset(max(time.Until(g.Until), time.Millisecond))
+		}
+	})
+	return ctx, func() {
+		mu.Lock()
+		timer.Stop()
+		mu.Unlock()
+		cancel(nil)
+	}, nil
+}
+
+// mayLand is where a request leaves word that it may yet take effect.
+type mayLand struct {
+	mu    sync.Mutex
+	until time.Time // by our clock; zero: no request of this operation may
+}
+
+type mayLandKey struct{}
+
+// MayLand is called by a store whose request to write was sent and not
+// answered: until that moment, by our clock, it may still reach the server and
+// take effect. Settle makes use of it.
+func MayLand(ctx context.Context, until time.Time) {
+	if m, ok := ctx.Value(mayLandKey{}).(*mayLand); ok {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if until.After(m.until) {
+			m.until = until
+		}
+	}
+}
