@@ -45,6 +45,9 @@ type world struct {
 	opts  device.Options
 	// policy is how patiently the device's way tries.
 	policy store.Policy
+	// settle, when not nil, returns when no request of the device's is under
+	// way any more.
+	settle func()
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -116,6 +119,9 @@ func (w *world) kill() {
 	if w.device != nil {
 		w.device.Abandon()
 		w.device = nil
+	}
+	if w.settle != nil {
+		w.settle()
 	}
 	if _, err := lease.Break(context.Background(), w.inner); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
