@@ -58,6 +58,15 @@ func newCloud(t *testing.T, o devswift.Options, client swiftstore.Options) *clou
 	return c
 }
 
+// settle waits for requests whose client is gone to take effect or not. There
+// is no fence here which would refuse them later; internal/lease has one, and
+// its tests.
+func (c *cloud) settle() {
+	for c.server.Active() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // harm has f decide about the device's requests; nil ends all faults.
 func (c *cloud) harm(f devswift.FaultFunc) {
 	if f == nil {

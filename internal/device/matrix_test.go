@@ -20,6 +20,11 @@ import (
 // quick is a policy for faults that end soon. A hang costs an attempt's time.
 var quick = store.Policy{Timeout: time.Minute, Attempt: 300 * time.Millisecond, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
 
+// slowly is quick for where writes of one object follow each other closely: a
+// server that is starved of its processor for longer than an attempt would
+// carry one out after the next, as docs/DESIGN.md says, and there is no fence.
+var slowly = store.Policy{Timeout: time.Minute, Attempt: 2 * time.Second, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
+
 // TestFaultMatrix has every other request of one kind go wrong in one way, for
 // each kind and each way, through the whole life of a volume. Nobody may see
 // anything of it, and no byte may be wrong.
@@ -61,7 +66,7 @@ func TestFaultMatrix(t *testing.T) {
 // newCloudWorld makes a volume of a cloud's; the test's own way is inner.
 func newCloudWorld(t *testing.T, c *cloud, objectSize, objects int64, blank bool) *world {
 	w := newWorld(t, c.own, objectSize, objects, blank)
-	w.way, w.policy = c.store, quick
+	w.way, w.policy, w.settle = c.store, quick, c.settle
 	return w
 }
 

@@ -56,6 +56,9 @@ func TestModel(t *testing.T) {
 				world:  newWorld(t, tc.inner(t), tc.objectSize, tc.objects, tc.blank),
 				oracle: newOracle(tc.objectSize * tc.objects), clients: tc.clients, stripe: tc.stripe, rates: faults,
 			}
+			if tc.name == "swift" {
+				m.policy = slowly
+			}
 			m.opts.Cache, m.opts.WriteThrough, m.opts.Age = tc.cache, tc.through, 3*time.Millisecond
 			m.run(seed, *opsFlag/tc.part)
 		})

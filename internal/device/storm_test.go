@@ -18,12 +18,12 @@ import (
 // goes wrong does so in the cloud.
 func newStormy(t *testing.T, o devswift.Options, objectSize, objects, cache, stripe int64, clients int) (*model, *cloud) {
 	o.Journal = -1
-	c := newCloud(t, o, swiftstore.Options{Timeout: quick.Attempt})
+	c := newCloud(t, o, swiftstore.Options{Timeout: slowly.Attempt})
 	m := &model{
 		world:  newCloudWorld(t, c, objectSize, objects, false),
 		oracle: newOracle(objectSize * objects), clients: clients, stripe: stripe,
 	}
-	m.opts.Cache, m.opts.Age = cache, 3*time.Millisecond
+	m.policy, m.opts.Cache, m.opts.Age = slowly, cache, 3*time.Millisecond
 	return m, c
 }
 
@@ -67,7 +67,7 @@ func TestModelStorm(t *testing.T) {
 // clients see errors, and try again: what was asked must be possible when the
 // outage is over, and nothing may be lost.
 func TestModelOutages(t *testing.T) {
-	const patience = 150 * time.Millisecond
+	const patience = 600 * time.Millisecond
 	for _, tc := range []struct {
 		objectSize, objects, cache, stripe int64
 		clients                            int

@@ -45,6 +45,9 @@ type world struct {
 	opts  device.Options
 	// policy is how patiently the device's way tries.
 	policy store.Policy
+	// settle, when not nil, returns when no request of the device's is under
+	// way any more.
+	settle func()
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -59,7 +62,7 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
 func overHTTP(t *testing.T) store.Store {
-	return newCloud(t, devswift.Options{TokenLife: 300 * time.Millisecond, Journal: -1}, swiftstore.Options{}).store
+	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{}).store
 }
 
 // newWorld makes a volume. blank says that our own setup made it, else it is
@@ -116,6 +119,9 @@ func (w *world) kill() {
 	if w.device != nil {
 		w.device.Abandon()
 		w.device = nil
+	}
+	if w.settle != nil {
+		w.settle()
 	}
 	if _, err := lease.Break(context.Background(), w.inner); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
