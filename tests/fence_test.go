@@ -62,7 +62,7 @@ everything(40)
 			t.Fatal("nothing is seen to have been written over the wire, so the test shows nothing")
 		}
 		i.away(r, first)
-		second := harness.TakeOver(t, harness.Options{Params: r.second}, holder)
+		second, _ := harness.TakeOver(t, harness.Options{Params: r.second}, holder)
 		before := len(r.wire.Requests())
 		rival := act(t, second.URI, `
 assert h.pread(16 * 65536, 0) == b"A" * 16 * 65536 # what was flushed, and no more
@@ -128,7 +128,7 @@ everything(100)
 		client.reached("loaded")
 		holder := r.holder()
 		i.away(r, first)
-		second := harness.TakeOver(t, harness.Options{Params: r.second}, holder)
+		second, _ := harness.TakeOver(t, harness.Options{Params: r.second}, holder)
 		before := len(r.wire.Requests())
 		flushed, err := strconv.Atoi(client.read("flushed"))
 		if err != nil {

@@ -66,7 +66,7 @@ func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
 // start serves the volume.
 func (d *disk) start() string {
 	d.t.Helper()
-	d.n = harness.Serve(d.t, harness.Options{Params: d.params})
+	d.n, _ = harness.Serve(d.t, harness.Options{Params: d.params})
 	return d.n.URI
 }
 
@@ -81,6 +81,6 @@ func (d *disk) takeOver() string {
 	if holder == "" {
 		d.t.Fatal("kill -9 left no mark, so it was not killed at work")
 	}
-	d.n = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
+	d.n, _ = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
 	return d.n.URI
 }
