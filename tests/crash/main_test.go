@@ -66,7 +66,7 @@ func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
 // start serves the volume.
 func (d *disk) start() string {
 	d.t.Helper()
-	d.n, _ = harness.Serve(d.t, harness.Options{Params: d.params})
+	d.n = harness.Serve(d.t, harness.Options{Params: d.params})
 	return d.n.URI
 }
 
