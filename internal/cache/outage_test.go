@@ -163,7 +163,7 @@ func TestOutageBegins(t *testing.T) {
 			for c.Flush(ctx) != nil { // what was under way may fail yet
 			}
 		})
-		c.reclaim(1 << 62)
+		c.reclaim(1<<62, false)
 		if n := c.Used(); n != 0 {
 			t.Errorf("%d bytes are counted when nothing is left", n)
 		}

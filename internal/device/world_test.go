@@ -8,11 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http/httptest"
 	"testing"
 	"time"
 
-	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/geometry"
@@ -43,7 +41,10 @@ type world struct {
 	t     *testing.T
 	geo   geometry.Geometry
 	inner store.Store // what survives a crash
+	way   store.Store // the device's way to it, if another; what goes wrong there is not the driver's
 	opts  device.Options
+	// policy is how patiently the device's way tries.
+	policy store.Policy
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -58,22 +59,7 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
 func overHTTP(t *testing.T) store.Store {
-	s, err := devswift.New(devswift.Options{TokenLife: 300 * time.Millisecond, Journal: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	web := httptest.NewServer(s)
-	c, err := swiftstore.Dial(swiftstore.Options{Login: config.Login{
-		AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "test:tester", Password: "testing"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		c.Close()
-		s.Close()
-		web.Close()
-	})
-	return c.Container("v")
+	return newCloud(t, devswift.Options{TokenLife: 300 * time.Millisecond, Journal: -1}, swiftstore.Options{}).store
 }
 
 // newWorld makes a volume. blank says that our own setup made it, else it is
@@ -92,7 +78,7 @@ func newWorld(t *testing.T, inner store.Store, objectSize, objects int64, blank 
 	if err := volume.Create(t.Context(), inner, geo); err != nil {
 		t.Fatal(err)
 	}
-	return &world{t: t, geo: geo, inner: inner, opts: device.Options{
+	return &world{t: t, geo: geo, inner: inner, policy: policy, opts: device.Options{
 		Holder: "host:1", Cache: 64 << 20, Connections: 4, Age: time.Hour, Timeout: 2 * time.Second,
 		Log: func(string, ...any) {},
 	}}
@@ -103,12 +89,14 @@ var policy = store.Policy{Timeout: time.Minute, Attempt: 50 * time.Millisecond, 
 
 // open begins a session.
 func (w *world) open() error {
-	w.session = faulty.New(w.inner, w.driver)
+	if w.session = faulty.New(w.inner, w.driver); w.way != nil {
+		w.session = faulty.NewGate(w.way)
+	}
 	if w.crashAt > 0 {
 		w.session.CrashAt(w.crashAt, w.effect)
 	}
 	o := w.opts
-	o.Store = store.Limit(store.Retry(w.session, policy), 8)
+	o.Store = store.Limit(store.Retry(w.session, w.policy), 8)
 	var err error
 	w.device, err = device.Open(context.Background(), o)
 	return err

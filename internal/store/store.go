@@ -26,6 +26,7 @@ type ObjectInfo struct {
 	Name         string
 	Size         int64 // bytes of the whole object, also when a range was read
 	ETag         ETag
+	Checksum     Checksum // empty in a listing too
 	LastModified time.Time
 }
 
@@ -70,16 +71,16 @@ type Metadata struct {
 type Store interface {
 	// Get reads len(p) bytes of the object from o.Offset into p. The read
 	// is short only in error (io.ErrUnexpectedEOF when the object ends
-	// before). The ObjectInfo's ETag is the whole object's. After an error
-	// p may hold anything, but nothing writes into it once Get has
-	// returned. Ends with ErrNotFound (also where there is no such
+	// before). The ObjectInfo's ETag and Checksum are the whole object's,
+	// and not looked at. After an error p may hold anything, but nothing
+	// writes into it once Get has returned. Ends with ErrNotFound (also where there is no such
 	// container), ErrPrecondition (o.IfMatch), or another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
 
-	// Head asks for an object's size and ETag, the newest copy's.
+	// Head asks for an object's size, ETag and Checksum, the newest copy's.
 	Head(ctx context.Context, name string) (ObjectInfo, error)
 
-	// Put stores data as the whole object. It sends etag, which must be
+	// Put stores data as the whole object, with its Checksum. It sends etag, which must be
 	// the data's own, and ends with nil only when the store has kept
 	// exactly these bytes (201 and nothing else). ErrSuperseded (202)
 	// means that the store holds a newer timestamp and has discarded the
@@ -137,6 +138,9 @@ type StatusError struct {
 	RetryAfter time.Duration // the Retry-After header, or 0
 	Body       string        // the beginning of the body, for the message
 	Err        error         // a sentinel, or nil
+	// Unsent says that the answer is a login's, without which the request
+	// was not made.
+	Unsent bool
 }
 
 func (e *StatusError) Error() string {
@@ -178,7 +182,7 @@ func Ambiguous(err error) bool {
 	}
 	var se *StatusError
 	if errors.As(err, &se) {
-		return se.Code >= 500 || se.Code == http.StatusRequestTimeout
+		return !se.Unsent && (se.Code >= 500 || se.Code == http.StatusRequestTimeout)
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }

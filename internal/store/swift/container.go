@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -55,27 +56,36 @@ func (c *container) List(ctx context.Context, o store.ListOptions) ([]store.Obje
 		if x.status == http.StatusNoContent {
 			return nil
 		}
-		var lines []struct {
-			Name         string
-			Bytes        int64
-			Hash         string
-			LastModified string `json:"last_modified"`
-		}
-		if err := json.NewDecoder(x.stream).Decode(&lines); err != nil {
+		var err error
+		if page, err = parseListing(x.stream); err != nil {
 			return readError(r.op(), x, 0, fmt.Errorf("listing: %w", err))
 		}
 		x.drain()
-		page = make([]store.ObjectInfo, 0, len(lines))
-		for _, l := range lines {
-			if l.Name == "" {
-				continue // a subdir, which was not asked for
-			}
-			at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
-			page = append(page, store.ObjectInfo{Name: l.Name, Size: l.Bytes, ETag: etag(l.Hash), LastModified: at})
-		}
 		return nil
 	})
 	return page, err
+}
+
+// parseListing reads a page in JSON.
+func parseListing(body io.Reader) ([]store.ObjectInfo, error) {
+	var lines []struct {
+		Name         string
+		Bytes        int64
+		Hash         string
+		LastModified string `json:"last_modified"`
+	}
+	if err := json.NewDecoder(body).Decode(&lines); err != nil {
+		return nil, err
+	}
+	page := make([]store.ObjectInfo, 0, len(lines))
+	for _, l := range lines {
+		if l.Name == "" {
+			continue // a subdir, which was not asked for
+		}
+		at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
+		page = append(page, store.ObjectInfo{Name: l.Name, Size: max(0, l.Bytes), ETag: etag(l.Hash), LastModified: at})
+	}
+	return page, nil
 }
 
 // Metadata implements store.Store.
@@ -83,20 +93,34 @@ func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
 	if err := c.checkContainer("HEAD", nil); err != nil {
 		return store.Metadata{}, err
 	}
-	m := store.Metadata{Items: make(map[string]string)}
+	var m store.Metadata
 	r := request{method: "HEAD", container: c.name, headers: swift.Headers{"X-Newest": "true"}}
 	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
-		for key := range x.header {
-			if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
-				m.Items[store.MetaKey(name)] = x.header.Get(key)
-			}
-		}
-		m.Objects, _ = strconv.ParseInt(x.header.Get("X-Container-Object-Count"), 10, 64)
-		m.Bytes, _ = strconv.ParseInt(x.header.Get("X-Container-Bytes-Used"), 10, 64)
-		m.Date, _ = http.ParseTime(x.header.Get("Date"))
+		m = parseMetadata(x.header)
 		return nil
 	})
 	return m, err
+}
+
+// parseMetadata reads the headers of a container. Counts that make no sense
+// are 0.
+func parseMetadata(h http.Header) store.Metadata {
+	m := store.Metadata{Items: make(map[string]string)}
+	for key := range h {
+		if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
+			m.Items[store.MetaKey(name)] = h.Get(key)
+		}
+	}
+	count := func(key string) int64 {
+		n, err := strconv.ParseInt(h.Get(key), 10, 64)
+		if err != nil || n < 0 {
+			return 0
+		}
+		return n
+	}
+	m.Objects, m.Bytes = count("X-Container-Object-Count"), count("X-Container-Bytes-Used")
+	m.Date, _ = http.ParseTime(h.Get("Date"))
+	return m
 }
 
 // metaHeaders returns items as headers. An empty value removes a key.
