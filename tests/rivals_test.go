@@ -116,13 +116,6 @@ func newRivals(t testing.TB, c *harness.Cloud, params ...string) *rivals {
 	return r
 }
 
-// ctl runs swiftnbd-ctl on the volume, not over the wire.
-func (r *rivals) ctl(args ...string) string {
-	r.t.Helper()
-	args = append([]string{"--secrets", strings.TrimPrefix(r.second[1], "secrets=")}, args...)
-	return harness.Must(r.t, harness.Built(r.t, "swiftnbd-ctl"), args...)
-}
-
 // holder returns who holds the volume, without since when.
 func (r *rivals) holder() string {
 	r.t.Helper()

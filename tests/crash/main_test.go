@@ -81,6 +81,6 @@ func (d *disk) takeOver() string {
 	if holder == "" {
 		d.t.Fatal("kill -9 left no mark, so it was not killed at work")
 	}
-	d.n = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
+	d.n, _ = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
 	return d.n.URI
 }

@@ -30,6 +30,7 @@ type Wire struct {
 	closed   bool
 	conns    map[net.Conn]bool
 	requests []*Request
+	refused  int
 	held     func(*Request) bool // asked once for each request; see CutAt
 	heldAt   int64
 }
@@ -143,6 +144,13 @@ func (w *Wire) IsCut() bool {
 	return w.cut != nil
 }
 
+// Refused returns how many connections Break has refused.
+func (w *Wire) Refused() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refused
+}
+
 // Requests returns what went over the wire so far.
 func (w *Wire) Requests() []Request {
 	w.mu.Lock()
@@ -172,10 +180,12 @@ func (w *Wire) passable() {
 func (w *Wire) keep(c net.Conn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.broken {
-		w.conns[c] = true
+	if w.broken {
+		w.refused++
+		return false
 	}
-	return !w.broken
+	w.conns[c] = true
+	return true
 }
 
 func (w *Wire) relay(client net.Conn) {
