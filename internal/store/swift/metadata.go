@@ -14,17 +14,15 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// How many copies of a container's metadata are read: so many at once, in so
-// many rounds at most, and no more once so many replicas have been seen. Of
+// How many copies of a container's metadata are read: so many at once, then so
+// many more, unless that many replicas have been seen by then. Of
 // five replicas and less, any three hold one that has seen every change, since
 // a change is acknowledged when half of them have it. Where replicas cannot be
 // told apart, the chance to have met only the one of three that is behind is
 // one in half a million.
-const (
-	copiesAtOnce   = 4
-	copyRounds     = 3
-	enoughReplicas = 3
-)
+var copyRounds = [...]int{4, 8}
+
+const enoughReplicas = 3
 
 // metadataCopy is a container's metadata as one replica has it.
 type metadataCopy struct {
@@ -50,12 +48,12 @@ func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
 	}
 	copies := []metadataCopy{first}
 	replicas := map[string]bool{first.replica: true}
-	for range copyRounds {
+	for _, n := range copyRounds {
 		var (
 			g  sync.WaitGroup
 			mu sync.Mutex
 		)
-		for range copiesAtOnce {
+		for range n {
 			g.Go(func() {
 				another, err := c.metadata(ctx, nil)
 				if err != nil {
