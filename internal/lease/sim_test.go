@@ -59,7 +59,7 @@ func TestSimulation(t *testing.T) {
 			accepted, sessions, lost = accepted+m.accepted, sessions+len(m.sessions), lost+m.lost
 		})
 		if t.Failed() {
-			t.Fatalf("-seed=%d -ops=1 (run %d)", seed+uint64(n), n%4)
+			t.Fatalf("the first of it is with seed %d, in run %d of 4", seed+uint64(n), n%4)
 		}
 	}
 	t.Logf("-seed=%d: %d sessions, %d of which lost the volume, %d writes accepted", seed, sessions, lost, accepted)
