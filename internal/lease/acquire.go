@@ -78,8 +78,9 @@ type Held struct {
 	oldest  int64          // older leases than this have been removed
 	slot    int            // of the record, for the next renewal
 	key     string         // what the writes are signed with; it stands in the container
-	signed  bool           // the store has been seen to check it
-	probes  int            // how often that was asked
+	signed  bool           // they are, as far as is known
+	checked bool           // the store has been seen to check it
+	probes  int            // how often it was seen not to
 }
 
 // Acquire takes the volume, and returns its metadata as it was read under the
@@ -169,6 +170,7 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	begun := time.Now()
 	h.mark, h.epoch, h.key = FormatMark(o.Holder, begun), epoch, ""
 	h.numbers, h.oldest, h.slot = map[int64]bool{epoch: true}, max(s.Epoch, 1), 0
+	h.signed, h.checked, h.probes = false, false, 0
 	marked := false
 	defer func() {
 		if err != nil {
@@ -281,31 +283,38 @@ func (h *Held) grant(ctx context.Context, c clock, begun, until time.Time) {
 		g.Key = h.key
 	}
 	h.o.Fence.Set(g)
-	if h.checkFence(ctx, g) {
-		g.Key = h.key
+	was := h.signed
+	h.checkFence(ctx, g)
+	if h.signed != was {
+		if g.Key = ""; h.signed {
+			g.Key = h.key
+		}
 		h.o.Fence.Set(g)
 	}
 }
 
-// checkFence finds out whether the store checks our signatures, and says so
-// when it is seen to do it; where it does not, the writes go without. It is
-// asked again at the next renewals: a proxy may know the container's older key
-// for a minute.
-func (h *Held) checkFence(ctx context.Context, g store.Grant) bool {
+// checkFence finds out whether the store checks our signatures; where it does
+// not, the writes go without. As long as it cannot be told they are signed: a
+// request that failed must not make them go unfenced. It is asked again at the
+// next renewals: a proxy may know the container's older key for a minute.
+func (h *Held) checkFence(ctx context.Context, g store.Grant) {
 	const tries = 12
-	if h.key == "" || h.signed || h.probes >= tries {
-		return false
+	if h.key == "" || h.checked || h.probes >= tries {
+		return
 	}
 	ctx, cancel := h.bounded(ctx)
 	defer cancel()
-	h.probes++
 	g.Key = h.key
 	err := h.o.CheckFence(ctx, g)
-	if h.signed = err == nil; h.signed {
-		return true
+	switch {
+	case err == nil:
+		h.signed, h.checked = true, true
+	case store.Transient(err) || ctx.Err() != nil:
+		h.signed = h.probes == 0 // as it is, once there was an answer
+	default:
+		h.signed = false
+		if h.probes++; h.probes == 1 || h.probes == tries {
+			h.o.Log("writes are not fenced by Swift (%v): the lease is only as good as the clocks of those who hold it", err)
+		}
 	}
-	if h.probes == 1 || h.probes == tries {
-		h.o.Log("writes are not fenced by Swift (%v): the lease is only as good as the clocks of those who hold it", err)
-	}
-	return false
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ type sim struct {
 // session is one process's holding of the volume.
 type session struct {
 	p       *party
-	granted time.Time
+	granted time.Time // when the volume's container said that it is theirs
 }
 
 // TestSimulation has each write that is accepted come from whoever was given
@@ -59,7 +60,7 @@ func TestSimulation(t *testing.T) {
 			accepted, sessions, lost = accepted+m.accepted, sessions+len(m.sessions), lost+m.lost
 		})
 		if t.Failed() {
-			t.Fatalf("-seed=%d -ops=1 (run %d)", seed+uint64(n), n%4)
+			t.Fatalf("the first of it is with seed %d, in run %d of 4", seed+uint64(n), n%4)
 		}
 	}
 	t.Logf("-seed=%d: %d sessions, %d of which lost the volume, %d writes accepted", seed, sessions, lost, accepted)
@@ -102,7 +103,8 @@ func (m *sim) run(seed uint64) {
 func (m *sim) life(rng *rand.Rand, name string) {
 	p := m.party(name)
 	p.plain = !m.signed
-	m.disturb(p, rand.New(rand.NewPCG(rng.Uint64(), 1)))
+	var marked atomic.Int64
+	m.disturb(p, rand.New(rand.NewPCG(rng.Uint64(), 1)), &marked)
 	defer func() {
 		// Killed: what it has on its way arrives.
 		p.mu.Lock()
@@ -121,7 +123,7 @@ func (m *sim) life(rng *rand.Rand, name string) {
 		time.Sleep(time.Duration(rng.IntN(20000)) * time.Millisecond)
 		return
 	}
-	s := &session{p, time.Now()}
+	s := &session{p, time.Unix(0, marked.Load())}
 	p.mu.Lock()
 	p.held = h
 	p.mu.Unlock()
@@ -179,8 +181,8 @@ func (m *sim) write(s *session) {
 	}
 }
 
-// disturb makes things go wrong for p.
-func (m *sim) disturb(p *party, rng *rand.Rand) {
+// disturb makes things go wrong for p. marked is when its mark was set last.
+func (m *sim) disturb(p *party, rng *rand.Rand, marked *atomic.Int64) {
 	var mu sync.Mutex
 	draw := func() (kind int, wait, pause time.Duration) {
 		mu.Lock()
@@ -193,9 +195,16 @@ func (m *sim) disturb(p *party, rng *rand.Rand) {
 		defer m.mu.Unlock()
 		return m.calm
 	}
-	p.set(func(r request, call func() error) error {
+	p.set(func(r request, do func() error) error {
 		if r.n == 0 || calm() {
-			return call() // of objects, see under
+			return do() // of objects, see under
+		}
+		call := func() error {
+			err := do()
+			if err == nil && r.container == "v" && r.Kind == store.OpSetMetadata {
+				marked.Store(time.Now().UnixNano())
+			}
+			return err
 		}
 		kind, wait, pause := draw()
 		time.Sleep(wait)

@@ -38,15 +38,23 @@ func (s *settler) before(name string) time.Time {
 	return s.late[name]
 }
 
-// note remembers that a request of the object may land until then; zero is
-// never.
+// note remembers that a request of the object may land until then; zero: none
+// may that was not known.
 func (s *settler) note(name string, until time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if until.IsZero() {
-		delete(s.late, name)
-	} else if until.After(s.late[name]) {
+	if until.After(s.late[name]) {
 		s.late[name] = until
+	}
+}
+
+// forget says that no request of the object may land any more that was known
+// to do so until late.
+func (s *settler) forget(name string, late time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.late[name].After(late) {
+		delete(s.late, name)
 	}
 }
 
@@ -67,7 +75,7 @@ func (s *settler) settle(ctx context.Context, name string, write func(context.Co
 			return err
 		}
 		if m.until.IsZero() && begun.After(late) {
-			s.note(name, time.Time{})
+			s.forget(name, late)
 			return err
 		}
 		if !sleep(ctx, time.Until(late)) {
@@ -78,7 +86,7 @@ func (s *settler) settle(ctx context.Context, name string, write func(context.Co
 			return fmt.Errorf("settle %s: %w", OneLine(name), herr)
 		}
 		if right(info, herr) {
-			s.note(name, time.Time{})
+			s.forget(name, late)
 			return err
 		}
 	}
