@@ -523,5 +523,5 @@ case $cmd in
     for s in $(services); do
       if alive "$s"; then echo "$s up pid $(cat "$DIR/run/$s.pid")"; else echo "$s down"; rc=1; fi
     done; exit $rc;;
-  *) sed -n '3,34p' "$0" >&2; exit 2;;
+  *) sed -n '3,30p' "$0" >&2; exit 2;;
 esac
