@@ -23,7 +23,7 @@ var quick = store.Policy{Timeout: time.Minute, Attempt: 300 * time.Millisecond, 
 // slowly is quick for where writes of one object follow each other closely: a
 // server that is starved of its processor for longer than an attempt would
 // carry one out after the next, as docs/DESIGN.md says, and there is no fence.
-var slowly = store.Policy{Timeout: time.Minute, Attempt: 2 * time.Second, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
+var slowly = store.Policy{Timeout: time.Minute, Attempt: 700 * time.Millisecond, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
 
 // TestFaultMatrix has every other request of one kind go wrong in one way, for
 // each kind and each way, through the whole life of a volume. Nobody may see
