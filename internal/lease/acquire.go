@@ -189,6 +189,9 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 		until = s.clock.latest().Add(o.Term)
 	}
 	if err := o.writeRecord(ctx, epoch, h.mark, until, h.slot); err != nil {
+		// It may arrive yet, and must not find a lease of the same number
+		// that is another's.
+		marked = store.Ambiguous(err)
 		return fmt.Errorf("take lease %d: %w", epoch, err)
 	}
 	// Nobody else can have the volume who came after we looked at it, unless

@@ -156,8 +156,9 @@ func (h *Held) ours(md store.Metadata) error {
 }
 
 // discard gives up a volume that we could not take; s is what it was before.
-// marked says that our mark was sent, which may arrive yet: then the lease is
-// not removed but ended, so that whoever finds the mark can take it over.
+// marked says that our mark, or the lease's end, was sent and may arrive yet:
+// then the lease is not removed but ended, so that whoever finds the mark can
+// take it over.
 func (h *Held) discard(ctx context.Context, s State, marked bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
