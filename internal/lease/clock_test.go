@@ -3,6 +3,7 @@
 package lease_test
 
 import (
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
 )
 
 // TestMargin has a holder stop before its lease's end, whatever whole second a
@@ -205,4 +207,66 @@ func TestRecreated(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLateRecord has the end of a lease that nobody got arrive when another
+// has the volume, and dies: it is free when its lease has run out.
+func TestLateRecord(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		a, b, c := s.party("a"), s.party("b"), s.party("c")
+		a.set(func(r request, call func() error) error {
+			if r.Kind == store.OpSetMetadata {
+				time.AfterFunc(30*time.Second, func() { _ = call() })
+				return &store.TransportError{Op: r.String(), Sent: true, Err: errReset}
+			}
+			return call()
+		})
+		if _, err := a.acquire(); err == nil {
+			t.Fatal("taken")
+		}
+		a.set(nil)
+		time.Sleep(9 * time.Second)
+		b.mustAcquire()
+		time.Sleep(20 * time.Second)
+		b.set(cut)
+		s.becomesFree(c, b)
+	})
+}
+
+// TestWiped has all that the volume says of its lease go away under a holder:
+// it has to find out before another gets the volume.
+func TestWiped(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		a, b := s.party("a"), s.party("b")
+		a.plain, b.plain = true, true
+		a.mustAcquire()
+		time.Sleep(1500 * time.Millisecond) // after the early look
+		post(t, s.volume(), map[string]string{volume.KeyClient: "", lease.KeyEpoch: ""})
+		for {
+			if _, err := b.acquire(); err == nil {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if a.holds() {
+			t.Error("both hold it")
+		}
+		b.writes("wiped")
+	})
+}
+
+// TestKeyChanged has somebody else use the container's second key: nothing
+// could be written any more, and the holder says so.
+func TestKeyChanged(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		a := s.party("a")
+		a.mustAcquire()
+		time.Sleep(5 * time.Second)
+		post(t, s.volume(), map[string]string{lease.KeyFence: "the user's own"})
+		if err := a.write(); !errors.Is(err, store.ErrFenced) {
+			t.Errorf("written: %v", err)
+		}
+		time.Sleep(time.Second)
+		a.isLost("the key was changed")
+	})
 }
