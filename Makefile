@@ -59,8 +59,9 @@ check: ## lint and every test: unit (race), both Swifts, all nbdkit modes, Keyst
 	scripts/check.sh
 
 # How long check-crash is: operations of each model test, kills of nbdkit in
-# each test that does, starts of two nbdkits at once, overwrites and deletes on a Swift with replicas that are
-# behind, and the seed (0: of the clock; it is printed).
+# each test that does, starts of two nbdkits at once, overwrites and deletes on
+# a Swift with replicas that are behind, and the seed (0: of the clock; it is
+# printed).
 OPS        = 300000
 KILLS      = 100
 STARTS     = 200
