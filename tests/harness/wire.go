@@ -30,7 +30,6 @@ type Wire struct {
 	closed   bool
 	conns    map[net.Conn]bool
 	requests []*Request
-	refused  int
 	held     func(*Request) bool // asked once for each request; see CutAt
 	heldAt   int64
 }
@@ -144,13 +143,6 @@ func (w *Wire) IsCut() bool {
 	return w.cut != nil
 }
 
-// Refused returns how many connections Break has refused.
-func (w *Wire) Refused() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.refused
-}
-
 // Requests returns what went over the wire so far.
 func (w *Wire) Requests() []Request {
 	w.mu.Lock()
@@ -180,12 +172,10 @@ func (w *Wire) passable() {
 func (w *Wire) keep(c net.Conn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.broken {
-		w.refused++
-		return false
+	if !w.broken {
+		w.conns[c] = true
 	}
-	w.conns[c] = true
-	return true
+	return !w.broken
 }
 
 func (w *Wire) relay(client net.Conn) {
