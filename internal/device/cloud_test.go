@@ -37,7 +37,7 @@ type cloud struct {
 // long as the second by which Swift's clock may be misread allows.
 func (c *cloud) lease() lease.Options {
 	return lease.Options{
-		Name: "v", Term: time.Minute, Fence: new(store.Fence), SignedFor: 3 * time.Second,
+		Name: "v", Term: time.Minute, Fence: new(store.Fence), SignedFor: 2 * time.Second,
 		Sibling: func(name string) store.Store { return c.client.Container(name) },
 		CheckFence: func(ctx context.Context, g store.Grant) error {
 			return c.client.CheckFence(ctx, "v", g)

@@ -75,6 +75,8 @@ type model struct {
 	rates                    faulty.Rates // of what goes wrong between device and store
 	crashes, clean, unopened int
 
+	// long has sessions live longer: few of them end in a crash.
+	long bool
 	// insist has clients try what ended with an error again until it does
 	// not; errors counts them.
 	insist bool
@@ -109,10 +111,12 @@ func (m *model) try(do func() error) error {
 func (m *model) runSession(rng *rand.Rand, seed uint64, ops int) {
 	m.driver = faulty.Random(seed, m.rates)
 	m.crashAt, m.effect = 0, rng.IntN(2) == 0
-	if rng.IntN(3) > 0 {
+	switch {
+	case m.long && rng.IntN(2) > 0:
+	case rng.IntN(3) > 0:
 		m.crashAt = 1 + rng.Int64N(int64(ops))
 	}
-	if rng.IntN(8) == 0 {
+	if !m.long && rng.IntN(8) == 0 {
 		m.crashAt = 1 + rng.Int64N(12)
 	}
 	if err := m.open(); err != nil {
