@@ -47,12 +47,12 @@ func TestClockJumps(t *testing.T) {
 			time.Sleep(5*time.Second + wait)
 			ahead.Store(int64(30 * time.Second))
 			// One renewal more, which is reckoned with the clock of before.
-			seen := false
+			var seen atomic.Bool
 			a.set(func(r request, call func() error) error {
-				if seen {
+				if seen.Load() {
 					return cut(r, call)
 				}
-				seen = r.container == "v"
+				seen.Store(r.container == "v")
 				return call()
 			})
 			for {
@@ -172,7 +172,12 @@ func TestRetakeUnlocked(t *testing.T) {
 			a.mustAcquire()
 			a.set(cut)
 			time.Sleep(term)
-			held := false
+			var held atomic.Bool
+			look := func() {
+				if a.holds() {
+					held.Store(true)
+				}
+			}
 			a.set(func(r request, call func() error) error {
 				if r.Kind == store.OpSetMetadata && r.container == "v" {
 					if _, err := lease.Unlock(t.Context(), b.options()); err != nil {
@@ -181,16 +186,16 @@ func TestRetakeUnlocked(t *testing.T) {
 					b.mustAcquire()
 				}
 				err := call()
-				held = held || a.holds()
+				look()
 				return err
 			})
 			for range 100 {
 				time.Sleep(10 * time.Millisecond)
-				held = held || a.holds()
+				look()
 			}
 			time.Sleep(2 * time.Second)
-			if held || b.has() == nil {
-				t.Errorf("it believes to have it again: %t", held)
+			if held.Load() || b.has() == nil {
+				t.Errorf("it believes to have it again: %t", held.Load())
 			}
 			a.isLost("unlocked")
 			if !plain {
