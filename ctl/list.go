@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
 
@@ -100,7 +101,7 @@ func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
 		}
 		e.readOnly = c.export.ReadOnly
 		g.Go(func() error {
-			md, err := c.contact.Metadata(ctx)
+			md, err := c.contact.Metadata(store.WithHint(ctx))
 			if err != nil {
 				e.err = c.explain(ctx, err)
 				return nil

@@ -424,7 +424,7 @@ func (e *exports) describe(ctx context.Context, name string) string {
 	if err != nil {
 		return err.Error()
 	}
-	meta, err := volume.Read(store.WithClass(ctx, store.Unlimited), s)
+	meta, err := volume.Read(store.WithHint(store.WithClass(ctx, store.Unlimited)), s)
 	if err != nil {
 		return describe(x, err).Error()
 	}

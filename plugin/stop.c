@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "stop.h"
@@ -77,13 +78,23 @@ swiftnbd_watch_stop (void)
  * data could not be written.  So the status is changed on the way out, in the
  * last of the functions that run then: it is registered before all others of
  * nbdkit's, when the plugin is loaded.
+ *
+ * Under --run the server is a child, for whose end nbdkit waits, and whose
+ * status it does not look at: so the two share the page that says it.
  */
-int swiftnbd_failed;
+static volatile int *failed;
+
+void
+swiftnbd_fail (void)
+{
+  if (failed)
+    *failed = 1;
+}
 
 static void
 exit_status (int status, void *unused)
 {
-  if (status == EXIT_SUCCESS && swiftnbd_failed) {
+  if (status == EXIT_SUCCESS && *failed) {
     fflush (NULL);
     _exit (EXIT_FAILURE);
   }
@@ -92,5 +103,11 @@ exit_status (int status, void *unused)
 __attribute__((constructor)) static void
 register_exit_status (void)
 {
+  void *page = mmap (NULL, sizeof *failed, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+  if (page == MAP_FAILED)
+    return;                     /* the log says it all the same */
+  failed = page;
   on_exit (exit_status, NULL);
 }

@@ -29,4 +29,4 @@ func onStop(stop func()) error {
 }
 
 // fail makes nbdkit's exit status 1: acknowledged data could not be written.
-func fail() { C.swiftnbd_failed = 1 }
+func fail() { C.swiftnbd_fail() }

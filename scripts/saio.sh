@@ -9,19 +9,24 @@
 #   saio.sh down                    stop (data stays)
 #   saio.sh wipe                    stop and remove the directory
 #   saio.sh status                  one line per process; exit 1 if one is down
+#   saio.sh stop NAME...            stop some of them, by status's names
+#   saio.sh start NAME...           start them again, as up would
 #   saio.sh env                     print ST_*, SWIFTNBD_TEST_* and OS_* to eval
 #
 # Settings (environment):
 #   SAIO_DIR      state directory             ($TMPDIR/swiftnbd-saio-$UID)
 #   SAIO_PORT     proxy port; the next ones are used too (the directory's last one,
-#                 or else the first ten free ports in a row from 18500 on):
+#                 or else the first twelve free ports in a row from 18500 on):
 #                 +0 proxy tempauth, +1 proxy keystone, +2 object, +3 container,
-#                 +4 account, +5 memcached, +6 keystone, +7..+9 more object servers
+#                 +4 account, +5 memcached, +6 keystone, +7 +8 more object servers,
+#                 +9 +10 more container servers, +11 the slow proxy
 #   SAIO_FSYNC    1: real fsync (default); 0: fsync becomes a no-op (tests, CI)
 #   SAIO_MEMOBJ   1: objects in the object server's memory (swift.obj.mem_server)
-#   SAIO_WORKERS  processes per proxy and object server; 0 = one, no fork (0)
+#   SAIO_WORKERS  processes per proxy, object and container server; 0 = one, no fork (0)
 #   SAIO_LOG      INFO (one line per request in log/proxy.log) or WARNING (INFO)
-#   SAIO_REPLICAS 1 (default) .. 3: that many devices, one object server each (ports +2,+7..)
+#   SAIO_REPLICAS 1 (default) .. 3: that many devices, an object and a container server each
+#   SAIO_SKEW     seconds: one more proxy, proxy-slow, whose clock is so much behind
+#   SAIO_ERROR_LIMIT  errors of a server after which a proxy leaves it alone for a minute (10)
 #   SAIO_TOKEN_LIFE, SAIO_KS_EXPIRATION  seconds that a token is good for (86400, 3600)
 set -eu
 SELF=$(cd "$(dirname "$0")" && pwd)
@@ -31,6 +36,7 @@ MEMOBJ=${SAIO_MEMOBJ:-0}
 WORKERS=${SAIO_WORKERS:-0}
 LOG=${SAIO_LOG:-INFO}
 REPLICAS=${SAIO_REPLICAS:-1}
+SKEW=${SAIO_SKEW:-}
 PY=/usr/bin/python3            # Debian's own, which sees Debian's Swift
 ME=$(id -un)
 export PYTHONNOUSERSITE=1
@@ -39,14 +45,14 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY || true
 free() { # port -> 0 if nothing listens there
   ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
-choose_port() { # prints the first of ten free ports in a row
+choose_port() { # prints the first of twelve free ports in a row
   local base i
-  for base in $(seq 18500 10 19990); do
-    for i in $(seq 0 9); do free $((base+i)) || continue 2; done
+  for base in $(seq 18500 20 19980); do
+    for i in $(seq 0 11); do free $((base+i)) || continue 2; done
     echo "$base"
     return
   done
-  echo "saio: no ten free ports in a row from 18500 to 19999; set SAIO_PORT" >&2
+  echo "saio: no twelve free ports in a row from 18500 to 19999; set SAIO_PORT" >&2
   return 1
 }
 # Sets the ports. The one in use is kept in the directory, so that later
@@ -55,7 +61,13 @@ ports() {
   P=${SAIO_PORT:-}
   if [ -z "$P" ] && [ -e "$DIR/port" ]; then P=$(cat "$DIR/port"); fi
   if [ -z "$P" ]; then P=$(choose_port); fi
-  KPORT=$((P+1)) OBJ=$((P+2)) CON=$((P+3)) ACC=$((P+4)) MEM=$((P+5)) KS=$((P+6))
+  KPORT=$((P+1)) OBJ=$((P+2)) CON=$((P+3)) ACC=$((P+4)) MEM=$((P+5)) KS=$((P+6)) SLOW=$((P+11))
+}
+object_port() { # 1..3
+  if [ "$1" = 1 ]; then echo "$OBJ"; else echo $((P+5+$1)); fi
+}
+container_port() { # 1..3
+  if [ "$1" = 1 ]; then echo "$CON"; else echo $((P+7+$1)); fi
 }
 
 alive() { # name -> 0 if the pid file names a live process of ours
@@ -149,9 +161,10 @@ X
   }
   local oapp=object; [ "$MEMOBJ" = 1 ] && oapp=mem_object
   backend account $ACC account-server.conf 0 account
-  backend container $CON container-server.conf 0 container
-  backend object $OBJ object-server1.conf "$WORKERS" $oapp
-  for i in $(seq 2 "$REPLICAS"); do backend object $((P+5+i)) "object-server$i.conf" "$WORKERS" "$oapp"; done
+  for i in $(seq 1 "$REPLICAS"); do
+    backend container "$(container_port "$i")" "container-server$i.conf" "$WORKERS" container
+    backend object "$(object_port "$i")" "object-server$i.conf" "$WORKERS" "$oapp"
+  done
 
   proxy() { # port file auth-pipeline s3
     cat >"$2" <<X
@@ -171,6 +184,7 @@ allow_account_management = true
 account_autocreate = true
 node_timeout = 60
 conn_timeout = 5
+error_suppression_limit = ${SAIO_ERROR_LIMIT:-10}
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:gatekeeper]
@@ -182,6 +196,13 @@ use = egg:swift#proxy_logging
 [filter:cache]
 use = egg:swift#memcache
 memcache_servers = 127.0.0.1:$MEM
+# On a busy machine memcached answers late; without it nobody is logged in, and
+# Swift would do without for a minute.
+memcache_max_connections = 50
+connect_timeout = 10
+pool_timeout = 10
+io_timeout = 20
+error_suppression_limit = 1000000
 [filter:listing_formats]
 use = egg:swift#listing_formats
 [filter:bulk]
@@ -235,12 +256,17 @@ X
   }
   proxy "$P" proxy-server.conf "s3api tempauth"
   proxy "$KPORT" proxy-keystone.conf "authtoken keystoneauth"
+  proxy "$SLOW" proxy-slow.conf "s3api tempauth"
 
   # Launcher: Debian's swift 2.30 reads swift.conf only from /etc/swift, but
   # swift.common.utils.set_swift_dir() (there for its own tests) moves it.
   cat >"$DIR/conf/swiftd.py" <<'X'
-import os, sys
+import os, sys, time
 role, conf = sys.argv[1:3]
+if role == 'proxy-server' and len(sys.argv) > 3:
+    # Before the first import of Swift, which takes the function into its modules.
+    clock, behind = time.time, float(sys.argv[3])
+    time.time = lambda: clock() - behind
 from swift.common import utils
 utils.set_swift_dir(os.path.dirname(conf))
 from swift.common import constraints, storage_policy
@@ -284,7 +310,9 @@ sys.exit(run_wsgi(conf, role, **kw))
 X
   if [ ! -e object.ring.gz ]; then
     local o="$OBJ" c="$CON" a="$ACC"
-    for i in $(seq 2 "$REPLICAS"); do o="$o,$((P+5+i))"; c="$c,$CON"; a="$a,$ACC"; done
+    for i in $(seq 2 "$REPLICAS"); do
+      o="$o,$(object_port "$i")" c="$c,$(container_port "$i")" a="$a,$ACC"
+    done
     $PY swiftd.py rings "$DIR/conf/x" object="$o" container="$c" account="$a"
   fi
 }
@@ -395,39 +423,53 @@ X
 }
 
 services() {
-  printf '%s\n' memcached account-server container-server
-  for i in $(seq 1 "$REPLICAS"); do echo "object-server$i"; done
+  local i
+  printf '%s\n' memcached account-server
+  for i in $(seq 1 "$REPLICAS"); do printf '%s\n' "container-server$i" "object-server$i"; done
   echo proxy-server
+  if [ -n "$SKEW" ]; then echo proxy-slow; fi
   if [ "$KEYSTONE" = 1 ] || [ -e "$DIR/run/keystone.pid" ]; then
     echo keystone
     echo proxy-keystone
   fi
 }
-up() {
-  local i
-  [ -n "${SAIO_NOCONFIG:-}" ] || config   # SAIO_NOCONFIG=1: keep hand-edited files
+launch() { # name: start it unless it runs
+  local conf=$DIR/conf
   export SAIO_FSYNC=$FSYNC
-  # -k would lock memory; the last argument only puts $DIR/ on the command line for alive()
-  start memcached memcached -l 127.0.0.1 -p $MEM -U 0 -m 64 -c 4096 -u "$ME" -P "$DIR/run/memcached.own.pid"
-  start account-server   $PY "$DIR/conf/swiftd.py" account-server   "$DIR/conf/account-server.conf"
-  start container-server $PY "$DIR/conf/swiftd.py" container-server "$DIR/conf/container-server.conf"
-  for i in $(seq 1 "$REPLICAS"); do
-    start "object-server$i" $PY "$DIR/conf/swiftd.py" object-server   "$DIR/conf/object-server$i.conf"
+  case $1 in
+    # -k would lock memory; the last argument only puts $DIR/ on the command line for alive()
+    memcached) start "$1" memcached -l 127.0.0.1 -p $MEM -U 0 -m 64 -c 4096 -u "$ME" -P "$DIR/run/memcached.own.pid";;
+    account-server|container-server[1-3]|object-server[1-3])
+      start "$1" $PY "$conf/swiftd.py" "${1%[1-3]}" "$conf/$1.conf";;
+    proxy-server|proxy-keystone) start "$1" $PY "$conf/swiftd.py" proxy-server "$conf/$1.conf";;
+    proxy-slow) start "$1" $PY "$conf/swiftd.py" proxy-server "$conf/$1.conf" "${SKEW:-0}";;
+    keystone) start "$1" $PY "$DIR/keystone/keystoned.py" "$DIR/keystone/keystone.conf" $KS;;
+    *) echo "saio: there is no $1" >&2; return 2;;
+  esac
+}
+await() { # name: wait until it answers
+  local port
+  case $1 in
+    memcached) return;;
+    account-server) port=$ACC;;
+    container-server*) port=$(container_port "${1#container-server}");;
+    object-server*) port=$(object_port "${1#object-server}");;
+    proxy-server) port=$P;;
+    proxy-keystone) port=$KPORT;;
+    proxy-slow) port=$SLOW;;
+    keystone) wait_http "http://127.0.0.1:$KS/v3" "$1"; return;;
+  esac
+  wait_http "http://127.0.0.1:$port/healthcheck" "$1"
+}
+up() {
+  local s
+  [ -n "${SAIO_NOCONFIG:-}" ] || config   # SAIO_NOCONFIG=1: keep hand-edited files
+  [ "$KEYSTONE" != 1 ] || keystone_config
+  for s in $(services); do launch "$s"; done
+  for s in $(services); do
+    await "$s"
+    if [ "$s" = keystone ]; then keystone_seed; fi
   done
-  start proxy-server     $PY "$DIR/conf/swiftd.py" proxy-server     "$DIR/conf/proxy-server.conf"
-  if [ "$KEYSTONE" = 1 ]; then
-    keystone_config
-    start keystone       $PY "$DIR/keystone/keystoned.py" "$DIR/keystone/keystone.conf" $KS
-    start proxy-keystone $PY "$DIR/conf/swiftd.py" proxy-server     "$DIR/conf/proxy-keystone.conf"
-    wait_http "http://127.0.0.1:$KS/v3" keystone
-    keystone_seed
-    wait_http "http://127.0.0.1:$KPORT/healthcheck" proxy-keystone
-  fi
-  wait_http "http://127.0.0.1:$ACC/healthcheck" account-server
-  wait_http "http://127.0.0.1:$CON/healthcheck" container-server
-  wait_http "http://127.0.0.1:$OBJ/healthcheck" object-server1
-  for i in $(seq 2 "$REPLICAS"); do wait_http "http://127.0.0.1:$((P+5+i))/healthcheck" "object-server$i"; done
-  wait_http "http://127.0.0.1:$P/healthcheck" proxy-server
 }
 down() {
   local f names=()
@@ -443,6 +485,7 @@ envout() {
 export ST_AUTH=$auth ST_USER=test:tester ST_KEY=testing
 export SWIFTNBD_TEST_AUTH=$auth SWIFTNBD_TEST_USER=test:tester SWIFTNBD_TEST_KEY=testing
 X
+  [ -z "$SKEW" ] || echo "export SWIFTNBD_TEST_SLOW_AUTH=http://127.0.0.1:$SLOW/auth/v1.0"
   [ -e "$DIR/keystone/appcred.env" ] || return 0
   # shellcheck disable=SC1091 # written by keystone_seed
   . "$DIR/keystone/appcred.env"
@@ -458,7 +501,10 @@ X
 
 cmd=${1:-status}; shift || true
 KEYSTONE=${SAIO_KEYSTONE:-0}
-for a in "$@"; do case $a in --keystone) KEYSTONE=1;; *) echo "saio: unknown $a" >&2; exit 2;; esac; done
+case $cmd in
+  stop|start) [ $# != 0 ] || { echo "saio: $cmd what?" >&2; exit 2; };;
+  *) for a in "$@"; do case $a in --keystone) KEYSTONE=1;; *) echo "saio: unknown $a" >&2; exit 2;; esac; done;;
+esac
 case $cmd in
   install) install;;
   up) ports
@@ -467,11 +513,15 @@ case $cmd in
     up
     UP=1;;
   down) down;;
+  stop) stop "$@";;
+  start) ports
+    for s in "$@"; do launch "$s"; done
+    for s in "$@"; do await "$s"; done;;
   wipe) down; rm -rf "$DIR";;
   env) ports; envout;;
   status) rc=0
     for s in $(services); do
       if alive "$s"; then echo "$s up pid $(cat "$DIR/run/$s.pid")"; else echo "$s down"; rc=1; fi
     done; exit $rc;;
-  *) sed -n '3,28p' "$0" >&2; exit 2;;
+  *) sed -n '3,30p' "$0" >&2; exit 2;;
 esac

@@ -351,8 +351,8 @@ func TestModeInformation(t *testing.T) {
 	}
 }
 
-// TestModeKilled checks what kill -9 leaves: 0.11's mark, which the next
-// nbdkit reports as a lock and swiftnbd-ctl unlock removes.
+// TestModeKilled checks what kill -9 leaves: a lock, which the next nbdkit
+// reports, and which swiftnbd-ctl unlock removes before it ends by itself.
 func TestModeKilled(t *testing.T) {
 	t.Parallel()
 	c := harness.Dev(t)

@@ -34,8 +34,8 @@ type budget struct {
 	limit   int64
 	reserve int64 // of limit, for writeback only
 
-	reclaim func(n int64) int64 // frees clean chunks; returns the bytes freed
-	starved func()              // somebody waits: write back
+	reclaim func(n int64, spare bool) int64 // frees clean chunks; returns the bytes freed
+	starved func()                          // somebody waits: write back
 
 	used    atomic.Int64
 	waiting [classes]atomic.Int32
@@ -94,7 +94,7 @@ func (b *budget) get(ctx context.Context, n int64, cl class) error {
 		b.starved()
 		select {
 		case <-w.wake:
-			if b.reclaimFor(n, cl) {
+			if b.reclaimFor(n, cl, false) {
 				return nil
 			}
 		case err := <-w.fail:
@@ -108,20 +108,20 @@ func (b *budget) get(ctx context.Context, n int64, cl class) error {
 // now counts n bytes if they are there, or can be made free, without waiting
 // for anybody and out of nobody's turn.
 func (b *budget) now(n int64, cl class) bool {
-	return n == 0 || (b.waiting[cl].Load() == 0 && b.reclaimFor(n, cl))
+	return n == 0 || (b.waiting[cl].Load() == 0 && b.reclaimFor(n, cl, false))
 }
 
 // try counts n bytes for a client's request that can do without, freeing clean
-// chunks but waiting for nobody.
+// chunks, but none that was fetched ahead, and waiting for nobody.
 func (b *budget) try(n int64) bool {
-	return !b.starving() && b.reclaimFor(n, foreground)
+	return !b.starving() && b.reclaimFor(n, foreground, true)
 }
 
 // reclaimFor takes n bytes, freeing clean chunks until they are there or no
 // more can be freed.
-func (b *budget) reclaimFor(n int64, cl class) bool {
+func (b *budget) reclaimFor(n int64, cl class, spare bool) bool {
 	for !b.take(n, cl) {
-		if b.reclaim(n) == 0 {
+		if b.reclaim(n, spare) == 0 {
 			return b.take(n, cl)
 		}
 	}

@@ -101,7 +101,9 @@ type Cache struct {
 type shard struct {
 	mu sync.RWMutex
 	m  map[geometry.ChunkIndex]*chunk
-	_  [32]byte
+	// asking has the chunks for which a read asks for memory.
+	asking map[geometry.ChunkIndex]*asking
+	_      [24]byte
 }
 
 // New returns a cache over backend. Close ends it.
@@ -144,13 +146,14 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 		reclaim: c.reclaim,
 		starved: c.wakeWriteback,
 	}
-	// A quarter of what a client may use: reading ahead must not push out
-	// what was read ahead before anybody came for it.
-	c.ahead.limit = min(o.Readahead, (limit-c.budget.reserve)/2)
+	// Not all that a client may use: reading ahead must not push out what was
+	// read ahead before anybody came for it.
+	c.ahead.limit = min(o.Readahead, (limit-c.budget.reserve)*3/4)
 	c.lastWin.Store(time.Now().UnixNano())
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	for i := range c.shard {
 		c.shard[i].m = make(map[geometry.ChunkIndex]*chunk)
+		c.shard[i].asking = make(map[geometry.ChunkIndex]*asking)
 	}
 	c.wg.Add(1)
 	go c.writebackLoop()
@@ -282,12 +285,13 @@ func (c *Cache) drop(ch *chunk) int64 {
 	return n
 }
 
-// reclaim evicts clean chunks until n bytes are free or none is left. It
-// returns the bytes freed.
-func (c *Cache) reclaim(n int64) int64 {
+// reclaim evicts clean chunks until n bytes are free or none is left, with
+// spare none that was fetched ahead and not read yet. It returns the bytes
+// freed.
+func (c *Cache) reclaim(n int64, spare bool) int64 {
 	var freed int64
 	for freed < n {
-		ch := c.policy.victim()
+		ch := c.policy.victim(spare)
 		if ch == nil {
 			break
 		}

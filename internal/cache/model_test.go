@@ -262,7 +262,7 @@ func TestModel(t *testing.T) {
 			if n, chunks := c.Dirty(); n != 0 {
 				t.Errorf("%d bytes in %d chunks are dirty after the last flush", n, chunks)
 			}
-			c.reclaim(1 << 62)
+			c.reclaim(1<<62, false)
 			if n := c.Used(); n != 0 {
 				t.Errorf("%d bytes are counted when nothing is left", n)
 			}

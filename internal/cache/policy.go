@@ -6,6 +6,7 @@ import (
 	"container/list"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"swiftnbd/internal/geometry"
 )
@@ -29,6 +30,10 @@ type policy struct {
 }
 
 const maxFreq = 3
+
+// freshLife is how long what was fetched ahead waits for its reader before it
+// is as good as any other: he may have gone elsewhere.
+const freshLife = 30 * time.Second
 
 func newPolicy() *policy {
 	return &policy{ghosts: make(map[geometry.ChunkIndex]*list.Element)}
@@ -78,19 +83,34 @@ func (p *policy) unlink(ch *chunk) {
 }
 
 // victim takes the chunk that should go out of the queues and returns it, or
-// nil when there is none.
-func (p *policy) victim() *chunk {
+// nil when there is none. What was fetched ahead and not read yet is the last
+// to go, and of that what is read last; with spare it does not go at all.
+func (p *policy) victim(spare bool) *chunk {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	spared := 0
+	var (
+		spared int
+		latest *chunk // of those spared
+		young  = time.Now().Add(-freshLife).UnixNano()
+	)
 	for p.small.Len()+p.main.Len() > 0 {
 		if p.main.Len() == 0 || (p.small.Len() > 0 && p.sizes[0]*10 >= p.sizes[0]+p.sizes[1]) {
 			ch := p.small.Front().Value.(*chunk)
-			if ch.fresh.Load() > 0 && spared < p.small.Len() {
+			if ch.fresh.Load() > 0 && ch.freshAt.Load() > young {
 				// Its reader is on the way.
-				p.small.MoveToBack(ch.elem)
-				spared++
-				continue
+				if spared < p.small.Len() {
+					if latest == nil || ch.freshAt.Load() > latest.freshAt.Load() {
+						latest = ch
+					}
+					p.small.MoveToBack(ch.elem)
+					spared++
+					continue
+				}
+				if spare {
+					return nil
+				}
+				p.unlink(latest)
+				return latest
 			}
 			p.unlink(ch)
 			if ch.freq.Load() == 0 {

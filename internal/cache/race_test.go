@@ -185,7 +185,7 @@ func changeDuring(t *testing.T, at string, change func(*testing.T, *Cache, []byt
 	if got := v.at(geo, 3*4096, 4096); !bytes.Equal(got, want) {
 		t.Errorf("Swift holds %x…%x…, want %x…%x…", got[:4], got[50:60], want[:4], want[50:60])
 	}
-	c.reclaim(1 << 62)
+	c.reclaim(1<<62, false)
 	if n := c.Used(); n != 0 {
 		t.Errorf("%d bytes are counted when nothing is left", n)
 	}

@@ -5,6 +5,7 @@ package cache
 import (
 	"context"
 	"slices"
+	"time"
 
 	"swiftnbd/internal/geometry"
 )
@@ -35,6 +36,11 @@ func (c *Cache) Read(ctx context.Context, p []byte, off int64) error {
 }
 
 func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) error {
+	var (
+		pinned *chunk // so that nobody makes room of what it has just got
+		much   bool
+	)
+	defer func() { c.unpin(pinned) }()
 	for first := true; ; first = false {
 		want := piece.In
 		ch := c.find(piece.Chunk)
@@ -55,8 +61,9 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 			missing := ch.copyOut(p, piece.In)
 			ch.mu.RUnlock()
 			if missing.Len == 0 {
-				c.policy.hit(ch, piece.In)
-				c.ahead.arrived(ch, piece.In.Len)
+				if !c.ahead.arrived(ch, piece.In.Len) {
+					c.policy.hit(ch, piece.In)
+				}
 				if first {
 					c.stats.Hits.Add(1)
 				}
@@ -70,13 +77,26 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 		want = c.align(want)
 		if first {
 			c.stats.Misses.Add(1)
-			if c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len) {
-				want = geometry.ByteRange{Len: c.geo.ObjectSize()}
-			}
+			much = c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len)
 		}
-		if err := c.await(ctx, piece.Chunk, want); err != nil {
+		if much {
+			want = geometry.ByteRange{Len: c.geo.ObjectSize()}
+		}
+		c.unpin(pinned) // nothing is held while waiting for memory
+		pinned = nil
+		var err error
+		if pinned, err = c.await(ctx, piece.Chunk, want); err != nil {
 			return err
 		}
+	}
+}
+
+// unpin takes the pin of a read away. ch may be nil.
+func (c *Cache) unpin(ch *chunk) {
+	if ch != nil && ch.pins.Add(-1) == 0 {
+		ch.mu.Lock()
+		c.settle(ch)
+		ch.mu.Unlock()
 	}
 }
 
@@ -92,41 +112,93 @@ func (c *Cache) align(r geometry.ByteRange) geometry.ByteRange {
 }
 
 // await returns when the bytes r of chunk i have been fetched, or some of them,
-// by a fetch that is under way or by one that it starts.
-func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) error {
+// by a fetch that is under way or by one that it starts. The chunk has a pin of
+// the caller's then, unless it is nil, whatever the error.
+func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) (*chunk, error) {
 	var f *fetch
-	if ch := c.find(i); ch != nil {
+	ch := c.find(i)
+	if ch != nil {
 		ch.mu.RLock()
-		f = ch.fetching(r)
+		if f = ch.fetching(r); f != nil {
+			ch.pins.Add(1)
+		}
 		ch.mu.RUnlock()
 	}
 	if f == nil {
-		// Memory first, all of it, and the chunk after: an announced fetch
-		// must not wait for memory, since an upload may wait for the fetch;
-		// and making room must not evict the very chunk that it is for.
-		need := c.arena.need(nil, r)
-		if err := c.budget.get(ctx, need+overhead, foreground); err != nil {
-			return err
+		// One asks for all: many who want a part of a large chunk would
+		// each make room for it, and evict what is wanted next.
+		a, first := c.ask(i)
+		if !first {
+			select {
+			case <-a.done:
+				return nil, a.err // nil: the caller looks again
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
 		}
-		ch := c.enter(i)
-		ch.mu.Lock()
-		if f = ch.fetching(r); f == nil && !ch.dead && ch.rest == restSwift && !ch.valid.covers(r) {
-			f = c.startFetch(ch, r)
-			ch.mu.Unlock()
-			return c.fetch(ch, f)
+		ch, f, err := c.room(ctx, i, r, a)
+		if f == nil {
+			return nil, err
 		}
-		ch.mu.Unlock()
-		c.budget.put(need)
-	}
-	if f == nil {
-		return nil
+		return ch, c.fetch(ch, f)
 	}
 	select {
 	case <-f.done:
-		return f.err
+		return ch, f.err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ch, context.Cause(ctx)
 	}
+}
+
+// asking is a read that asks for memory for a part of a chunk.
+type asking struct {
+	done chan struct{} // closed when its fetch is announced, or it has given up
+	err  error         // valid after done: there is no memory to be had
+}
+
+// ask says whether nobody else asks for memory for a part of chunk i; the
+// caller has to call room then. Otherwise it returns who does.
+func (c *Cache) ask(i geometry.ChunkIndex) (a *asking, first bool) {
+	s := c.shardOf(i)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.asking[i]; a != nil {
+		return a, false
+	}
+	a = &asking{done: make(chan struct{})}
+	s.asking[i] = a
+	return a, true
+}
+
+// room waits for memory for the bytes r of chunk i, announces their fetch and
+// pins the chunk, unless there is no need of that any more.
+func (c *Cache) room(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange, a *asking) (*chunk, *fetch, error) {
+	defer func() {
+		s := c.shardOf(i)
+		s.mu.Lock()
+		delete(s.asking, i)
+		s.mu.Unlock()
+		close(a.done)
+	}()
+	// Memory first, all of it, and the chunk after: an announced fetch must
+	// not wait for memory, since an upload may wait for the fetch; and making
+	// room must not evict the very chunk that it is for.
+	need := c.arena.need(nil, r)
+	if err := c.budget.get(ctx, need+overhead, foreground); err != nil {
+		if ctx.Err() == nil {
+			a.err = err // theirs too; the end of our context is not
+		}
+		return nil, nil, err
+	}
+	ch := c.enter(i)
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.fetching(r) == nil && !ch.dead && ch.rest == restSwift && !ch.valid.covers(r) {
+		ch.pins.Add(1)
+		return ch, c.startFetch(ch, r), nil
+	}
+	c.budget.put(need)
+	return nil, nil, nil
 }
 
 // startFetch announces a fetch of r, for whose pages the caller has reserved
@@ -203,7 +275,8 @@ func (c *Cache) merge(ch *chunk, fr *frame, r geometry.ByteRange) (spare *frame)
 func (c *Cache) Prefetch(ctx context.Context, off, n int64) error {
 	n = min(n, (c.budget.limit-c.budget.reserve)/2)
 	var wait []*fetch
-	for _, t := range c.missing(off, n) {
+	tasks, _ := c.missing(off, n)
+	for _, t := range tasks {
 		wait = append(wait, t.f)
 		c.background(t)
 	}
@@ -231,16 +304,22 @@ type task struct {
 	f  *fetch
 }
 
-// prefetch starts fetches of what the range lacks and does not wait.
-func (c *Cache) prefetch(off, n int64, ahead bool) {
-	for _, t := range c.missing(off, n) {
+// prefetch starts fetches of what the range lacks and does not wait. It returns
+// how many of its n bytes, from the first, need no more fetches than those.
+func (c *Cache) prefetch(off, n int64, ahead bool) int64 {
+	tasks, done := c.missing(off, n)
+	now := time.Now().UnixNano()
+	for _, t := range tasks {
 		if ahead {
 			c.stats.Ahead.Add(1)
+			t.ch.ahead.Store(true) // whoever comes here has it topped up
+			t.ch.freshAt.Store(now)
 			t.ch.fresh.Add(t.f.r.Len)
 			c.ahead.unread.Add(t.f.r.Len)
 		}
 		c.background(t)
 	}
+	return done
 }
 
 func (c *Cache) background(t task) {
@@ -255,9 +334,8 @@ func (c *Cache) background(t task) {
 
 // missing announces fetches for those bytes of the range that are in Swift
 // only and that nobody fetches yet. It never waits: where there is no memory
-// for a chunk, it stops.
-func (c *Cache) missing(off, n int64) []task {
-	var tasks []task
+// for a chunk, it stops. It returns how far it came, bytes.
+func (c *Cache) missing(off, n int64) (tasks []task, done int64) {
 	for piece := range c.geo.Pieces(off, n) {
 		ch := c.find(piece.Chunk)
 		if ch == nil {
@@ -265,12 +343,12 @@ func (c *Cache) missing(off, n int64) []task {
 				continue
 			}
 			if ch = c.tryChunk(piece.Chunk); ch == nil {
-				break
+				return tasks, piece.Buf
 			}
 		}
 		need := c.arena.need(nil, c.align(piece.In))
 		if !c.budget.try(need) {
-			break
+			return tasks, piece.Buf
 		}
 		ch.mu.Lock()
 		if !ch.dead && ch.rest == restSwift {
@@ -285,5 +363,5 @@ func (c *Cache) missing(off, n int64) []task {
 		ch.mu.Unlock()
 		c.budget.put(need)
 	}
-	return tasks
+	return tasks, n
 }

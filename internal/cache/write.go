@@ -14,7 +14,7 @@ import (
 func (c *Cache) Write(ctx context.Context, p []byte, off int64) error {
 	for piece := range c.geo.Pieces(off, int64(len(p))) {
 		data := p[piece.Buf : piece.Buf+piece.In.Len]
-		if err := c.change(ctx, piece.Chunk, piece.In, func(b []byte) { copy(b, data) }); err != nil {
+		if err := c.change(ctx, piece.Chunk, piece.In, func(b []byte) { move(b, data) }); err != nil {
 			return err
 		}
 	}

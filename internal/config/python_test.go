@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -235,25 +236,60 @@ func TestByteOrderMark(t *testing.T) {
 	}
 }
 
-// FuzzParseSecrets wants no panic, no error that is more than one line, and
-// none that quotes the marker which stands for a secret.
+// FuzzParseSecrets puts a password between two pieces of a file. It wants no
+// panic, no error that is more than one line, and none that quotes the password.
 func FuzzParseSecrets(f *testing.F) {
-	f.Add([]byte("[a]\nusername = u\npassword = p\nread-only = 1\n"))
-	f.Add([]byte("\ufeff[DEFAULT]\nauthurl=http://h/v3\n[b]\napplication-credential-id: x\r\n"))
-	f.Add([]byte("[a]\n x = `\n  y"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := ParseSecrets("f", data)
-		if err != nil {
-			if msg := err.Error(); strings.ContainsAny(msg, "\n\r") {
-				t.Fatalf("error of more than one line: %q", msg)
+	const marker = "s3cr3t-m4rk3r"
+	f.Add([]byte("[a]\nusername = u\n"), []byte("read-only = 1\n"))
+	f.Add([]byte("\ufeff[DEFAULT]\nauthurl=http://h/v3\n"), []byte("[b]\napplication-credential-id: x\r\n"))
+	f.Add([]byte("[a]\n x = `\n  y"), []byte("  z"))
+	f.Add([]byte("[a]\npassword = 1"), []byte("[a]\npassword = 2"))
+	f.Add([]byte(""), []byte("\x00\xff"))
+	f.Fuzz(func(t *testing.T, before, after []byte) {
+		check := func(err error) {
+			if err == nil {
+				return
 			}
+			if msg := err.Error(); strings.ContainsAny(msg, "\n\r") || strings.Contains(msg, marker) {
+				t.Fatalf("error of more than one line, or with the password: %q", msg)
+			}
+		}
+		data := slices.Concat(before, []byte("\npassword = "+marker+"\n"), after)
+		s, err := ParseSecrets("f", data)
+		check(err)
+		if err != nil {
 			return
 		}
 		for _, c := range s.Containers() {
-			if _, err := s.Export(c, Defaults{AuthURL: "http://h/v1.0"}, nil); err != nil && strings.ContainsAny(err.Error(), "\n\r") {
-				t.Fatalf("error of more than one line: %q", err)
+			_, err := s.Export(c, Defaults{AuthURL: "http://h/v1.0"}, nil)
+			check(err)
+		}
+		if err := s.Validate(Defaults{}, nil); err != nil { // one line a section
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				check(errors.New(line))
 			}
 		}
-		_ = s.Validate(Defaults{}, nil)
+		if out := fmt.Sprintf("%v %+v %#v", s, s, s); strings.Contains(out, marker) {
+			t.Fatalf("printed with the password: %q", out)
+		}
+	})
+}
+
+// FuzzParseSize takes no size that is negative, or that means more than one.
+func FuzzParseSize(f *testing.F) {
+	for _, s := range []string{"64M", "0", "9223372036854775807", "8E", "1KiB", "-1", "1.5G", "\u0661M"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := ParseSize(s)
+		if err != nil {
+			if n != 0 || strings.ContainsAny(err.Error(), "\n\r") {
+				t.Errorf("%q: %d, %q", s, n, err)
+			}
+			return
+		}
+		if again, err := ParseSize(fmt.Sprint(n)); n < 0 || err != nil || again != n {
+			t.Errorf("%q is %d, which is %d again, %v", s, n, again, err)
+		}
 	})
 }

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"swiftnbd/internal/store"
+	"swiftnbd/internal/device"
 	"swiftnbd/internal/store/faulty"
 )
 
@@ -29,7 +29,6 @@ var faults = faulty.Rates{
 // must hold exactly what was written.
 func TestModel(t *testing.T) {
 	for _, tc := range []struct {
-		inner               func(*testing.T) store.Store
 		name                string
 		objectSize, objects int64
 		cache               int64
@@ -38,32 +37,32 @@ func TestModel(t *testing.T) {
 		blank, through      bool
 		part                int // of the operations that this run does, 1/part
 	}{
-		{inMemory, "mem", 1000, 60, 10 << 10, 1, 60000, true, false, 1},
-		{inMemory, "mem", 4096, 256, 100 << 10, 4, 512, false, false, 1},
-		{inMemory, "mem", 65536, 32, 1 << 20, 6, 4096, true, false, 1},
-		{inMemory, "mem", 300000, 10, 8 << 20, 3, 10000, false, false, 2},
-		{inMemory, "mem", 16384, 40, 200 << 10, 4, 3000, true, true, 4},
-		{inMemory, "mem", 4096, 128, 60 << 10, 4, 10000, true, false, 1},
-		{inMemory, "mem", 150000, 30, 2 << 20, 4, 400000, false, false, 4},
-		{overHTTP, "swift", 16384, 64, 200 << 10, 4, 2048, true, false, 4},
-		{overHTTP, "swift", 200000, 8, 8 << 20, 5, 4096, false, false, 8},
+		{"mem", 1000, 60, 10 << 10, 1, 60000, true, false, 1},
+		{"mem", 4096, 256, 100 << 10, 4, 512, false, false, 1},
+		{"mem", 65536, 32, 1 << 20, 6, 4096, true, false, 1},
+		{"mem", 300000, 10, 8 << 20, 3, 10000, false, false, 2},
+		{"mem", 16384, 40, 200 << 10, 4, 3000, true, true, 4},
+		{"mem", 4096, 128, 60 << 10, 4, 10000, true, false, 1},
+		{"mem", 150000, 30, 2 << 20, 4, 400000, false, false, 4},
+		{"swift", 16384, 64, 200 << 10, 4, 2048, true, false, 4},
+		{"swift", 200000, 8, 8 << 20, 5, 4096, false, false, 8},
 	} {
 		t.Run(fmt.Sprintf("%s,%dx%d,cache=%d,clients=%d,through=%t", tc.name, tc.objectSize, tc.objects, tc.cache, tc.clients, tc.through), func(t *testing.T) {
 			t.Parallel()
 			seed := newSeed(t)
 			m := &model{
-				world:  newWorld(t, tc.inner(t), tc.objectSize, tc.objects, tc.blank),
-				oracle: newOracle(tc.objectSize * tc.objects), clients: tc.clients, stripe: tc.stripe,
+				oracle:  newOracle(tc.objectSize * tc.objects),
+				clients: tc.clients, stripe: tc.stripe, rates: faults,
+			}
+			if tc.name == "swift" {
+				c := overHTTP(t)
+				m.world = newWorld(t, c.own, tc.objectSize, tc.objects, tc.blank)
+				m.cloud, m.policy = c, slowly
+			} else {
+				m.world = newWorld(t, inMemory(t), tc.objectSize, tc.objects, tc.blank)
 			}
 			m.opts.Cache, m.opts.WriteThrough, m.opts.Age = tc.cache, tc.through, 3*time.Millisecond
-			rng := rand.New(rand.NewPCG(seed, 1))
-			total := *opsFlag / tc.part
-			for done, n := 0, uint64(0); done < total && !t.Failed(); n++ {
-				ops := min(total-done, 50+rng.IntN(1000))
-				m.runSession(rng, seed+n, ops)
-				done += ops
-			}
-			t.Logf("%d crashes, %d clean ends, %d failed opens", m.crashes, m.clean, m.unopened)
+			m.run(seed, *opsFlag/tc.part)
 		})
 	}
 }
@@ -73,12 +72,42 @@ type model struct {
 	oracle                   *oracle
 	clients                  int
 	stripe                   int64
+	rates                    faulty.Rates // of what goes wrong between device and store
 	crashes, clean, unopened int
+
+	// insist has clients try what ended with an error again until it does
+	// not; errors counts them.
+	insist bool
+	errors atomic.Int64
+	// during, when not nil, runs beside the clients, until stop is closed.
+	during func(stop <-chan struct{})
+}
+
+// run has one session follow the other until total operations are done.
+func (m *model) run(seed uint64, total int) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	for done, n := 0, uint64(0); done < total && !m.t.Failed(); n++ {
+		ops := min(total-done, 50+rng.IntN(1000))
+		m.runSession(rng, seed+n, ops)
+		done += ops
+	}
+	m.t.Logf("%d operations, %d crashes, %d clean ends, %d failed opens", total, m.crashes, m.clean, m.unopened)
+}
+
+// try does what a client wants, again and again where it insists.
+func (m *model) try(do func() error) error {
+	for {
+		err := do()
+		if err == nil || !m.insist || errors.Is(err, faulty.ErrCrashed) || errors.Is(err, device.ErrClosed) {
+			return err
+		}
+		m.errors.Add(1)
+	}
 }
 
 // runSession is one life of the device.
 func (m *model) runSession(rng *rand.Rand, seed uint64, ops int) {
-	m.driver = faulty.Random(seed, faults)
+	m.driver = faulty.Random(seed, m.rates)
 	m.crashAt, m.effect = 0, rng.IntN(2) == 0
 	if rng.IntN(3) > 0 {
 		m.crashAt = 1 + rng.Int64N(int64(ops))
@@ -95,8 +124,12 @@ func (m *model) runSession(rng *rand.Rand, seed uint64, ops int) {
 		m.check()
 		return
 	}
-	var wg sync.WaitGroup
+	var wg, beside sync.WaitGroup
 	var dead atomic.Bool
+	stop := make(chan struct{})
+	if m.during != nil {
+		beside.Go(func() { m.during(stop) })
+	}
 	for c := range m.clients {
 		wg.Add(1)
 		go func() {
@@ -116,6 +149,8 @@ func (m *model) runSession(rng *rand.Rand, seed uint64, ops int) {
 		}()
 	}
 	wg.Wait()
+	close(stop)
+	beside.Wait()
 	if m.t.Failed() {
 		m.kill()
 		return
@@ -166,7 +201,7 @@ func (m *model) step(rng *rand.Rand, c int) error {
 	d, fua := m.device, rng.IntN(20) == 0
 	change := func(data []byte, do func() error) error {
 		ch := m.oracle.begin(off, data)
-		if err := do(); err != nil {
+		if err := m.try(do); err != nil {
 			return err
 		}
 		m.oracle.end(ch, fua || m.opts.WriteThrough)
@@ -188,14 +223,14 @@ func (m *model) step(rng *rand.Rand, c int) error {
 	case k < 90:
 		return m.extents(off, n)
 	case k < 91:
-		return d.Prefetch(off, n)
+		return m.try(func() error { return d.Prefetch(off, n) })
 	case k < 92: // of anybody's stripes: whatever it returns is right
 		b := make([]byte, min(size, 5*m.geo.ObjectSize()))
-		_, err := d.ReadAt(b, rng.Int64N(size-int64(len(b))+1))
-		return err
+		at := rng.Int64N(size - int64(len(b)) + 1)
+		return m.try(func() error { _, err := d.ReadAt(b, at); return err })
 	default:
 		upTo := m.oracle.flushing()
-		if err := d.Sync(); err != nil {
+		if err := m.try(d.Sync); err != nil {
 			return err
 		}
 		m.oracle.flushed(upTo)
@@ -205,7 +240,7 @@ func (m *model) step(rng *rand.Rand, c int) error {
 
 func (m *model) read(off, n int64) error {
 	b := make([]byte, n)
-	if _, err := m.device.ReadAt(b, off); err != nil {
+	if err := m.try(func() error { _, err := m.device.ReadAt(b, off); return err }); err != nil {
 		return err
 	}
 	if want := m.oracle.read(off, n); !bytes.Equal(b, want) {
@@ -218,11 +253,11 @@ func (m *model) read(off, n int64) error {
 func (m *model) trim(off, n int64, fua bool) error {
 	old := m.oracle.read(off, n)
 	zero := m.oracle.begin(off, make([]byte, n))
-	if err := m.device.Trim(off, n, fua); err != nil {
+	if err := m.try(func() error { return m.device.Trim(off, n, fua) }); err != nil {
 		return err
 	}
 	b := make([]byte, n)
-	if _, err := m.device.ReadAt(b, off); err != nil {
+	if err := m.try(func() error { _, err := m.device.ReadAt(b, off); return err }); err != nil {
 		return err
 	}
 	for i := range b {
@@ -238,15 +273,18 @@ func (m *model) trim(off, n int64, fua bool) error {
 
 // extents must not call a hole what holds data.
 func (m *model) extents(off, n int64) error {
-	want, at := m.oracle.read(off, n), off
-	return m.device.Extents(off, n, func(o, l int64, hole bool) bool {
-		if o != at || l <= 0 {
-			m.t.Errorf("extents of %d bytes at %d: %d at %d after %d", n, off, l, o, at)
-			return false
-		}
-		if at += l; hole && at <= off+n && len(bytes.TrimLeft(want[o-off:o-off+l], "\x00")) > 0 {
-			m.t.Errorf("extents: %d bytes at %d are called a hole and hold data", l, o)
-		}
-		return true
+	want := m.oracle.read(off, n)
+	return m.try(func() error {
+		at := off
+		return m.device.Extents(off, n, func(o, l int64, hole bool) bool {
+			if o != at || l <= 0 {
+				m.t.Errorf("extents of %d bytes at %d: %d at %d after %d", n, off, l, o, at)
+				return false
+			}
+			if at += l; hole && at <= off+n && len(bytes.TrimLeft(want[o-off:o-off+l], "\x00")) > 0 {
+				m.t.Errorf("extents: %d bytes at %d are called a hole and hold data", l, o)
+			}
+			return true
+		})
 	})
 }

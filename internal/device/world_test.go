@@ -8,11 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http/httptest"
 	"testing"
 	"time"
 
-	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/geometry"
@@ -43,7 +41,13 @@ type world struct {
 	t     *testing.T
 	geo   geometry.Geometry
 	inner store.Store // what survives a crash
+	way   store.Store // the device's way to it, if another; what goes wrong there is not the driver's
 	opts  device.Options
+	// policy is how patiently the device's way tries.
+	policy store.Policy
+	// cloud, when not nil, is where the volume is taken under a lease, and
+	// written with its signature: what is late there is refused.
+	cloud *cloud
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -57,23 +61,8 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
-func overHTTP(t *testing.T) store.Store {
-	s, err := devswift.New(devswift.Options{TokenLife: 300 * time.Millisecond, Journal: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	web := httptest.NewServer(s)
-	c, err := swiftstore.Dial(swiftstore.Options{Login: config.Login{
-		AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "test:tester", Password: "testing"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		c.Close()
-		s.Close()
-		web.Close()
-	})
-	return c.Container("v")
+func overHTTP(t *testing.T) *cloud {
+	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{})
 }
 
 // newWorld makes a volume. blank says that our own setup made it, else it is
@@ -92,7 +81,7 @@ func newWorld(t *testing.T, inner store.Store, objectSize, objects int64, blank 
 	if err := volume.Create(t.Context(), inner, geo); err != nil {
 		t.Fatal(err)
 	}
-	return &world{t: t, geo: geo, inner: inner, opts: device.Options{
+	return &world{t: t, geo: geo, inner: inner, policy: policy, opts: device.Options{
 		Holder: "host:1", Cache: 64 << 20, Connections: 4, Age: time.Hour, Timeout: 2 * time.Second,
 		Log: func(string, ...any) {},
 	}}
@@ -103,12 +92,30 @@ var policy = store.Policy{Timeout: time.Minute, Attempt: 50 * time.Millisecond, 
 
 // open begins a session.
 func (w *world) open() error {
-	w.session = faulty.New(w.inner, w.driver)
+	inner := w.inner
+	if w.cloud != nil {
+		w.opts.Lease = w.cloud.lease()
+		sibling := w.opts.Lease.Sibling
+		w.opts.Lease.Sibling = func(name string) store.Store {
+			gate := faulty.NewGate(sibling(name))
+			if w.session.Crashed() {
+				gate.CrashAt(1, false) // the process has died
+			}
+			return store.Retry(gate, w.policy)
+		}
+		inner = w.cloud.client.Fenced("v", w.opts.Lease.Fence)
+		if w.way != nil {
+			w.way = inner
+		}
+	}
+	if w.session = faulty.New(inner, w.driver); w.way != nil {
+		w.session = faulty.NewGate(w.way)
+	}
 	if w.crashAt > 0 {
 		w.session.CrashAt(w.crashAt, w.effect)
 	}
 	o := w.opts
-	o.Store = store.Limit(store.Retry(w.session, policy), 8)
+	o.Store = store.Settle(store.Limit(store.Retry(w.session, w.policy), 8))
 	var err error
 	w.device, err = device.Open(context.Background(), o)
 	return err
@@ -129,7 +136,12 @@ func (w *world) kill() {
 		w.device.Abandon()
 		w.device = nil
 	}
-	if _, err := lease.Break(context.Background(), w.inner); err != nil && !errors.Is(err, lease.ErrNotLocked) {
+	o := lease.Options{Store: w.inner}
+	if w.cloud != nil {
+		o = w.cloud.lease()
+		o.Store, o.Sibling = w.cloud.own, w.cloud.ownSibling
+	}
+	if _, err := lease.Unlock(context.Background(), o); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
 	}
 }

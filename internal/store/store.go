@@ -26,6 +26,7 @@ type ObjectInfo struct {
 	Name         string
 	Size         int64 // bytes of the whole object, also when a range was read
 	ETag         ETag
+	Checksum     Checksum // empty in a listing too
 	LastModified time.Time
 }
 
@@ -64,22 +65,31 @@ type Metadata struct {
 	Date    time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
 }
 
+type hintKey struct{}
+
+// WithHint returns a context in which Metadata may be stale, and costs one
+// request: for lists that somebody looks at. Nothing may be decided by it.
+func WithHint(ctx context.Context) context.Context { return context.WithValue(ctx, hintKey{}, true) }
+
+// IsHint says whether ctx is one of WithHint's.
+func IsHint(ctx context.Context) bool { return ctx.Value(hintKey{}) != nil }
+
 // Store is one container in an object store. Its methods may be called by
 // many goroutines at once. Each makes one request and, apart from renewing an
 // expired token once, does not try again: that is Retry's duty.
 type Store interface {
 	// Get reads len(p) bytes of the object from o.Offset into p. The read
 	// is short only in error (io.ErrUnexpectedEOF when the object ends
-	// before). The ObjectInfo's ETag is the whole object's. After an error
-	// p may hold anything, but nothing writes into it once Get has
-	// returned. Ends with ErrNotFound (also where there is no such
+	// before). The ObjectInfo's ETag and Checksum are the whole object's,
+	// and not looked at. After an error p may hold anything, but nothing
+	// writes into it once Get has returned. Ends with ErrNotFound (also where there is no such
 	// container), ErrPrecondition (o.IfMatch), or another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
 
-	// Head asks for an object's size and ETag, the newest copy's.
+	// Head asks for an object's size, ETag and Checksum, the newest copy's.
 	Head(ctx context.Context, name string) (ObjectInfo, error)
 
-	// Put stores data as the whole object. It sends etag, which must be
+	// Put stores data as the whole object, with its Checksum. It sends etag, which must be
 	// the data's own, and ends with nil only when the store has kept
 	// exactly these bytes (201 and nothing else). ErrSuperseded (202)
 	// means that the store holds a newer timestamp and has discarded the
@@ -100,8 +110,9 @@ type Store interface {
 	// bulk delete it ends with errors.ErrUnsupported.
 	BulkDelete(ctx context.Context, names []string) error
 
-	// Metadata reads the container's metadata, the newest copy's. Ends
-	// with ErrContainerNotFound where there is no such container.
+	// Metadata reads the container's metadata, the newest copy's as far as
+	// that can be found out, or with IsHint any copy's. Ends with
+	// ErrContainerNotFound where there is no such container.
 	Metadata(ctx context.Context) (Metadata, error)
 
 	// SetMetadata merges items into the container's metadata, key by key;
@@ -137,6 +148,9 @@ type StatusError struct {
 	RetryAfter time.Duration // the Retry-After header, or 0
 	Body       string        // the beginning of the body, for the message
 	Err        error         // a sentinel, or nil
+	// Unsent says that the answer is a login's, without which the request
+	// was not made.
+	Unsent bool
 }
 
 func (e *StatusError) Error() string {
@@ -178,7 +192,7 @@ func Ambiguous(err error) bool {
 	}
 	var se *StatusError
 	if errors.As(err, &se) {
-		return se.Code >= 500 || se.Code == http.StatusRequestTimeout
+		return !se.Unsent && (se.Code >= 500 || se.Code == http.StatusRequestTimeout)
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }

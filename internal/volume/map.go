@@ -4,11 +4,14 @@ package volume
 
 import (
 	"context"
+	"crypto/md5"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/url"
+	"strings"
 	"sync"
 
 	"swiftnbd/internal/geometry"
@@ -80,8 +83,12 @@ func openMap(ctx context.Context, s store.Store, session string, geo geometry.Ge
 		return nil, fmt.Errorf("%s: %d bytes are too many", name, info.Size)
 	}
 	b := make([]byte, info.Size)
-	if _, err := s.Get(ctx, name, b, store.GetOptions{IfMatch: info.ETag}); err != nil {
+	if _, err := s.Get(ctx, name, b, store.GetOptions{IfMatch: info.ETag, Whole: true}); err != nil {
 		return nil, fmt.Errorf("map of session %s: %w", session, err)
+	}
+	if sum(b) != info.ETag {
+		// One damaged digit could make holes of chunks that hold data.
+		return nil, fmt.Errorf("%s: %w: checksum", name, errShard)
 	}
 	x, err := parseIndex(b, session, geo)
 	if err != nil {
@@ -108,11 +115,18 @@ func parseIndex(b []byte, session string, geo geometry.Geometry) (index, error) 
 	}
 	for n, ref := range x.Shards {
 		if n < 0 || n > (geo.Objects()-1)/shardChunks || ref.Size < 1 || ref.Size > 2*(16+2)*shardChunks ||
-			ref.ETag == "" || len(ref.Name) <= len(mapPrefix) || ref.Name[:len(mapPrefix)] != mapPrefix {
+			!isMD5(ref.ETag) || !strings.HasPrefix(ref.Name, mapPrefix) || store.CheckObjectName(ref.Name) != nil {
 			return x, fmt.Errorf("%w: shard %d", errShard, n)
 		}
 	}
 	return x, nil
+}
+
+// isMD5 says whether e is what sum returns of something. What else an index
+// holds could not be sent as a header.
+func isMD5(e store.ETag) bool {
+	b, err := hex.DecodeString(string(e))
+	return err == nil && len(b) == md5.Size && string(e) == strings.ToLower(string(e))
 }
 
 // shardLen returns how many chunks shard n has.

@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"swiftnbd/internal/store"
 )
 
 // randomShard returns a shard of n chunks in runs of random states.
@@ -106,7 +108,7 @@ func FuzzDecodeShard(f *testing.F) {
 func FuzzParseIndex(f *testing.F) {
 	geo := mustGeometry(f, 4096, 3*shardChunks+1)
 	x := index{Version: indexVersion, Session: "s", Objects: geo.Objects(), ObjectSize: geo.ObjectSize(), ShardChunks: shardChunks,
-		Default: Hole, Shards: map[int64]shardRef{0: {Name: mapName("s", "0"), ETag: "x", Size: 100}, 3: {Name: mapName("r", "3"), ETag: "x", Size: 100}}}
+		Default: Hole, Shards: map[int64]shardRef{0: {Name: mapName("s", "0"), ETag: sum(nil), Size: 100}, 3: {Name: mapName("r", "3"), ETag: sum(nil), Size: 100}}}
 	b, err := json.Marshal(x)
 	if err != nil {
 		f.Fatal(err)
@@ -116,6 +118,13 @@ func FuzzParseIndex(f *testing.F) {
 	}
 	f.Add(b)
 	f.Add(bytes.Replace(b, []byte(`"3":`), []byte(`"281474976710656":`), 1))
+	f.Add(bytes.Replace(b, []byte(`"3":`), []byte(`"-1":`), 1))
+	f.Add(bytes.Replace(b, []byte(`"Default":1`), []byte(`"Default":2`), 1))
+	f.Add(bytes.Replace(b, []byte(`"Size":100`), []byte(`"Size":9223372036854775807`), 1))
+	f.Add(bytes.Replace(b, []byte(`swiftnbd/map/`), []byte(`disk.part/`), 1))
+	f.Add(bytes.Replace(b, []byte(`swiftnbd/map/s`), []byte(`swiftnbd/map/..`), 1))
+	f.Add(bytes.Replace(b, []byte(sum(nil)), []byte(`x\r\ny`), 1))
+	f.Add([]byte(`{"Version": 1, "Shards": {"0": null}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, err := parseIndex(b, "s", geo)
 		if err != nil {
@@ -125,7 +134,8 @@ func FuzzParseIndex(f *testing.F) {
 			t.Errorf("default %d", x.Default)
 		}
 		for n, ref := range x.Shards {
-			if n < 0 || n > 3 || shardLen(geo, n) < 1 || ref.Size < 1 || ref.Size > maxIndex || !strings.HasPrefix(ref.Name, mapPrefix) {
+			if n < 0 || n > 3 || shardLen(geo, n) < 1 || ref.Size < 1 || ref.Size > maxIndex || !strings.HasPrefix(ref.Name, mapPrefix) ||
+				store.CheckObjectName(ref.Name) != nil || len(ref.ETag) != 32 || strings.ContainsAny(string(ref.ETag), "\r\n") {
 				t.Errorf("shard %d, %+v is taken", n, ref)
 			}
 		}

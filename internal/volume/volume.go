@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,20 +85,20 @@ func (v *Volume) Knowledge(i geometry.ChunkIndex) Knowledge {
 // somebody else wrote it, or a replica is damaged.
 type ChangedError struct {
 	Chunk geometry.ChunkIndex
-	Want  store.ETag
-	Got   store.ETag // empty when the object is gone or no replica matches
+	By    string // what tells: ByETag or ByChecksum
+	Want  string
+	Got   string // empty when the object is gone or no replica matches
 }
+
+// What tells that a chunk is not what was written.
+const (
+	ByETag     = "ETag"
+	ByChecksum = "CRC-32C" // its bytes do not fit what is kept beside them
+)
 
 func (e *ChangedError) Error() string {
-	return fmt.Sprintf("chunk %d (%s) is not what was written: ETag %s expected, %s found",
-		e.Chunk, ObjectName(e.Chunk), e.Want, orNone(e.Got))
-}
-
-func orNone(e store.ETag) string {
-	if e == "" {
-		return "none"
-	}
-	return string(e)
+	return fmt.Sprintf("chunk %d (%s) is not what was written: %s %s expected, %s found",
+		e.Chunk, ObjectName(e.Chunk), e.By, e.Want, cmp.Or(e.Got, "none"))
 }
 
 // SizeError is an object that has not the volume's object size.
@@ -116,8 +117,8 @@ func (e *SizeError) Error() string {
 //
 // With a known ETag only a copy with this ETag is taken; otherwise the newest
 // of all replicas is (DESIGN.md "Reading right"). A whole chunk's bytes are
-// also held against the ETag, since an object server sends a damaged file as
-// it is.
+// also held against a checksum (verify), since an object server sends a damaged
+// file as it is.
 func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error) {
 	k, etag, err := v.know(ctx, i)
 	if err != nil {
@@ -128,34 +129,67 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	}
 	whole := off == 0 && int64(len(p)) == v.geo.ObjectSize()
 	o := store.GetOptions{Offset: off, IfMatch: etag, Newest: k == Unknown, Whole: whole}
-	info, err := v.store.Get(ctx, ObjectName(i), p, o)
+	info, err := v.get(ctx, i, p, o)
+	var changed *ChangedError
 	switch {
 	case err != nil && k == Known && v.readOnly &&
 		(errors.Is(err, store.ErrPrecondition) || errors.Is(err, store.ErrNotFound)):
 		v.table.set(i, Unknown, "")
 		return v.Read(ctx, i, off, p)
 	case errors.Is(err, store.ErrPrecondition):
-		return false, &ChangedError{Chunk: i, Want: etag}
+		return false, &ChangedError{Chunk: i, By: ByETag, Want: string(etag)}
 	case errors.Is(err, store.ErrNotFound):
 		if k == Known {
-			return false, &ChangedError{Chunk: i, Want: etag}
+			return false, &ChangedError{Chunk: i, By: ByETag, Want: string(etag)}
 		}
 		v.learn(i, Hole, "")
 		return true, nil
+	case errors.As(err, &changed):
+		return false, err
 	case err != nil:
 		return false, fmt.Errorf("read chunk %d: %w", i, err)
 	case info.Size != v.geo.ObjectSize():
 		return false, &SizeError{i, info.Size, v.geo.ObjectSize()}
 	}
-	if whole && len(info.ETag) == 32 {
-		if got := sum(p); got != info.ETag {
-			return false, &ChangedError{Chunk: i, Want: info.ETag, Got: got}
-		}
-	}
 	if k == Unknown {
 		v.learn(i, Known, info.ETag)
 	}
 	return false, nil
+}
+
+// maxDamaged is how often a whole object is read that is not what it should be.
+const maxDamaged = 3
+
+// get reads from the object of chunk i, and verifies a whole one. Where its
+// bytes do not fit it is read again: they may have been damaged on the way, or
+// by one replica of several. It ends with a *ChangedError then, or as
+// store.Store.Get does.
+func (v *Volume) get(ctx context.Context, i geometry.ChunkIndex, p []byte, o store.GetOptions) (info store.ObjectInfo, err error) {
+	for n := 1; ; n++ {
+		info, err = v.store.Get(ctx, ObjectName(i), p, o)
+		if err != nil || !o.Whole || info.Size != int64(len(p)) {
+			return info, err
+		}
+		if err = verify(i, p, info); err == nil || n == maxDamaged {
+			return info, err
+		}
+	}
+}
+
+// verify holds p, all bytes of chunk i, against what the store says of them:
+// the checksum that we keep with each object, or else, of one that swiftnbd
+// 0.11 or somebody else wrote, the ETag, where it is an MD5.
+func verify(i geometry.ChunkIndex, p []byte, info store.ObjectInfo) error {
+	if info.Checksum != "" {
+		if got := store.ChecksumOf(p); got != info.Checksum {
+			return &ChangedError{Chunk: i, By: ByChecksum, Want: string(info.Checksum), Got: string(got)}
+		}
+	} else if len(info.ETag) == 32 {
+		if got := sum(p); got != info.ETag {
+			return &ChangedError{Chunk: i, By: ByETag, Want: string(info.ETag), Got: string(got)}
+		}
+	}
+	return nil
 }
 
 // learn notes what a read showed, unless something was said of the chunk

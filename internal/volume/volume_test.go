@@ -4,9 +4,11 @@ package volume
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 
@@ -22,7 +24,10 @@ type held struct {
 	mu      sync.Mutex
 	gate    chan struct{} // nil: nothing is held back
 	reached chan struct{} // closed when something is
-	damage  bool
+	damage  int           // how many Gets are damaged; negative: all
+	bare    bool          // objects have no checksum, as 0.11's
+	// checksum, when not empty, is what objects are said to have.
+	checksum store.Checksum
 }
 
 func (h *held) hold() (reached <-chan struct{}, release func()) {
@@ -47,9 +52,14 @@ func (h *held) pass() {
 func (h *held) Get(ctx context.Context, name string, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
 	info, err := h.Store.Get(ctx, name, p, o)
 	h.pass()
-	if h.damage && err == nil {
+	if h.damage != 0 && err == nil {
 		p[len(p)/2] ^= 1
+		h.damage--
 	}
+	if h.bare {
+		info.Checksum = ""
+	}
+	info.Checksum = cmp.Or(h.checksum, info.Checksum)
 	return info, err
 }
 
@@ -172,43 +182,107 @@ func TestFailedWriteOfBlank(t *testing.T) {
 }
 
 // TestChanged has objects changed, damaged or removed behind the volume's
-// back: an error that names the chunk, in a read of all of it and of a part.
+// back: an error that names the chunk and what told, in a read of all of it and
+// of a part, of objects with a checksum and of those without.
 func TestChanged(t *testing.T) {
-	for name, change := range map[string]func(w *world, h *held){
-		"written": func(w *world, h *held) { w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "") },
-		"removed": func(w *world, h *held) { w.mem.Delete(t.Context(), ObjectName(3)) },
-		"damaged": func(w *world, h *held) { h.damage = true },
+	for _, tc := range []struct {
+		name   string
+		change func(w *world, h *held)
+		bare   bool
+		part   bool
+		by     string
+	}{
+		{"written", func(w *world, h *held) { w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "") }, false, false, ByETag},
+		{"written", func(w *world, h *held) { w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "") }, true, true, ByETag},
+		{"removed", func(w *world, h *held) { w.mem.Delete(t.Context(), ObjectName(3)) }, false, false, ByETag},
+		{"removed", func(w *world, h *held) { w.mem.Delete(t.Context(), ObjectName(3)) }, true, true, ByETag},
+		// In a read of a part it cannot be told.
+		{"damaged", func(w *world, h *held) { h.damage = -1 }, false, false, ByChecksum},
+		{"damaged", func(w *world, h *held) { h.damage = -1 }, true, false, ByETag},
+		{"bytes are right and the checksum is not", func(w *world, h *held) { h.checksum = "00000000" }, false, false, ByChecksum},
 	} {
-		for _, part := range []bool{false, true} {
-			if part && name == "damaged" {
-				continue // cannot be told
-			}
-			w := newWorld(t, 10, true)
-			h := &held{Store: w.mem}
-			v, _ := Open(t.Context(), h, read(t, w.mem), false)
-			w.write(v, 3, 1)
-			change(w, h)
-			p := w.chunk(0)
-			if part {
-				p = p[:5]
-			}
-			_, err := v.Read(t.Context(), 3, 0, p)
-			var ce *ChangedError
-			if !errors.As(err, &ce) || ce.Chunk != 3 || ce.Want != sum(w.chunk(1)) || ce.Got == ce.Want {
-				t.Errorf("%s, part=%t: %v", name, part, err)
-			}
-			w.knows(v, 3, Known) // and so it stays an error
+		w := newWorld(t, 10, true)
+		h := &held{Store: w.mem, bare: tc.bare}
+		v, _ := Open(t.Context(), h, read(t, w.mem), false)
+		w.write(v, 3, 1)
+		w.check(v, 3)
+		tc.change(w, h)
+		p := w.chunk(0)
+		if tc.part {
+			p = p[:5]
 		}
+		want := string(sum(w.chunk(1)))
+		if tc.by == ByChecksum {
+			want = string(cmp.Or(h.checksum, store.ChecksumOf(w.chunk(1))))
+		}
+		_, err := v.Read(t.Context(), 3, 0, p)
+		var ce *ChangedError
+		if !errors.As(err, &ce) || ce.Chunk != 3 || ce.By != tc.by || ce.Want != want || ce.Got == ce.Want ||
+			!strings.Contains(err.Error(), tc.by+" "+want) {
+			t.Errorf("%s, bare=%t, part=%t: %v", tc.name, tc.bare, tc.part, err)
+		}
+		w.knows(v, 3, Known) // and so it stays an error
 	}
 	// A chunk that this session has not read yet is whatever it is.
-	w := newWorld(t, 10, false)
-	h := &held{Store: w.mem, damage: true}
-	v, _ := Open(t.Context(), h, read(t, w.mem), false)
-	w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "")
-	var ce *ChangedError
-	if _, err := v.Read(t.Context(), 3, 0, w.chunk(0)); !errors.As(err, &ce) {
-		t.Errorf("bytes that are not what Swift says they are: %v", err)
+	for _, bare := range []bool{false, true} {
+		w := newWorld(t, 10, false)
+		h := &held{Store: w.mem, damage: -1, bare: bare}
+		v, _ := Open(t.Context(), h, read(t, w.mem), false)
+		w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "")
+		var ce *ChangedError
+		if _, err := v.Read(t.Context(), 3, 0, w.chunk(0)); !errors.As(err, &ce) {
+			t.Errorf("bytes that are not what Swift says they are, bare=%t: %v", bare, err)
+		}
 	}
+}
+
+// TestDamagedOnTheWay has bytes damaged that Swift holds as they should be: a
+// chunk that is read as a whole is read again, and a map whose index is damaged
+// is not believed, whatever it says then.
+func TestDamagedOnTheWay(t *testing.T) {
+	w := newWorld(t, 10, false)
+	h := &held{Store: w.mem, damage: maxDamaged - 1}
+	w.mem.Put(t.Context(), ObjectName(3), w.chunk(9), "")
+	v, _ := Open(t.Context(), h, read(t, w.mem), false)
+	p := w.chunk(0)
+	if _, err := v.Read(t.Context(), 3, 0, p); err != nil || !bytes.Equal(p, w.chunk(9)) {
+		t.Errorf("damaged %d times, and then not: %v", maxDamaged-1, err)
+	}
+	if h.damage != 0 {
+		t.Error("nothing was damaged")
+	}
+
+	w.close(w.open())
+	meta := read(t, w.mem)
+	if _, warning := Open(t.Context(), w.mem, meta, false); warning != nil || meta.Map == "" {
+		t.Fatalf("%+v: %v", meta, warning)
+	}
+	name := mapName(meta.Map, "index")
+	good := w.object(name).data
+	for digit := range good {
+		// Swift has the right ETag, and sends something else.
+		bad := bytes.Clone(good)
+		bad[digit] ^= 1
+		v, warning := Open(t.Context(), &sends{w.mem, name, bad}, meta, false)
+		if warning == nil || v.Mapped() || v.Knowledge(3) != Unknown {
+			t.Fatalf("believed: %s", bad)
+		}
+	}
+}
+
+// sends is a store that sends other bytes than it holds for one object.
+type sends struct {
+	store.Store
+	name string
+	data []byte
+}
+
+func (s *sends) Get(ctx context.Context, name string, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
+	info, err := s.Store.Get(ctx, name, p, o)
+	if err == nil && name == s.name {
+		copy(p, s.data[o.Offset:])
+	}
+	return info, err
 }
 
 // TestReadOnlyFollows has a reader beside a writer: what has changed is read

@@ -7,12 +7,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"swiftnbd/internal/store"
 )
 
 // limit is what the Swift and this machine can do: a number of connections
@@ -129,14 +132,20 @@ func (l *limit) get(container string, i, off, objectSize int64, buf []byte) erro
 
 // put stores buf, made distinct, as a chunk.
 func (l *limit) put(container string, i int64, buf []byte) error {
-	req, err := l.request("PUT", container, i)
-	if err != nil {
-		return err
-	}
 	if len(buf) >= 16 {
 		binary.LittleEndian.PutUint64(buf, uint64(i))
 		binary.LittleEndian.PutUint64(buf[8:], uint64(time.Now().UnixNano()))
 	}
+	return l.store(container, i, buf, nil)
+}
+
+// store stores buf as a chunk.
+func (l *limit) store(container string, i int64, buf []byte, header http.Header) error {
+	req, err := l.request("PUT", container, i)
+	if err != nil {
+		return err
+	}
+	maps.Copy(req.Header, header)
 	req.ContentLength = int64(len(buf))
 	req.Body = io.NopCloser(bytes.NewReader(buf))
 	resp, err := l.transport.RoundTrip(req)
@@ -165,6 +174,15 @@ func (l *limit) writeAll(v *disk) (float64, error) {
 		return l.put(v.container, i, buf)
 	})
 	return mbps(v.size(), took), err
+}
+
+// fill puts every chunk of the volume as the plugin does, with its checksum.
+func (l *limit) fill(v *disk) error {
+	_, err := l.each(v.objects, v.objectSize, func(_ int, i int64, buf []byte) error {
+		binary.LittleEndian.PutUint64(buf, uint64(i))
+		return l.store(v.container, i, buf, http.Header{"X-Object-Meta-Swiftnbd-Crc32c": {string(store.ChecksumOf(buf))}})
+	})
+	return err
 }
 
 // mbps is millions of bytes a second.

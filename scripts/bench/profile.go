@@ -91,15 +91,18 @@ func drive(n int64, clients int, do func(i int64, buf []byte) error, last func()
 		once       sync.Once
 		first      error
 	)
+	bufs := make([][]byte, clients)
+	for k := range bufs {
+		bufs[k] = make([]byte, size)
+		for i := range bufs[k] {
+			bufs[k][i] = byte(rand.Uint32())
+		}
+	}
 	start := time.Now()
-	for range clients {
+	for _, buf := range bufs {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			buf := make([]byte, size)
-			for i := range buf {
-				buf[i] = byte(rand.Uint32())
-			}
 			for {
 				i := next.Add(1) - 1
 				if i >= n {

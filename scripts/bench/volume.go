@@ -40,7 +40,7 @@ func (s *suite) filled(cloud string, objectSize, bytes int64) (*disk, error) {
 		return nil, err
 	}
 	s.logf("filling %s: %d objects of %s", v.container, v.objects, sizeName(v.objectSize))
-	if _, err := v.cloud.limit.writeAll(v); err != nil {
+	if err := v.cloud.limit.fill(v); err != nil {
 		return nil, err
 	}
 	s.disks[key] = v

@@ -13,6 +13,7 @@ import (
 	"flag"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,9 +21,10 @@ import (
 )
 
 var (
-	seedFlag  = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
-	killsFlag = flag.Int("kills", 10, "how often nbdkit is killed in each of the tests that do")
-	stepsFlag = flag.Int("steps", 1500, "operations of the test that works on one file as fsx does")
+	seedFlag   = flag.Uint64("seed", 0, "seed of the random tests; 0 takes one from the clock")
+	killsFlag  = flag.Int("kills", 10, "how often nbdkit is killed in each of the tests that do")
+	startsFlag = flag.Int("starts", 15, "how often two nbdkits are started on one volume at once")
+	stepsFlag  = flag.Int("steps", 1500, "operations of the test that works on one file as fsx does")
 )
 
 func TestMain(m *testing.M) {
@@ -57,7 +59,7 @@ func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
 	d := &disk{t: t, account: c.Account(t), name: harness.Name(t)}
 	d.account.Setup(t, d.name, objects, objectSize)
 	d.secrets = harness.Secrets(t, c.Section(d.name))
-	d.params = append([]string{d.name, "secrets=" + d.secrets}, params...)
+	d.params = append([]string{d.name, "secrets=" + d.secrets, lease}, params...)
 	return d
 }
 
@@ -68,8 +70,17 @@ func (d *disk) start() string {
 	return d.n.URI
 }
 
-// unlock does what an operator does after a crash.
-func (d *disk) unlock() {
+// lease is the term of the volumes here: the shortest there is, since each kill
+// is waited out.
+const lease = "lease=5"
+
+// takeOver serves the volume after its nbdkit was killed.
+func (d *disk) takeOver() string {
 	d.t.Helper()
-	harness.Must(d.t, harness.Built(d.t, "swiftnbd-ctl"), "--secrets", d.secrets, "unlock", d.name)
+	holder, _, _ := strings.Cut(d.account.Holder(d.t, d.name), "@")
+	if holder == "" {
+		d.t.Fatal("kill -9 left no mark, so it was not killed at work")
+	}
+	d.n, _ = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
+	return d.n.URI
 }

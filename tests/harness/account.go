@@ -237,6 +237,13 @@ func (a *Account) List(t testing.TB, container string) []string {
 	}
 }
 
+// Leases returns the containers that are leases of a volume.
+func (a *Account) Leases(t testing.TB, volume string) []string {
+	t.Helper()
+	_, data := a.must(t, "GET", "?prefix="+url.QueryEscape(volume+".swiftnbd-lease."), nil, nil)
+	return strings.Fields(string(data))
+}
+
 // Remove deletes a container and all in it, whether or not it is there.
 func (a *Account) Remove(t testing.TB, container string) {
 	t.Helper()

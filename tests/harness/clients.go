@@ -60,10 +60,23 @@ func Download(t testing.TB, uri string, options ...string) []byte {
 // has fio read every one of them back and check it.
 func Load(t testing.TB, uri string, clients, mib int) {
 	t.Helper()
-	Must(t, "fio", "--name=load", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite",
+	Must(t, "fio", load(uri, clients, mib)...)
+}
+
+// StartLoad does what Load does, again and again beside the test, until the
+// file stop exists or something is wrong.
+func StartLoad(t testing.TB, uri string, clients, mib int, stop string) *Process {
+	t.Helper()
+	argv := append([]string{"-c", `until [ -e "$0" ]; do "$@" || exit; done`, stop, Tool(t, "fio")}, load(uri, clients, mib)...)
+	return Start(t, exec.Command("/bin/sh", argv...))
+}
+
+// load returns fio's arguments for Load.
+func load(uri string, clients, mib int) []string {
+	return []string{"--name=load", "--ioengine=nbd", "--uri=" + uri, "--rw=randwrite",
 		"--bsrange=512-128k", "--bs_unaligned=1", "--iodepth=8", fmt.Sprintf("--numjobs=%d", clients),
 		fmt.Sprintf("--size=%dm", mib), fmt.Sprintf("--offset_increment=%dm", mib),
-		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0")
+		"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0"}
 }
 
 // Nbdsh runs a Python script with a libnbd handle h that is connected to the

@@ -130,21 +130,34 @@ func realCloud(script string) (*Cloud, error) {
 // startReal starts a real Swift in dir and returns the variables that
 // `saio.sh env` exports.
 func startReal(script, dir string) (map[string]string, error) {
-	saio := func(args ...string) (string, error) {
-		cmd := exec.Command(script, args...)
-		cmd.Env = append(os.Environ(), "SAIO_DIR="+dir, "SAIO_FSYNC=0")
-		var stdout, stderr bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		if err := cmd.Run(); err != nil {
-			return "", fmt.Errorf("saio.sh %s: %w\n%s", args[0], err, stderr.String())
-		}
-		return stdout.String(), nil
-	}
-	if _, err := saio("up", "--keystone"); err != nil {
+	s := saio{script, dir}
+	if _, err := s.run(nil, "up", "--keystone"); err != nil {
 		return nil, err
 	}
-	atEnd(func() { saio("wipe") })
-	out, err := saio("env")
+	atEnd(func() { s.run(nil, "wipe") })
+	return s.vars(nil)
+}
+
+// saio runs scripts/saio.sh for one directory.
+type saio struct{ script, dir string }
+
+// run runs a command of the script with further settings, and returns what it
+// printed.
+func (s saio) run(settings []string, args ...string) (string, error) {
+	cmd := exec.Command(s.script, args...)
+	cmd.Env = append(os.Environ(), "SAIO_DIR="+s.dir, "SAIO_FSYNC=0")
+	cmd.Env = append(cmd.Env, settings...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("saio.sh %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	return stdout.String(), nil
+}
+
+// vars returns the variables that `saio.sh env` exports.
+func (s saio) vars(settings []string) (map[string]string, error) {
+	out, err := s.run(settings, "env")
 	if err != nil {
 		return nil, err
 	}

@@ -235,6 +235,48 @@ func (n *Nbdkit) Stop(t testing.TB) {
 	}
 }
 
+// Mode returns the way in which nbdkit was started.
+func (n *Nbdkit) Mode() Mode { return n.mode }
+
+// Terminate has nbdkit begin to end, in the way that belongs to its mode: a
+// signal, or with --run the end of the command.
+func (n *Nbdkit) Terminate(t testing.TB) {
+	t.Helper()
+	switch n.mode {
+	case Captive:
+		WriteFile(t, n.release, "")
+	case Inetd:
+		n.inetd.process(t).Signal(t, syscall.SIGTERM)
+	default:
+		n.Server.Signal(t, syscall.SIGTERM)
+	}
+}
+
+// End waits for the end after Terminate, and returns the exit status that
+// whoever started nbdkit sees, or in the background nbdkit's own.
+func (n *Nbdkit) End(t testing.TB) int {
+	t.Helper()
+	switch n.mode {
+	case Captive:
+		return n.front.Wait(t)
+	case Inetd:
+		return n.inetd.process(t).Wait(t)
+	}
+	return n.Server.Wait(t)
+}
+
+// Output returns what nbdkit has said, and false in the background, where it
+// says it to syslog.
+func (n *Nbdkit) Output() (string, bool) {
+	switch n.mode {
+	case Captive:
+		return n.front.Output(), true
+	case Inetd:
+		return n.inetd.newest().Output(), true
+	}
+	return n.Server.Output(), n.mode != Background
+}
+
 // Kill sends SIGKILL to the server, as a crash does, and waits for its end.
 func (n *Nbdkit) Kill(t testing.TB) {
 	t.Helper()

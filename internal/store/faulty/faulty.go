@@ -84,7 +84,7 @@ type Store struct {
 	crashAt int64 // 0: never
 	effect  bool  // of the operation at crashAt
 	late    []late
-	past    map[string]*past
+	past    map[string]*past // nil: not remembered
 }
 
 // late is a write that takes effect when operation number at begins.
@@ -115,6 +115,14 @@ func New(s store.Store, driver Driver) *Store {
 	f.Store = store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
 		return f.around(ctx, op, nil, func(Fault) error { return call(ctx) })
 	})
+	return f
+}
+
+// NewGate returns s without faults, for CrashAt alone. It makes no requests of
+// its own, as New's does to know what objects were before: Stale does nothing.
+func NewGate(s store.Store) *Store {
+	f := New(s, nil)
+	f.past = nil
 	return f
 }
 

@@ -41,6 +41,7 @@ type contents struct {
 type object struct {
 	data []byte
 	etag store.ETag
+	sum  store.Checksum
 	at   time.Time
 }
 
@@ -172,7 +173,7 @@ func (c *Container) object(name string) (object, bool) {
 }
 
 func (o object) info(name string) store.ObjectInfo {
-	return store.ObjectInfo{Name: name, Size: int64(len(o.data)), ETag: o.etag, LastModified: o.at}
+	return store.ObjectInfo{Name: name, Size: int64(len(o.data)), ETag: o.etag, Checksum: o.sum, LastModified: o.at}
 }
 
 // Get implements store.Store.
@@ -246,7 +247,7 @@ func (c *Container) Put(ctx context.Context, name string, data []byte, etag stor
 		return status(op, http.StatusUnprocessableEntity, nil)
 	}
 	k.bytes += int64(len(data)) - int64(len(k.objects[name].data))
-	k.objects[name] = object{data: data, etag: own, at: c.cluster.tickLocked()}
+	k.objects[name] = object{data: data, etag: own, sum: store.ChecksumOf(data), at: c.cluster.tickLocked()}
 	return nil
 }
 
@@ -321,7 +322,9 @@ func (c *Container) List(ctx context.Context, opt store.ListOptions) ([]store.Ob
 	var page []store.ObjectInfo
 	for name, o := range k.objects {
 		if strings.HasPrefix(name, opt.Prefix) && name > opt.Marker && (opt.EndMarker == "" || name < opt.EndMarker) {
-			page = append(page, o.info(name))
+			info := o.info(name)
+			info.Checksum = "" // listings have no objects' metadata
+			page = append(page, info)
 		}
 	}
 	slices.SortFunc(page, func(a, b store.ObjectInfo) int { return strings.Compare(a.Name, b.Name) })

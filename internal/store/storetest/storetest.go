@@ -120,8 +120,8 @@ func (f *fixture) want(t *testing.T, name string, data []byte) {
 	if !bytes.Equal(p, data) {
 		t.Fatalf("get %q: other bytes than were put", name)
 	}
-	if info.Name != name || info.Size != int64(len(data)) || info.ETag != Sum(data) {
-		t.Fatalf("get %q: %+v, want size %d and ETag %s", name, info, len(data), Sum(data))
+	if info.Name != name || info.Size != int64(len(data)) || info.ETag != Sum(data) || info.Checksum != store.ChecksumOf(data) {
+		t.Fatalf("get %q: %+v, want size %d, ETag %s and checksum %s", name, info, len(data), Sum(data), store.ChecksumOf(data))
 	}
 	age := time.Since(info.LastModified)
 	if age < -time.Minute || age > time.Hour {
@@ -160,7 +160,8 @@ func testRoundTrip(t *testing.T, f *fixture) {
 		f.put(t, name, data)
 		f.want(t, name, data)
 		info, err := f.Head(t.Context(), name)
-		if err != nil || info.Size != int64(n) || info.ETag != Sum(data) || info.Name != name {
+		if err != nil || info.Size != int64(n) || info.ETag != Sum(data) || info.Name != name ||
+			info.Checksum != store.ChecksumOf(data) {
 			t.Errorf("head %s: %+v, %v", name, info, err)
 		}
 	}
@@ -190,8 +191,8 @@ func testRanges(t *testing.T, f *fixture) {
 			if !bytes.Equal(p, data[r.off:r.off+r.n]) {
 				t.Errorf("get %+v, %d bytes: wrong bytes", o, r.n)
 			}
-			if info.Size != size || info.ETag != tag {
-				t.Errorf("get %+v, %d bytes: %+v, want the whole object's size and ETag", o, r.n, info)
+			if info.Size != size || info.ETag != tag || info.Checksum != store.ChecksumOf(data) {
+				t.Errorf("get %+v, %d bytes: %+v, want the whole object's size, ETag and checksum", o, r.n, info)
 			}
 		}
 	}

@@ -198,7 +198,7 @@ func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string)
 	case x.status == http.StatusUnauthorized || x.status == http.StatusForbidden:
 		return nil, &store.StatusError{Op: op, Code: x.status, Err: store.ErrUnauthorized}
 	case x.status >= 300:
-		return nil, &store.StatusError{Op: op, Code: x.status, RetryAfter: x.retryAfter(), Body: loginHint(a, x)}
+		return nil, &store.StatusError{Op: op, Code: x.status, RetryAfter: x.retryAfter(), Body: loginHint(a, x), Unsent: true}
 	}
 	if a.version == 1 {
 		storageURL, authToken := x.header.Get("X-Storage-Url"), x.header.Get("X-Auth-Token")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -70,6 +71,11 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		if err != nil {
 			return readError(r.op(), x, len(body), err)
 		}
+		if isJSON(x.header.Get("Content-Type")) && !json.Valid(body) {
+			// Damaged on the way. Taken for a cluster that does not
+			// tell, it would stand for as long as we run.
+			return &store.TransportError{Op: r.op(), Sent: true, Err: errors.New("the answer is no JSON, though it says so")}
+		}
 		info = parseInfo(body)
 		return nil
 	})
@@ -102,6 +108,12 @@ func infoURL(storageURL string) (string, error) {
 	return u.String(), nil
 }
 
+// isJSON says whether a Content-Type is that of JSON.
+func isJSON(contentType string) bool {
+	kind, _, err := mime.ParseMediaType(contentType)
+	return err == nil && kind == "application/json"
+}
+
 func parseInfo(body []byte) Info {
 	var answer struct {
 		Swift struct {
@@ -119,7 +131,7 @@ func parseInfo(body []byte) Info {
 	if json.Unmarshal(body, &answer) != nil {
 		return Info{}
 	}
-	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: answer.Swift.MaxFileSize}
+	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: max(0, answer.Swift.MaxFileSize)}
 	if b := answer.BulkDelete; b != nil && b.MaxDeletes > 0 {
 		info.BulkDelete, info.MaxDeletes = true, b.MaxDeletes
 	}
@@ -199,7 +211,7 @@ func bulkError(op string, body []byte) error {
 			name = e[0]
 		}
 		code := statusCode(e[1])
-		found := &store.StatusError{Op: fmt.Sprintf("%s: %s", op, name), Code: code, Body: e[1]}
+		found := &store.StatusError{Op: op + ": " + store.OneLine(name), Code: code, Body: errorText([]byte(e[1]))}
 		if found.Err = deleteCodes[code]; found.Err == nil {
 			found.Err = general[code]
 		}
@@ -210,7 +222,7 @@ func bulkError(op string, body []byte) error {
 		if code == http.StatusNotFound {
 			return nil
 		}
-		return &store.StatusError{Op: op, Code: code, Body: answer.Message, Err: general[code]}
+		return &store.StatusError{Op: op, Code: code, Body: errorText([]byte(answer.Message)), Err: general[code]}
 	}
 	return nil
 }

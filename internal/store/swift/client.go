@@ -40,8 +40,13 @@ const (
 	loginTimeout = 30 * time.Second
 	// refusalHold is how long a refused login's answer stands for the
 	// requests that come after it: a cloud may lock an account after a few
-	// wrong passwords.
+	// wrong passwords. A login that failed in another way stands for a part
+	// of that first, for longer each time it fails again, or for as long as
+	// the answer asks, up to maxHold: with all requests asking by themselves
+	// a server that limits logins would never let us in again.
 	refusalHold = 5 * time.Second
+	firstHold   = 100 * time.Millisecond
+	maxHold     = 30 * time.Second
 )
 
 // Options is how to reach a Swift account.
@@ -104,8 +109,9 @@ type Client struct {
 	// mu guards the rest. It is never held across a request.
 	mu        sync.Mutex
 	flight    *flight   // the login that is being made, or nil
-	refused   error     // the last login's end, where it was refused
-	refusedAt time.Time // when
+	failed    error     // the last login's end, where it failed
+	failures  int       // how many have failed one after the other
+	heldUntil time.Time // no login before
 	sticky    bool      // a login gave the token that there was already
 	info      *Info     // once known
 }
@@ -205,9 +211,15 @@ func (c *Client) renew(ctx context.Context, seen *token, force bool) (*token, er
 		c.mu.Unlock()
 		return t, nil
 	}
-	if !force && c.refused != nil && time.Since(c.refusedAt) < refusalHold {
-		err := c.refused
+	if left := time.Until(c.heldUntil); !force && c.failed != nil && left > 0 {
+		err := c.failed
 		c.mu.Unlock()
+		var se *store.StatusError
+		if errors.As(err, &se) && se.RetryAfter > 0 {
+			still := *se
+			still.RetryAfter = left
+			err = &still
+		}
 		return nil, err
 	}
 	f, err := c.flyLocked()
@@ -255,9 +267,9 @@ func (c *Client) flyLocked() (*flight, error) {
 		if old := c.current.Load(); f.err == nil && old != nil {
 			f.err = sameAccount(old.conn.StorageUrl, f.token.conn.StorageUrl)
 		}
-		c.flight, c.refused = nil, nil
-		switch {
-		case f.err == nil:
+		f.err = c.holdLocked(f.err)
+		c.flight = nil
+		if f.err == nil {
 			// tempauth gives out the token that it has until it ends:
 			// asking ahead of time is no use there.
 			if old := c.current.Load(); old != nil && old.conn.AuthToken == f.token.conn.AuthToken {
@@ -267,13 +279,35 @@ func (c *Client) flyLocked() (*flight, error) {
 				f.token.renewAt = time.Time{}
 			}
 			c.current.Store(f.token)
-		case errors.Is(f.err, store.ErrUnauthorized):
-			c.refused, c.refusedAt = f.err, time.Now()
 		}
 		c.mu.Unlock()
 		close(f.done)
 	}()
 	return f, nil
+}
+
+// holdLocked notes how a login has ended, and until when nobody asks again. It
+// returns the error that the login ends with.
+func (c *Client) holdLocked(err error) error {
+	var se *store.StatusError
+	answered := errors.As(err, &se)
+	if err == nil || !answered && !errors.Is(err, store.ErrUnauthorized) {
+		// A server that does not answer is not made worse by asking.
+		c.failed, c.failures = nil, 0
+		return err
+	}
+	if answered && se.Code == http.StatusForbidden && c.current.Load() != nil {
+		// A wrong password is 401. Servers that limit logins say this too.
+		err = &store.TransportError{Op: se.Op, Err: errors.New("403 Forbidden, though these credentials were good before")}
+	}
+	hold := refusalHold
+	if answered && !errors.Is(err, store.ErrUnauthorized) {
+		hold = firstHold << min(c.failures, 10)
+		hold = max(min(hold, refusalHold, c.timeout/8), min(se.RetryAfter, maxHold, c.timeout/2))
+	}
+	c.failures++
+	c.failed, c.heldUntil = err, time.Now().Add(hold)
+	return err
 }
 
 // sameAccount ends with an error where a login leads to another account than

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -55,48 +56,57 @@ func (c *container) List(ctx context.Context, o store.ListOptions) ([]store.Obje
 		if x.status == http.StatusNoContent {
 			return nil
 		}
-		var lines []struct {
-			Name         string
-			Bytes        int64
-			Hash         string
-			LastModified string `json:"last_modified"`
-		}
-		if err := json.NewDecoder(x.stream).Decode(&lines); err != nil {
+		var err error
+		if page, err = parseListing(x.stream); err != nil {
 			return readError(r.op(), x, 0, fmt.Errorf("listing: %w", err))
 		}
 		x.drain()
-		page = make([]store.ObjectInfo, 0, len(lines))
-		for _, l := range lines {
-			if l.Name == "" {
-				continue // a subdir, which was not asked for
-			}
-			at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
-			page = append(page, store.ObjectInfo{Name: l.Name, Size: l.Bytes, ETag: etag(l.Hash), LastModified: at})
-		}
 		return nil
 	})
 	return page, err
 }
 
-// Metadata implements store.Store.
-func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
-	if err := c.checkContainer("HEAD", nil); err != nil {
-		return store.Metadata{}, err
+// parseListing reads a page in JSON.
+func parseListing(body io.Reader) ([]store.ObjectInfo, error) {
+	var lines []struct {
+		Name         string
+		Bytes        int64
+		Hash         string
+		LastModified string `json:"last_modified"`
 	}
-	m := store.Metadata{Items: make(map[string]string)}
-	r := request{method: "HEAD", container: c.name, headers: swift.Headers{"X-Newest": "true"}}
-	err := c.client.do(ctx, r, containerCodes, func(x *exchange) error {
-		for key := range x.header {
-			if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
-				m.Items[store.MetaKey(name)] = x.header.Get(key)
-			}
+	if err := json.NewDecoder(body).Decode(&lines); err != nil {
+		return nil, err
+	}
+	page := make([]store.ObjectInfo, 0, len(lines))
+	for _, l := range lines {
+		if l.Name == "" {
+			continue // a subdir, which was not asked for
 		}
-		m.Objects, _ = strconv.ParseInt(x.header.Get("X-Container-Object-Count"), 10, 64)
-		m.Bytes, _ = strconv.ParseInt(x.header.Get("X-Container-Bytes-Used"), 10, 64)
-		m.Date, _ = http.ParseTime(x.header.Get("Date"))
-		return nil
-	})
-	return m, err
+		at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
+		page = append(page, store.ObjectInfo{Name: l.Name, Size: max(0, l.Bytes), ETag: etag(l.Hash), LastModified: at})
+	}
+	return page, nil
+}
+
+// parseMetadata reads the headers of a container. Counts that make no sense
+// are 0.
+func parseMetadata(h http.Header) store.Metadata {
+	m := store.Metadata{Items: make(map[string]string)}
+	for key := range h {
+		if name, ok := strings.CutPrefix(key, metaPrefix); ok && name != "" {
+			m.Items[store.MetaKey(name)] = h.Get(key)
+		}
+	}
+	count := func(key string) int64 {
+		n, err := strconv.ParseInt(h.Get(key), 10, 64)
+		if err != nil || n < 0 {
+			return 0
+		}
+		return n
+	}
+	m.Objects, m.Bytes = count("X-Container-Object-Count"), count("X-Container-Bytes-Used")
+	m.Date, _ = http.ParseTime(h.Get("Date"))
+	return m
 }
 
 // metaHeaders returns items as headers. An empty value removes a key.

@@ -131,14 +131,15 @@ func (x *exchange) attach(ctx context.Context) context.Context {
 }
 
 // retryAfter is the answer's Retry-After header, which holds seconds or a
-// date; 0 where there is none.
+// date; 0 where there is none. It is a day at most.
 func (x *exchange) retryAfter() time.Duration {
+	const most = 24 * time.Hour
 	v := x.header.Get("Retry-After")
 	if s, err := strconv.Atoi(v); err == nil && s > 0 {
-		return time.Duration(min(s, 24*3600)) * time.Second
+		return time.Duration(min(s, int(most/time.Second))) * time.Second
 	}
 	if at, err := http.ParseTime(v); err == nil {
-		return max(0, time.Until(at))
+		return min(max(0, time.Until(at)), most)
 	}
 	return 0
 }

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+
+package cache
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/geometry"
+)
+
+// far is a store far away: an answer takes its latency, no more requests than
+// there are slots run at once, and all bytes come one after the other through
+// one line.
+type far struct {
+	latency time.Duration
+	rate    int64 // the line's, bytes a second
+	slots   chan struct{}
+
+	line sync.Mutex // guards free
+	free time.Time  // when the line is
+
+	bytes atomic.Int64
+}
+
+func (f *far) Read(_ context.Context, _ geometry.ChunkIndex, _ int64, p []byte) (bool, error) {
+	f.slots <- struct{}{}
+	defer func() { <-f.slots }()
+	f.bytes.Add(int64(len(p)))
+	time.Sleep(f.latency)
+	f.line.Lock()
+	f.free = time.Now().Add(max(0, time.Until(f.free)) + time.Duration(int64(len(p))*int64(time.Second)/f.rate))
+	at := f.free
+	f.line.Unlock()
+	time.Sleep(time.Until(at))
+	return false, nil
+}
+
+func (f *far) Hole(geometry.ChunkIndex) bool                             { return false }
+func (f *far) Write(context.Context, geometry.ChunkIndex, []byte) error  { return nil }
+func (f *far) Delete(context.Context, geometry.ChunkIndex) error         { return nil }
+func (f *far) Probe(context.Context, geometry.ChunkIndex) (bool, error)  { return false, nil }
+func (f *far) Listed(context.Context, geometry.ChunkIndex) (bool, error) { return true, nil }
+
+// TestStream reads a disk from its beginning to its end with 1 MiB requests,
+// some of them at once, from a store that is far away. The clock is synctest's:
+// what is measured is how well the latency is hidden, whatever the machine is
+// doing. Hardly anything may be fetched twice, and it may take this much longer
+// than the store needs for all objects, as many at once as it takes.
+func TestStream(t *testing.T) {
+	const total, conns, n = 512 << 20, 16, 1 << 20
+	for _, tc := range []struct {
+		object, size int64
+		depth        int
+		longer       float64
+	}{
+		{64 << 10, 64 << 20, 1, 1.1},
+		{64 << 10, 64 << 20, 16, 1.1},
+		{1 << 20, 64 << 20, 1, 1.3},
+		{1 << 20, 64 << 20, 16, 1.1},
+		{1 << 20, 32 << 20, 16, 1.5},
+		{2 << 20, 64 << 20, 16, 1.7},
+		{2 << 20, 64 << 20, 64, 1.5},
+		{4 << 20, 128 << 20, 1, 1.5},
+		{4 << 20, 128 << 20, 4, 1.5},
+		{4 << 20, 128 << 20, 16, 1.4},
+		{4 << 20, 128 << 20, 64, 1.2},
+		{4 << 20, 512 << 20, 16, 1.1},
+		{8 << 20, 256 << 20, 16, 1.2},
+	} {
+		t.Run(fmt.Sprintf("%dK objects, cache %dM, depth %d", tc.object>>10, tc.size>>20, tc.depth), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				geo, err := geometry.New(tc.object, total/tc.object)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := &far{latency: 20 * time.Millisecond, rate: 2 << 30, slots: make(chan struct{}, conns)}
+				c, err := New(f, geo, Options{Size: tc.size, Connections: conns, Check: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				var next atomic.Int64
+				var wg sync.WaitGroup
+				start := time.Now()
+				for range tc.depth {
+					wg.Go(func() {
+						p := make([]byte, n)
+						for off := next.Add(n) - n; off < total; off = next.Add(n) - n {
+							if err := c.Read(t.Context(), p, off); err != nil {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				took := time.Since(start)
+				seconds := func(bytes int64) time.Duration { return time.Duration(bytes * int64(time.Second) / f.rate) }
+				rounds := (geo.Objects() + conns - 1) / conns
+				least := max(f.latency+seconds(total), time.Duration(rounds)*(f.latency+seconds(tc.object)))
+				got := took.Seconds() / least.Seconds()
+				t.Logf("%v, %.2f times what the store needs; %.3f times the bytes", took, got, float64(f.bytes.Load())/total)
+				if got > tc.longer {
+					t.Errorf("it took %v, %.2f times what the store needs: more than %.2f", took, got, tc.longer)
+				}
+				if extra := f.bytes.Load() - total; extra > total/8 {
+					t.Errorf("%d bytes were fetched twice", extra)
+				}
+			})
+		})
+	}
+}

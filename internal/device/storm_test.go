@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+
+package device_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/store"
+	swiftstore "swiftnbd/internal/store/swift"
+)
+
+// newStormy returns a model whose device works over a cloud, and where all that
+// goes wrong does so in the cloud.
+func newStormy(t *testing.T, o devswift.Options, objectSize, objects, cache, stripe int64, clients int) (*model, *cloud) {
+	o.Journal = -1
+	c := newCloud(t, o, swiftstore.Options{Timeout: slowly.Attempt})
+	m := &model{
+		world:  newCloudWorld(t, c, objectSize, objects, false),
+		oracle: newOracle(objectSize * objects), clients: clients, stripe: stripe,
+	}
+	m.policy, m.opts.Cache, m.opts.Age = slowly, cache, 3*time.Millisecond
+	return m, c
+}
+
+// TestModelStorm is TestModel over HTTP with every fault of the matrix at
+// random, on requests of all kinds, while tokens end every other second. No
+// client may see any of it.
+func TestModelStorm(t *testing.T) {
+	for _, tc := range []struct {
+		objectSize, objects, cache, stripe int64
+		clients, every                     int
+		part                               int
+	}{
+		{16 << 10, 64, 200 << 10, 2048, 4, 20, 2},
+		{100_000, 16, 1 << 20, 4096, 6, 10, 4},
+		{200_000, 8, 8 << 20, 250_000, 3, 5, 8},
+	} {
+		t.Run(fmt.Sprintf("%dx%d,cache=%d,clients=%d,every=%d", tc.objectSize, tc.objects, tc.cache, tc.clients, tc.every), func(t *testing.T) {
+			t.Parallel()
+			seed := newSeed(t)
+			m, c := newStormy(t, devswift.Options{TokenLife: 2 * time.Second}, tc.objectSize, tc.objects, tc.cache, tc.stripe, tc.clients)
+			var harmed atomic.Int64
+			weather := storm(seed, tc.every)
+			c.harm(func(r *devswift.Request) *devswift.Action {
+				a := weather(r)
+				if a != nil {
+					harmed.Add(1)
+				}
+				return a
+			})
+			m.run(seed, *opsFlag/tc.part)
+			t.Logf("%d requests were harmed of %d", harmed.Load(), c.server.Count(""))
+			if harmed.Load() == 0 {
+				t.Error("no request was harmed")
+			}
+		})
+	}
+}
+
+// TestModelOutages is TestModel over HTTP with every kind of fault on every
+// kind of request for longer than the device's patience, again and again. The
+// clients see errors, and try again: what was asked must be possible when the
+// outage is over, and nothing may be lost.
+func TestModelOutages(t *testing.T) {
+	const patience = 600 * time.Millisecond
+	for _, tc := range []struct {
+		objectSize, objects, cache, stripe int64
+		clients                            int
+	}{
+		{16 << 10, 64, 200 << 10, 2048, 4},
+		{150_000, 16, 2 << 20, 400_000, 4},
+	} {
+		t.Run(fmt.Sprintf("%dx%d,cache=%d,clients=%d", tc.objectSize, tc.objects, tc.cache, tc.clients), func(t *testing.T) {
+			t.Parallel()
+			seed := newSeed(t)
+			m, c := newStormy(t, devswift.Options{}, tc.objectSize, tc.objects, tc.cache, tc.stripe, tc.clients)
+			m.opts.Timeout = patience
+			m.policy = store.Policy{Timeout: patience, Attempt: patience / 3, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
+			m.insist = true
+			rng := rand.New(rand.NewPCG(seed, 3))
+			outages := 0
+			m.during = func(stop <-chan struct{}) {
+				defer c.harm(nil)
+				for {
+					outages++
+					h := harms[rng.IntN(len(harms))]
+					for _, phase := range []struct {
+						harm devswift.FaultFunc
+						long time.Duration
+					}{{nil, patience / 5}, {outage(h), 2 * patience}} {
+						c.harm(phase.harm)
+						select {
+						case <-stop:
+							return
+						case <-time.After(phase.long/2 + time.Duration(rng.Int64N(int64(phase.long)))):
+						}
+					}
+				}
+			}
+			// A crash may end a session before its first outage.
+			for round := range uint64(50) {
+				m.run(seed+round<<32, *opsFlag/8)
+				if m.errors.Load() >= 10 || t.Failed() {
+					break
+				}
+			}
+			t.Logf("%d outages, %d errors seen", outages, m.errors.Load())
+			if m.errors.Load() < 10 {
+				t.Error("clients saw hardly anything of the outages")
+			}
+		})
+	}
+}
+
+// outage harms every request that can be harmed so.
+func outage(h harm) devswift.FaultFunc {
+	return func(r *devswift.Request) *devswift.Action {
+		if !h.on(kindOf(r)) {
+			return nil
+		}
+		return &h.action
+	}
+}
