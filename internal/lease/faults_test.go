@@ -121,6 +121,9 @@ func TestAcquireFails(t *testing.T) {
 				} else if a.holds() {
 					t.Error("it may write, and has not got it")
 				}
+				if now := read(t, s.volume()); how == "free" && err != nil && !f.cut && (now.Client != "" || !now.Blank) {
+					t.Errorf("it is not as it was: %+v", now)
+				}
 				if how == "forever" && err != nil && f.n >= 8 {
 					// All but the answer may have come about.
 					_, err := lease.Unlock(t.Context(), b.options())
