@@ -5,6 +5,7 @@ package lease_test
 import (
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,12 +47,12 @@ func TestClockJumps(t *testing.T) {
 			time.Sleep(5*time.Second + wait)
 			ahead.Store(int64(30 * time.Second))
 			// One renewal more, which is reckoned with the clock of before.
-			seen := false
+			var seen atomic.Bool
 			a.set(func(r request, call func() error) error {
-				if seen {
+				if seen.Load() {
 					return cut(r, call)
 				}
-				seen = r.container == "v"
+				seen.Store(r.container == "v")
 				return call()
 			})
 			for {
@@ -128,20 +129,29 @@ func TestLateNumber(t *testing.T) {
 	})
 }
 
-// TestLateRenewals has each renewal's request arrive once more when others have
-// been made since: it does not make the lease end earlier.
+// TestLateRenewals has a renewal's request arrive once more when the next has
+// been made: it does not make the lease end earlier than its holder knows.
 func TestLateRenewals(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {
 		a, b := s.party("a"), s.party("b")
 		a.mustAcquire()
+		var mu sync.Mutex
+		var calls []func() error
 		a.set(func(r request, call func() error) error {
 			if r.Kind == store.OpSetMetadata && strings.Contains(r.container, "lease") {
-				time.AfterFunc(41*time.Second, func() { _ = call() })
+				mu.Lock()
+				calls = append(calls, call)
+				mu.Unlock()
 			}
 			return call()
 		})
-		time.Sleep(10 * term)
+		time.Sleep(10*term + 5*time.Second)
 		a.set(cut)
+		mu.Lock()
+		if err := calls[len(calls)-2](); err != nil {
+			t.Error(err)
+		}
+		mu.Unlock()
 		for a.holds() {
 			_, err := b.acquire()
 			s.refused("held", err, "a")
@@ -150,6 +160,50 @@ func TestLateRenewals(t *testing.T) {
 		time.Sleep(2 * grace)
 		b.mustAcquire()
 	})
+}
+
+// TestRetakeUnlocked has a volume be unlocked, and taken, in the middle of
+// being taken again.
+func TestRetakeUnlocked(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		inScene(t, func(t *testing.T, s *scene) {
+			a, b := s.party("a"), s.party("b")
+			a.plain, b.plain = plain, plain
+			a.mustAcquire()
+			a.set(cut)
+			time.Sleep(term)
+			var held atomic.Bool
+			look := func() {
+				if a.holds() {
+					held.Store(true)
+				}
+			}
+			a.set(func(r request, call func() error) error {
+				if r.Kind == store.OpSetMetadata && r.container == "v" {
+					if _, err := lease.Unlock(t.Context(), b.options()); err != nil {
+						t.Error(err)
+					}
+					b.mustAcquire()
+				}
+				err := call()
+				look()
+				return err
+			})
+			for range 100 {
+				time.Sleep(10 * time.Millisecond)
+				look()
+			}
+			time.Sleep(2 * time.Second)
+			if held.Load() || b.has() == nil {
+				t.Errorf("it believes to have it again: %t", held.Load())
+			}
+			a.isLost("unlocked")
+			if !plain {
+				time.Sleep(term)
+				b.writes("the next")
+			}
+		})
+	}
 }
 
 // TestNames has volumes with names as long as Swift takes them.

@@ -5,6 +5,7 @@ package lease_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -119,6 +120,9 @@ func TestAcquireFails(t *testing.T) {
 					}
 				} else if a.holds() {
 					t.Error("it may write, and has not got it")
+				}
+				if now := read(t, s.volume()); how == "free" && err != nil && !f.cut && (now.Client != "" || !now.Blank) {
+					t.Errorf("it is not as it was: %+v", now)
 				}
 				if how == "forever" && err != nil && f.n >= 8 {
 					// All but the answer may have come about.
@@ -296,6 +300,12 @@ func TestPauses(t *testing.T) {
 			a.set(cut)
 			time.Sleep(term)
 		}, func(a *party) { time.Sleep(2 * time.Second) }},
+		"retake, plain": {func(a *party) {
+			a.plain = true
+			a.mustAcquire()
+			a.set(cut)
+			time.Sleep(term)
+		}, func(a *party) { time.Sleep(2 * time.Second) }},
 		"renew": {func(a *party) {
 			a.mustAcquire()
 			time.Sleep(10 * time.Second)
@@ -312,6 +322,7 @@ func TestPauses(t *testing.T) {
 					t.Run(fmt.Sprintf("%s,%v,after=%t,%d", name, pause, after, n), func(t *testing.T) {
 						inScene(t, func(t *testing.T, s *scene) {
 							a, b := s.party("a"), s.party("b")
+							b.plain = strings.Contains(name, "plain")
 							p.prepare(a)
 							var stopped atomic.Value // the request before whose effect
 							a.set(func(r request, call func() error) error {

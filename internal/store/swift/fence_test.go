@@ -428,4 +428,3 @@ func TestFencedToken(t *testing.T) {
 		t.Error("the token is sent along")
 	}
 }
-
