@@ -252,6 +252,8 @@ h.pwrite(b"B" * 1000, 0)
 reached("dirty")
 until("unlocked")
 fails(("flush", h.flush))
+reached("refused")
+until("taken")
 everything(3)
 `)
 		client.reached("dirty")
@@ -259,13 +261,16 @@ everything(3)
 		if !strings.HasSuffix(holder, fmt.Sprintf(":%d", first.Server.Pid)) {
 			t.Errorf("the volume is held by %q", holder)
 		}
+		time.Sleep(2 * time.Second) // a second after it came the holder looks once more
+		unlockedAt := len(r.wire.Requests())
 		said := ctl(t, r.second, "unlock", r.name)
 		for _, want := range []string{holder, "its lease was good until", "is refused by Swift", "is unlocked"} {
 			if !strings.Contains(said, want) {
 				t.Errorf("unlock does not say %q:\n%s", want, said)
 			}
 		}
-		unlockedAt := len(r.wire.Requests())
+		client.tell("unlocked")
+		client.reached("refused")
 		second := serve(t, r.second...) // at once
 		rival := act(t, second.URI, `
 assert h.pread(4 * 65536, 0) == b"A" * 4 * 65536
@@ -278,7 +283,7 @@ h.flush()
 assert h.pread(4, 0) == b"CCCC"
 `)
 		rival.reached("written")
-		client.tell("unlocked")
+		client.tell("taken")
 		client.done()
 		refused := 0
 		for _, q := range r.wire.Requests()[unlockedAt:] {
