@@ -177,7 +177,7 @@ func TestInfoFenced(t *testing.T) {
 	t.Parallel()
 	check := func(t *testing.T, account *harness.Account, name, section string, env []string) {
 		t.Helper()
-		params := []string{name, "secrets=" + harness.Secrets(t, section), "lease=5"}
+		params := []string{name, "secrets=" + harness.Secrets(t, section)}
 		n := harness.Serve(t, harness.Options{Env: env, Params: params})
 		client := act(t, n.URI, hold)
 		client.reached("there")

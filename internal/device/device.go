@@ -420,8 +420,12 @@ func (d *Device) release() error {
 	if err := within(d.held.ReleaseMapped); err != nil {
 		return err
 	}
+	s := d.opts.Store
+	if d.opts.Lease.Sibling != nil {
+		s = d.opts.Lease.Sibling(d.opts.Lease.Name)
+	}
 	return within(func(ctx context.Context) error {
-		d.vol.Forget(ctx, obsolete)
+		volume.Forget(ctx, s, obsolete)
 		return nil
 	})
 }

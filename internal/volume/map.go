@@ -245,10 +245,11 @@ func (v *Volume) SaveMap(ctx context.Context, session string) (obsolete []string
 }
 
 // Forget deletes objects that SaveMap has named, as well as it can: what
-// stays is garbage and harms nobody.
-func (v *Volume) Forget(ctx context.Context, names []string) {
+// stays is garbage and harms nobody. The volume has been given back by then, so
+// s is a way to its container that asks no fence.
+func Forget(ctx context.Context, s store.Store, names []string) {
 	for _, name := range names {
-		_ = v.store.Delete(ctx, name)
+		_ = s.Delete(ctx, name)
 	}
 }
 

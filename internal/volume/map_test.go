@@ -81,7 +81,7 @@ func (w *world) close(v *Volume) {
 		w.t.Fatal(err)
 	}
 	post(w.t, w.mem, map[string]string{KeyClient: "", KeyLast: w.session(), KeyMap: w.session()})
-	v.Forget(w.t.Context(), obsolete)
+	Forget(w.t.Context(), w.store, obsolete)
 }
 
 // crash ends a session as kill -9 and an operator's unlock do.

@@ -72,8 +72,11 @@ func (l *loop) unmount() {
 	if l.device == "" {
 		return
 	}
-	// After a crash below there is nothing to be written any more.
-	harness.Run(l.t, "umount", l.dir)
+	// After a crash below there is nothing to be written any more. Whoever
+	// looks at all mounted file systems makes this one busy for a moment.
+	harness.Eventually(l.t, l.dir+" is unmounted", func() bool {
+		return harness.Run(l.t, "umount", l.dir).Status == 0
+	})
 	harness.Run(l.t, "losetup", "--detach", l.device)
 	l.device = ""
 }

@@ -178,16 +178,21 @@ func (s *starts) round(round int, rng *rand.Rand) (atStart bool) {
 func (s *starts) afterwards(round int, winner, loser *rival, block []byte) {
 	t := s.t
 	t.Helper()
-	harness.Eventually(t, "the winner leaves", func() bool { return s.account.Holder(t, s.name) == "" })
-	if loser.n == nil {
-		if s.serve(loser); loser.n == nil {
-			t.Fatalf("round %d: the winner has gone, and the loser is refused: %s", round, loser.said)
+	var c *client
+	// The winner's nbdkit may be slow to give the volume back; on a busy machine
+	// that may take until its lease's end.
+	harness.Eventually(t, "the winner has gone, and the loser is let in", func() (ok bool) {
+		if loser.n == nil {
+			if s.serve(loser); loser.n == nil {
+				return false
+			}
 		}
-	}
-	c, err := dial(loser.n.URI)
-	if err != nil {
-		t.Fatalf("round %d: the winner has gone, and the loser's client is refused: %v\n%s", round, err, loser.n.Server.Output())
-	}
+		var err error
+		if c, err = dial(loser.n.URI); err != nil {
+			time.Sleep(200 * time.Millisecond)
+		}
+		return err == nil
+	})
 	if got, err := c.do(cmdRead, 0, 0, len(block), nil); err != nil || !bytes.Equal(got, block) {
 		t.Errorf("round %d: the loser does not read what the winner wrote: %v", round, err)
 	}
