@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"swiftnbd/internal/device"
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store/faulty"
 )
 
@@ -119,7 +120,13 @@ func (m *model) runSession(rng *rand.Rand, seed uint64, ops int) {
 	if !m.long && rng.IntN(8) == 0 {
 		m.crashAt = 1 + rng.Int64N(12)
 	}
-	if err := m.open(); err != nil {
+	err := m.open()
+	for locked := new(lease.LockedError); m.cloud != nil && errors.As(err, &locked); err = m.open() {
+		// The mark of a session that was killed, which came late. It would
+		// go by itself in a minute.
+		m.kill()
+	}
+	if err != nil {
 		if !errors.Is(err, faulty.ErrCrashed) {
 			m.t.Fatalf("open: %v", err)
 		}
