@@ -18,8 +18,6 @@ import (
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/metrics"
 	"swiftnbd/internal/store"
-	"swiftnbd/internal/store/swift"
-	"swiftnbd/internal/version"
 	"swiftnbd/internal/volume"
 )
 
@@ -44,24 +42,6 @@ type exports struct {
 	closing bool // nbdkit ends: nothing is opened any more
 	clouds  map[config.Login]*cloud
 	disks   map[string]*disk
-}
-
-// cloud is one way into Swift, shared by the containers that are reached with
-// the same credentials.
-type cloud struct {
-	client  *swiftstore.Client
-	limiter *store.Limiter
-}
-
-// disk is one container, open or not.
-type disk struct {
-	name string
-
-	mu       sync.Mutex // guards all below; held while the device opens or closes
-	clients  int
-	device   *device.Device // nil: not open
-	counts   *metrics.Volume
-	readOnly bool // the device is
 }
 
 func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
@@ -147,93 +127,6 @@ func (e *exports) resolve(name string) (config.Export, error) {
 	return secrets.Export(name, e.params.defaults(), e.env)
 }
 
-func clientOptions(p *params, x config.Export) swiftstore.Options {
-	return swiftstore.Options{
-		Login:       x.Login,
-		Container:   x.Container,
-		Connections: p.connections,
-		Timeout:     p.timeout,
-		UserAgent:   "swiftnbd/" + version.Version,
-	}
-}
-
-// readCA reads an authorities' file, or, where that is not possible any more,
-// returns what it was before the privileges were given up.
-func (e *exports) readCA(path string) ([]byte, error) {
-	pem, err := os.ReadFile(path)
-	if kept := e.cas[path]; err != nil && kept != nil {
-		return kept, nil
-	}
-	return pem, err
-}
-
-// cloud returns the way to x's account.
-func (e *exports) cloud(x config.Export) (*cloud, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	c := e.clouds[x.Login]
-	if c == nil {
-		o := clientOptions(e.params, x)
-		o.ReadFile = e.readCA
-		// The secrets may have changed since: another's token is another
-		// account's door.
-		if e.session != nil && x.Login == e.forUser {
-			o.Session = &swiftstore.Session{StorageURL: e.session.StorageURL, Token: config.Secret(e.session.Token)}
-		}
-		client, err := swiftstore.Dial(o)
-		if err != nil {
-			return nil, err
-		}
-		c = &cloud{client, store.NewLimiter(e.params.connections)}
-		e.clouds[x.Login] = c
-	}
-	return c, nil
-}
-
-// patient returns s counted, and with retries.
-func (e *exports) patient(s store.Store) store.Store {
-	return store.Retry(e.metrics.Store(s), store.Policy{
-		Timeout: e.params.timeout,
-		OnRetry: func(r store.Retrying) {
-			e.metrics.Retried()
-			if debugStore() {
-				nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
-			}
-		},
-	})
-}
-
-// look returns the way to x's container for whoever does not write.
-func (e *exports) look(x config.Export) (store.Store, error) {
-	c, err := e.cloud(x)
-	if err != nil {
-		return nil, err
-	}
-	return c.limiter.Store(e.patient(c.client.Container(x.Container))), nil
-}
-
-// writer returns the way to x's container for its writer, and how its lease is
-// taken. They share a fence, so they are made anew for each device.
-func (e *exports) writer(x config.Export) (store.Store, lease.Options, error) {
-	c, err := e.cloud(x)
-	if err != nil {
-		return nil, lease.Options{}, err
-	}
-	fence := new(store.Fence)
-	l := lease.Options{
-		Name:  x.Container,
-		Term:  e.params.leaseTerm(),
-		Fence: fence,
-		Sibling: func(name string) store.Store {
-			return e.patient(c.client.Container(name))
-		},
-		CheckFence: func(ctx context.Context, g store.Grant) error {
-			return c.client.CheckFence(ctx, x.Container, g)
-		},
-	}
-	return store.Settle(c.limiter.Store(e.patient(c.client.Fenced(x.Container, fence)))), l, nil
-}
-
 // open is a client's: it opens the disk when it is the first.
 func (e *exports) open(name string, readonly bool) (*connection, error) {
 	x, err := e.resolve(name)
@@ -295,53 +188,6 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	return &connection{disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
 }
 
-// close ends the device. d.mu is held.
-func (d *disk) close() error {
-	err := d.device.Close()
-	var undrained *device.DrainError
-	if errors.As(err, &undrained) {
-		return err // it goes on
-	}
-	var lost *device.LostError
-	if errors.As(err, &lost) && lost.Chunks > 0 {
-		fail()
-	}
-	d.device = nil
-	d.counts.Close()
-	if debugLock() {
-		nbdkit.Debugf("%s: closed", d.name)
-	}
-	return err
-}
-
-// leave is a client's end: the last one closes the disk.
-func (d *disk) leave() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.clients--
-	if d.clients > 0 || d.device == nil {
-		return
-	}
-	if err := d.close(); err != nil {
-		nbdkit.Errorf("%s: %v", d.name, err)
-		if d.device != nil {
-			go d.closeLater()
-		}
-	}
-}
-
-// closeLater goes on trying to write back what the last client left, until it
-// is done or another client comes.
-func (d *disk) closeLater() {
-	defer recovered()
-	for again := true; again; {
-		time.Sleep(time.Second)
-		d.mu.Lock()
-		again = d.clients == 0 && d.device != nil && d.close() != nil && d.device != nil
-		d.mu.Unlock()
-	}
-}
-
 // closeAll is nbdkit's end: connections may be open still. With last, what
 // cannot be written is said and given up; without it, there is time yet: it is
 // tried until it is done, or until closeAll is called for the last time.
@@ -365,28 +211,6 @@ func (e *exports) closeAll(last bool) {
 		}()
 	}
 	wg.Wait()
-}
-
-// end closes the disk if it is open, and says whether it is closed now.
-func (d *disk) end(last bool) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.device == nil {
-		return true
-	}
-	err := d.close()
-	if err == nil {
-		return true
-	}
-	nbdkit.Errorf("%s: %v", d.name, err)
-	if d.device != nil && last {
-		nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
-		fail()
-		d.counts.Close()
-		d.device.Abandon()
-		d.device = nil
-	}
-	return d.device == nil
 }
 
 // listed is an export as nbdkit lists it.

@@ -3,6 +3,7 @@
 package device_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 )
@@ -27,6 +29,20 @@ type cloud struct {
 	client *swiftstore.Client // the device's
 	store  store.Store        // its way
 	own    store.Store        // the test's
+
+	ownSibling func(name string) store.Store
+}
+
+// lease returns how the device takes the volume. A signature is good for as
+// long as the second by which Swift's clock may be misread allows.
+func (c *cloud) lease() lease.Options {
+	return lease.Options{
+		Name: "v", Term: time.Minute, Fence: new(store.Fence), SignedFor: 2 * time.Second,
+		Sibling: func(name string) store.Store { return c.client.Container(name) },
+		CheckFence: func(ctx context.Context, g store.Grant) error {
+			return c.client.CheckFence(ctx, "v", g)
+		},
+	}
 }
 
 // ownAgent is the User-Agent of the test's own requests.
@@ -48,7 +64,7 @@ func newCloud(t *testing.T, o devswift.Options, client swiftstore.Options) *clou
 	}
 	c := &cloud{server: server, client: dial(client)}
 	own := dial(swiftstore.Options{Login: client.Login, UserAgent: ownAgent})
-	c.store, c.own = c.client.Container("v"), own.Container("v")
+	c.store, c.own, c.ownSibling = c.client.Container("v"), own.Container("v"), own.Container
 	t.Cleanup(func() {
 		c.client.Close()
 		own.Close()
@@ -56,15 +72,6 @@ func newCloud(t *testing.T, o devswift.Options, client swiftstore.Options) *clou
 		web.Close()
 	})
 	return c
-}
-
-// settle waits for requests whose client is gone to take effect or not. There
-// is no fence here which would refuse them later; internal/lease has one, and
-// its tests.
-func (c *cloud) settle() {
-	for c.server.Active() > 0 {
-		time.Sleep(time.Millisecond)
-	}
 }
 
 // harm has f decide about the device's requests; nil ends all faults.

@@ -81,7 +81,7 @@ func TestModelOutages(t *testing.T) {
 			m, c := newStormy(t, devswift.Options{}, tc.objectSize, tc.objects, tc.cache, tc.stripe, tc.clients)
 			m.opts.Timeout = patience
 			m.policy = store.Policy{Timeout: patience, Attempt: patience / 3, Base: time.Millisecond, Max: 10 * time.Millisecond, RetryAfter: 10 * time.Millisecond}
-			m.insist = true
+			m.insist, m.long = true, true
 			rng := rand.New(rand.NewPCG(seed, 3))
 			outages := 0
 			m.during = func(stop <-chan struct{}) {

@@ -45,9 +45,9 @@ type world struct {
 	opts  device.Options
 	// policy is how patiently the device's way tries.
 	policy store.Policy
-	// settle, when not nil, returns when no request of the device's is under
-	// way any more.
-	settle func()
+	// cloud, when not nil, is where the volume is taken under a lease, and
+	// written with its signature: what is late there is refused.
+	cloud *cloud
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -61,8 +61,8 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
-func overHTTP(t *testing.T) store.Store {
-	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{}).store
+func overHTTP(t *testing.T) *cloud {
+	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{})
 }
 
 // newWorld makes a volume. blank says that our own setup made it, else it is
@@ -92,14 +92,30 @@ var policy = store.Policy{Timeout: time.Minute, Attempt: 50 * time.Millisecond, 
 
 // open begins a session.
 func (w *world) open() error {
-	if w.session = faulty.New(w.inner, w.driver); w.way != nil {
+	inner := w.inner
+	if w.cloud != nil {
+		w.opts.Lease = w.cloud.lease()
+		sibling := w.opts.Lease.Sibling
+		w.opts.Lease.Sibling = func(name string) store.Store {
+			gate := faulty.NewGate(sibling(name))
+			if w.session.Crashed() {
+				gate.CrashAt(1, false) // the process has died
+			}
+			return store.Retry(gate, w.policy)
+		}
+		inner = w.cloud.client.Fenced("v", w.opts.Lease.Fence)
+		if w.way != nil {
+			w.way = inner
+		}
+	}
+	if w.session = faulty.New(inner, w.driver); w.way != nil {
 		w.session = faulty.NewGate(w.way)
 	}
 	if w.crashAt > 0 {
 		w.session.CrashAt(w.crashAt, w.effect)
 	}
 	o := w.opts
-	o.Store = store.Limit(store.Retry(w.session, w.policy), 8)
+	o.Store = store.Settle(store.Limit(store.Retry(w.session, w.policy), 8))
 	var err error
 	w.device, err = device.Open(context.Background(), o)
 	return err
@@ -120,10 +136,12 @@ func (w *world) kill() {
 		w.device.Abandon()
 		w.device = nil
 	}
-	if w.settle != nil {
-		w.settle()
+	o := lease.Options{Store: w.inner}
+	if w.cloud != nil {
+		o = w.cloud.lease()
+		o.Store, o.Sibling = w.cloud.own, w.cloud.ownSibling
 	}
-	if _, err := lease.Break(context.Background(), w.inner); err != nil && !errors.Is(err, lease.ErrNotLocked) {
+	if _, err := lease.Unlock(context.Background(), o); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
 	}
 }

@@ -75,7 +75,7 @@ type Held struct {
 	mu      sync.Mutex // guards all below; held for a whole renewal
 	epoch   int64
 	numbers map[int64]bool // the leases that we have created, epoch among them
-	oldest  int64          // older leases than this have been removed
+	old     map[int64]bool // the leases that are to be removed when they are not needed any more
 	slot    int            // of the record, for the next renewal
 	key     string         // what the writes are signed with; it stands in the container
 	signed  bool           // they are, as far as is known
@@ -105,6 +105,10 @@ func Acquire(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 			return nil, s.Meta, err
 		}
 		if err := s.Held(); err != nil {
+			// Whoever is just giving it back, or finding out, is soon gone.
+			if s.fading != nil && try < unfinished && sleep(ctx, settlePoll) == nil {
+				continue
+			}
 			return nil, s.Meta, err
 		}
 		epoch, err := o.create(ctx, s.Epoch, nil, func(ctx context.Context) error {
@@ -169,7 +173,8 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	o := &h.o
 	begun := time.Now()
 	h.mark, h.epoch, h.key = FormatMark(o.Holder, begun), epoch, ""
-	h.numbers, h.oldest, h.slot = map[int64]bool{epoch: true}, max(s.Epoch, 1), 0
+	h.numbers, h.slot = map[int64]bool{epoch: true}, 0
+	h.old = map[int64]bool{epoch: true}
 	h.signed, h.checked, h.probes = false, false, 0
 	marked := false
 	defer func() {
@@ -184,6 +189,9 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 		until = s.clock.latest().Add(o.Term)
 	}
 	if err := o.writeRecord(ctx, epoch, h.mark, until, h.slot); err != nil {
+		// It may arrive yet, and must not find a lease of the same number
+		// that is another's.
+		marked = store.Ambiguous(err)
 		return fmt.Errorf("take lease %d: %w", epoch, err)
 	}
 	// Nobody else can have the volume who came after we looked at it, unless
@@ -247,6 +255,9 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	}
 	h.found = now
 	h.grant(ctx, c, begun, until)
+	if s.Epoch > 0 && s.Epoch != epoch {
+		h.old[s.Epoch] = true
+	}
 	if s.Mark != "" {
 		o.Log("took the volume over from %s: its lease ended at %s", s.Holder, s.Until.UTC().Format("2006-01-02 15:04:05 UTC"))
 	}
@@ -309,8 +320,9 @@ func (h *Held) checkFence(ctx context.Context, g store.Grant) {
 	switch {
 	case err == nil:
 		h.signed, h.checked = true, true
-	case store.Transient(err) || ctx.Err() != nil:
-		h.signed = h.probes == 0 // as it is, once there was an answer
+	case store.Transient(err) || ctx.Err() != nil || h.look(ctx) != nil:
+		// Nothing can be told, or the key is not the volume's any more.
+		h.signed = h.probes == 0
 	default:
 		h.signed = false
 		if h.probes++; h.probes == 1 || h.probes == tries {

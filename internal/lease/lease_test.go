@@ -391,6 +391,10 @@ func TestUncleanMap(t *testing.T) {
 		a.writes("first")
 		time.Sleep(5 * time.Second)
 		post(t, s.volume(), map[string]string{volume.KeyClient: "", volume.KeyBlank: before.Last})
+		if _, err := b.acquire(); err == nil || !a.holds() {
+			t.Errorf("taken from one who does not know it: %v", err)
+		}
+		time.Sleep(term / 3)
 		if meta := b.mustAcquire(); meta.Blank {
 			t.Errorf("believed to be blank: %+v", meta)
 		}

@@ -156,8 +156,9 @@ func (h *Held) ours(md store.Metadata) error {
 }
 
 // discard gives up a volume that we could not take; s is what it was before.
-// marked says that our mark was sent, which may arrive yet: then the lease is
-// not removed but ended, so that whoever finds the mark can take it over.
+// marked says that our mark, or the lease's end, was sent and may arrive yet:
+// then the lease is not removed but ended, so that whoever finds the mark can
+// take it over.
 func (h *Held) discard(ctx context.Context, s State, marked bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -181,15 +182,23 @@ func (h *Held) discard(ctx context.Context, s State, marked bool) {
 			return
 		}
 	}
-	_ = h.o.writeRecord(ctx, h.epoch, h.mark, time.Unix(1, 0), h.slot)
+	_ = h.o.endRecord(ctx, h.epoch, h.mark)
 }
 
-// remove removes the leases from the oldest that may be left up to number to.
-// What cannot be removed is garbage.
-func (h *Held) remove(ctx context.Context, to int64) {
+// remove removes the leases that are ours, or were those of whom we took the
+// volume over from, but for number keep. What cannot be removed is garbage, and
+// so are those of others who came between: where their mark arrives late, it
+// is their lease by which it is seen to be over.
+func (h *Held) remove(ctx context.Context, keep int64) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for ; h.oldest <= to; h.oldest++ {
-		_ = h.o.Sibling(ContainerName(h.o.Name, h.oldest)).DeleteContainer(ctx)
+	for n := range h.old {
+		if n == keep {
+			continue
+		}
+		err := h.o.Sibling(ContainerName(h.o.Name, n)).DeleteContainer(ctx)
+		if err == nil || errors.Is(err, store.ErrContainerNotFound) {
+			delete(h.old, n)
+		}
 	}
 }

@@ -104,6 +104,11 @@ func (r record) over(c clock, grace time.Duration) bool {
 	return r.holder != "" && !r.never && c.earliest().After(r.until.Add(grace))
 }
 
+// before says whether another record of the same holder is more than r.
+func (r record) before(other record) bool {
+	return r.holder == other.holder && !r.never && (other.never || r.until.Before(other.until))
+}
+
 // writeRecord says who holds lease number epoch, and until when; zero is for
 // ever.
 func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time, slot int) error {
@@ -111,6 +116,16 @@ func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, unt
 	if !until.IsZero() {
 		items[untilKey(slot)] = until.UTC().Format(timeFormat)
 	}
+	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
+}
+
+// endRecord says that lease number epoch is over.
+func (o *Options) endRecord(ctx context.Context, epoch int64, mark string) error {
+	items := map[string]string{keyHolder: mark}
+	for slot := range slots {
+		items[untilKey(slot)] = ""
+	}
+	items[keyUntil] = time.Unix(1, 0).UTC().Format(timeFormat)
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
 }
 
@@ -136,6 +151,10 @@ func (c clock) latest() time.Time { return c.server.Add(time.Since(c.sent)) }
 // earliest returns a time that the store's clock has passed by now.
 func (c clock) earliest() time.Time { return c.server.Add(time.Since(c.got)) }
 
+// lookAround is how many leases before and after the one that the volume names
+// are looked at for that of the mark.
+const lookAround = 8
+
 // State is how a volume is held.
 type State struct {
 	Meta   volume.Meta
@@ -160,6 +179,9 @@ type State struct {
 	// is gone. unclean says so where they did not leave their mark in Last
 	// either: then what the volume says of its content may be old.
 	left, unclean bool
+	// fading is an unclean lease that has not run out: whoever has it will
+	// soon see that it is gone, and is told until then to be the holder.
+	fading *LockedError
 }
 
 // Grant returns a grant with the container's key, for finding out whether
@@ -173,6 +195,9 @@ func (s *State) Grant() (g store.Grant, ok bool) {
 
 // Held returns a *LockedError where somebody holds the volume, nil otherwise.
 func (s *State) Held() error {
+	if s.fading != nil {
+		return s.fading
+	}
 	if s.Mark == "" || s.Leased && s.Expired {
 		return nil
 	}
@@ -206,6 +231,15 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		return s, nil
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
+	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c, o.grace())) || errors.Is(err, store.ErrContainerNotFound)) {
+		// A number that was late on its way may stand in the place of the
+		// mark's own.
+		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
+			if r2, c2, err2 := o.readRecord(ctx, n); err2 == nil && r2.holder == s.Mark && !r2.before(r) {
+				r, c, err = r2, c2, nil
+			}
+		}
+	}
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrForbidden):
 		// It was given back; or the mark is another's, or the lease was
@@ -218,6 +252,10 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	switch {
 	case s.Mark == "":
 		s.left, s.unclean = true, r.holder != s.Meta.Last
+		if s.unclean && r.holder != "" && !r.never && !r.over(c, o.grace()) {
+			s.fading = &LockedError{Leased: true, Until: r.until, Now: s.Now}
+			s.fading.Holder, s.fading.Since = ParseMark(r.holder)
+		}
 	case r.holder == s.Mark:
 		s.Leased, s.Until, s.Never = true, r.until, r.never
 		s.Expired = r.over(c, o.grace())

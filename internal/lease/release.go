@@ -51,7 +51,7 @@ func (h *Held) release(ctx context.Context, items map[string]string) error {
 		return fmt.Errorf("release the lock mark: %w", err)
 	}
 	if h.leased {
-		h.remove(ctx, h.epoch)
+		h.remove(ctx, 0)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	items := map[string]string{
 		volume.KeyClient: "", volume.KeyLast: s.Mark, volume.KeyBlank: "", volume.KeyMap: "",
 	}
-	first := s.Epoch
+	old := []int64{s.Epoch}
 	epoch := int64(0)
 	if s.Epoch > 0 && o.Sibling != nil {
 		// A number of our own: the former holder cannot have it to go on with.
@@ -130,13 +130,16 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			if err != nil && !errors.Is(err, store.ErrForbidden) {
 				return s, fmt.Errorf("create lease %d: %w", epoch, err)
 			}
+			if created {
+				old = append(old, epoch)
+			}
 			if created || err != nil {
 				break
 			}
 		}
 		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
 		defer func() {
-			for e := first; e <= epoch; e++ {
+			for _, e := range old {
 				_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
 			}
 		}()
@@ -145,7 +148,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		items[KeyFence] = rand.Text()
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
-		first = epoch // the number that we made; the rest stays as it was
+		old = old[1:] // all is as it was
 		return s, fmt.Errorf("remove the lock mark: %w", err)
 	}
 	return s, nil
@@ -161,7 +164,7 @@ func (h *Held) Drop(ctx context.Context) error {
 		return nil
 	}
 	ctx = store.WithClass(ctx, store.Unlimited)
-	h.remove(ctx, h.epoch-1)
+	h.remove(ctx, h.epoch)
 	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return fmt.Errorf("delete lease %d: %w", h.epoch, err)

@@ -65,6 +65,13 @@ func (h *Held) loop(ctx context.Context) {
 			return
 		case errors.Is(err, ErrLost):
 			h.lose(err)
+			if h.leased { // so that nobody waits for it
+				ctx, cancel := h.bounded(ctx)
+				defer cancel()
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				_ = h.o.endRecord(ctx, h.epoch, h.mark)
+			}
 			return
 		case err == nil:
 			if lapsed {
@@ -194,7 +201,7 @@ func (h *Held) retake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.numbers[epoch] = true
+	h.numbers[epoch], h.old[epoch] = true, true
 	begun, until := time.Now(), c.latest().Add(h.o.Term)
 	h.slot++
 	bounded, cancel := h.bounded(ctx)
@@ -223,6 +230,6 @@ func (h *Held) retake(ctx context.Context) error {
 		return errAgain
 	}
 	h.grant(ctx, c, begun, until)
-	h.remove(ctx, epoch-1)
+	h.remove(ctx, epoch)
 	return nil
 }

@@ -215,8 +215,8 @@ func (m *sim) disturb(p *party, rng *rand.Rand, marked *atomic.Int64) {
 		case kind < 12:
 			_ = call()
 			return reset
-		case kind < 15: // carried out when nobody waits any more
-			go func() {
+		case kind < 15 && (r.Kind == store.OpSetMetadata || r.Kind == store.OpDeleteContainer):
+			go func() { // carried out when nobody waits any more
 				time.Sleep(pause)
 				_ = call()
 			}()

@@ -116,6 +116,26 @@ var tempURLCases = map[string]func(*run){
 			s("GET {c}/o", 404),
 		)
 	},
+	// What a lease's fence relies on.
+	"TempURLFence": func(r *run) {
+		sign := func(method, key string, expires time.Duration) string {
+			return method + " {c}/o" + r.query(signature{key: key, method: method, expires: expires}, "o")
+		}
+		const soon = 10 * time.Second
+		r.do(
+			s("HEAD {c}", 204).has("Date", httpDate), s("POST {c}", 204).has("Date", httpDate),
+			s("POST {c}", 204).with("X-Container-Meta-Temp-URL-Key-2", "first"),
+			s(sign("PUT", "first", soon), 201).anonymous().send("one").with("Etag", etag("one")),
+			s(sign("PUT", "first", -2*time.Second), 401).anonymous().send("late").text(tempURLInvalid),
+			s(sign("DELETE", "first", -2*time.Second), 401).anonymous().text(tempURLInvalid),
+			s("POST {c}", 204).with("X-Container-Meta-Temp-URL-Key-2", "second"),
+			s(sign("PUT", "first", soon), 401).anonymous().send("old").text(tempURLInvalid),
+			s(sign("DELETE", "first", soon), 401).anonymous().text(tempURLInvalid),
+			s("GET {c}/o", 200).text("one"),
+			s(sign("PUT", "second", soon), 201).anonymous().send("two"),
+			s(sign("DELETE", "second", soon), 204).anonymous(), s(sign("DELETE", "second", soon), 404).anonymous(),
+		)
+	},
 	"TempURLForms": func(r *run) {
 		empty, pre, other := "", "pre/", "other/"
 		get := func(g signature, status int) *step {
