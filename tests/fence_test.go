@@ -35,6 +35,7 @@ var interruptions = []interruption{
 func forEachInterruption(t *testing.T, f func(t *testing.T, c *harness.Cloud, i interruption)) {
 	for _, i := range interruptions {
 		t.Run(i.name, func(t *testing.T) {
+			t.Parallel()
 			forEachSwift(t, func(t *testing.T, c *harness.Cloud) { f(t, c, i) })
 		})
 	}
@@ -45,6 +46,7 @@ func forEachInterruption(t *testing.T, f func(t *testing.T, c *harness.Cloud, i 
 // When the first comes back it writes nothing, its client gets errors, it says
 // what was lost, and its exit status does.
 func TestFenceDirty(t *testing.T) {
+	t.Parallel()
 	forEachInterruption(t, func(t *testing.T, c *harness.Cloud, i interruption) {
 		r := newRivals(t, c, "writeback-age=3600")
 		first := serve(t, r.first...)
@@ -107,6 +109,7 @@ until("end")
 // second finds; what was on its way is whole or not there; and nothing changes
 // any more once the second has it.
 func TestFenceLoad(t *testing.T) {
+	t.Parallel()
 	forEachInterruption(t, func(t *testing.T, c *harness.Cloud, i interruption) {
 		r := newRivals(t, c)
 		first := serve(t, r.first...)

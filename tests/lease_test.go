@@ -167,9 +167,11 @@ func TestLeaseShared(t *testing.T) {
 // comes. Within the timeout the client does not see it; beyond, it gets I/O
 // errors, and all is well afterwards. Nothing that was flushed is lost.
 func TestLeaseAlone(t *testing.T) {
+	t.Parallel()
 	for _, timeout := range []string{"timeout=60", "timeout=3"} {
 		seen := timeout == "timeout=3"
 		t.Run(timeout, func(t *testing.T) {
+			t.Parallel()
 			for _, i := range interruptions[1:] {
 				t.Run(i.name, func(t *testing.T) {
 					t.Parallel()
