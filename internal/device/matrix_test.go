@@ -32,7 +32,7 @@ func TestFaultMatrix(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
 		var mu sync.Mutex
 		seen := make(map[kind]bool)
-		wholeLife(t, "", func(r *devswift.Request) *devswift.Action {
+		wholeLife(t, func(r *devswift.Request) *devswift.Action {
 			mu.Lock()
 			defer mu.Unlock()
 			seen[kindOf(r)] = true
@@ -53,7 +53,7 @@ func TestFaultMatrix(t *testing.T) {
 				}
 				t.Run(string(k), func(t *testing.T) {
 					var hits atomic.Int64
-					wholeLife(t, k, everyOther(k, h.action, func() { hits.Add(1) }))
+					wholeLife(t, everyOther(k, h.action, func() { hits.Add(1) }))
 					if hits.Load() == 0 {
 						t.Error("no request was harmed")
 					}
@@ -71,8 +71,8 @@ func newCloudWorld(t *testing.T, c *cloud, objectSize, objects int64, blank bool
 }
 
 // wholeLife sets a volume up, opens, writes, reads and closes it, opens it
-// again by its map, and deletes it, with harm done to the requests of a kind.
-func wholeLife(t *testing.T, k kind, harm devswift.FaultFunc) {
+// again by its map, and deletes it, with harm done to the requests.
+func wholeLife(t *testing.T, harm devswift.FaultFunc) {
 	const size, objects = 160 << 10, 6 // larger, and parts of chunks are read
 	c := newCloud(t, devswift.Options{Journal: -1}, swiftstore.Options{Timeout: quick.Attempt})
 	way := store.Retry(c.store, quick)
@@ -92,11 +92,6 @@ func wholeLife(t *testing.T, k kind, harm devswift.FaultFunc) {
 	must("setup", volume.Create(ctx, way, geo))
 
 	w := newCloudWorld(t, c, size, objects, false)
-	if k == putContainer {
-		// Nobody knows then who has made a lease's container, and all wait
-		// for ten seconds: internal/lease has tests of that.
-		w.cloud = nil
-	}
 	rng, want := rand.New(rand.NewPCG(1, 1)), make([]byte, geo.Size())
 	write := func(off, n int64, fua bool) {
 		t.Helper()

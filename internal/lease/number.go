@@ -4,10 +4,12 @@ package lease
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 
 	"swiftnbd/internal/store"
@@ -37,7 +39,7 @@ func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, h
 		if mine[epoch] {
 			return epoch, nil
 		}
-		created, err := o.Sibling(ContainerName(o.Name, epoch)).CreateContainer(ctx, nil)
+		created, err := o.createOne(ctx, epoch)
 		if err != nil {
 			return 0, fmt.Errorf("create lease %d: %w", epoch, err)
 		}
@@ -49,6 +51,39 @@ func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, h
 		}
 	}
 	return 0, fmt.Errorf("leases %d to %d all exist", last+1, last+maxEpochs)
+}
+
+// keyTry begins a key that each who tries to create a lease leaves in it.
+const keyTry = "Swiftnbd-Lease-Try-"
+
+// createOne creates lease number epoch, and says whether it was us who did.
+// Where the answer to the request that did it was lost, and the next was told
+// that the lease exists, it is ours if nobody else has tried: what comes with
+// the request that creates a container is there with it.
+func (o *Options) createOne(ctx context.Context, epoch int64) (bool, error) {
+	s := o.Sibling(ContainerName(o.Name, epoch))
+	// Whoever finds it leaves no trace in it: there is room for some only.
+	if _, err := s.Metadata(ctx); !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
+		return false, err
+	}
+	own := store.MetaKey(keyTry + rand.Text()[:10])
+	created, err := s.CreateContainer(ctx, map[string]string{own: "1"})
+	if created || err != nil {
+		return created, err
+	}
+	md, err := s.Metadata(ctx)
+	if errors.Is(err, store.ErrContainerNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for key := range md.Items {
+		if key != own && (strings.HasPrefix(key, keyTry) || key == keyHolder) {
+			return false, nil
+		}
+	}
+	return md.Items[own] != "", nil
 }
 
 // await looks at lease number epoch, which somebody else has created. It

@@ -79,7 +79,28 @@ func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 	// From here on it may come about at any time, whatever the answer is.
 	h.o.Fence.Lose(errReleased)
 	items[volume.KeyClient] = ""
-	return h.store.SetMetadata(ctx, items)
+	for {
+		if err := h.store.SetMetadata(ctx, items); err != nil {
+			return err
+		}
+		if !h.marked(ctx) {
+			return nil
+		}
+		// A change that comes through a proxy whose clock is slow is
+		// answered as if it had been made.
+		if err := sleep(ctx, settlePoll); err != nil {
+			return fmt.Errorf("Swift does not make the change: %w", err)
+		}
+	}
+}
+
+// marked says whether our mark is known to be in the volume's metadata.
+func (h *Held) marked(ctx context.Context) bool {
+	md, err := h.store.Metadata(store.WithHint(ctx))
+	if err == nil && md.Items[volume.KeyClient] == h.mark {
+		md, err = h.store.Metadata(ctx) // that copy may be behind
+	}
+	return err == nil && md.Items[volume.KeyClient] == h.mark
 }
 
 var errReleased = fmt.Errorf("%w: it was given back", ErrLost)

@@ -54,6 +54,7 @@ func (h *Held) loop(ctx context.Context) {
 		select {
 		case <-t.C:
 		case <-h.o.Fence.Doubts():
+			h.doubt()
 		case <-ctx.Done():
 			t.Stop()
 			return
@@ -87,6 +88,15 @@ func (h *Held) loop(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// doubt has the signatures tried again: one was refused. Where that is so
+// although the volume is ours, a replica of its container may be behind, and a
+// proxy know an older key for as long as that takes; then the writes go without.
+func (h *Held) doubt() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.checked = false
 }
 
 // lose ends the right to write for good.
@@ -126,10 +136,21 @@ func (h *Held) look(ctx context.Context) error {
 	return err
 }
 
+// read is look; it says what Swift's clock shows, too. While the lease holds,
+// and Swift sees to it that nobody else's data is harmed, any copy of the
+// metadata will do that calls the volume ours: it is read again at the next
+// renewal. A copy that does not may be behind, and proves nothing.
 func (h *Held) read(ctx context.Context) (clock, error) {
 	ctx, cancel := h.bounded(ctx)
 	defer cancel()
 	sent := time.Now()
+	if h.signed && h.o.Fence.Check() == nil {
+		md, err := h.store.Metadata(store.WithHint(ctx))
+		if err == nil && h.ours(md) == nil {
+			return newClock(md, sent), nil
+		}
+		sent = time.Now()
+	}
 	md, err := h.store.Metadata(ctx)
 	if errors.Is(err, store.ErrContainerNotFound) {
 		return clock{}, fmt.Errorf("%w: %w", ErrLost, err)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +95,17 @@ type party struct {
 	n     int
 	dead  bool
 	held  *lease.Held
+
+	refuse bool              // good signatures are refused
+	stale  map[string]string // of the volume's items, in copies that are only hints
+	hints  int               // how many of those were read
+}
+
+// behind has good signatures refused, or not any more.
+func (p *party) behind(is bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse = is
 }
 
 func (s *scene) party(name string) *party {
@@ -134,6 +146,12 @@ type dated struct {
 func (d dated) Metadata(ctx context.Context) (store.Metadata, error) {
 	md, err := d.Store.Metadata(ctx)
 	md.Date = d.p.clock()
+	if d.p.stale != nil && err == nil && store.IsHint(ctx) {
+		maps.Copy(md.Items, d.p.stale)
+		d.p.mu.Lock()
+		d.p.hints++
+		d.p.mu.Unlock()
+	}
 	return md, err
 }
 
@@ -184,7 +202,9 @@ func (p *party) options() lease.Options {
 	if !p.plain {
 		o.CheckFence = func(ctx context.Context, g store.Grant) error {
 			md, err := p.reach("v").Metadata(ctx)
-			if err == nil && md.Items[lease.KeyFence] != g.Key {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if err == nil && (md.Items[lease.KeyFence] != g.Key || p.refuse) {
 				err = errors.New("a good signature is refused")
 			}
 			return err
