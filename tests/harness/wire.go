@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -154,17 +155,29 @@ func (w *Wire) Requests() []Request {
 	return all
 }
 
-// passable waits until the wire lets something pass.
-func (w *Wire) passable() {
+// passable waits until the wire lets something pass, and says whether it had to
+// wait.
+func (w *Wire) passable() (waited bool) {
 	for {
 		w.mu.Lock()
 		cut := w.cut
 		w.mu.Unlock()
 		if cut == nil {
-			return
+			return waited
 		}
 		<-cut
+		waited = true
 	}
+}
+
+// reset says whether a connection was reset by the other side; more is what it
+// has sent if it was not.
+func reset(c net.Conn) (more []byte, dead bool) {
+	b := make([]byte, 16<<10)
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	defer c.SetReadDeadline(time.Time{})
+	n, err := c.Read(b)
+	return b[:n], errors.Is(err, syscall.ECONNRESET)
 }
 
 // keep remembers a connection, to be closed by Break. It says no when the wire
@@ -214,8 +227,14 @@ func (w *Wire) copy(to, from net.Conn, t *tap) {
 	b := make([]byte, 16<<10)
 	for {
 		n, err := from.Read(b)
-		for p := b[:n]; len(p) > 0; {
-			w.passable()
+		for p := b[:n:n]; len(p) > 0; {
+			if w.passable() {
+				more, dead := reset(from)
+				if dead {
+					return // whoever sent it would not send it again
+				}
+				p = append(p, more...)
+			}
 			k := t.next(len(p))
 			_, _ = t.w.Write(p[:k])
 			if _, err := to.Write(p[:k]); err != nil {
