@@ -81,6 +81,7 @@ type Held struct {
 	signed  bool           // they are, as far as is known
 	checked bool           // the store has been seen to check it
 	probes  int            // how often it was seen not to
+	refused time.Time      // since when our good signatures are
 }
 
 // Acquire takes the volume, and returns its metadata as it was read under the
@@ -304,6 +305,10 @@ func (h *Held) grant(ctx context.Context, c clock, begun, until time.Time) {
 	}
 }
 
+// refusedFor is how long good signatures may be refused until the writes go
+// without: longer than a proxy of Swift knows an old key.
+const refusedFor = 70 * time.Second
+
 // checkFence finds out whether the store checks our signatures; where it does
 // not, the writes go without. As long as it cannot be told they are signed: a
 // request that failed must not make them go unfenced. It is asked again at the
@@ -317,9 +322,20 @@ func (h *Held) checkFence(ctx context.Context, g store.Grant) {
 	defer cancel()
 	g.Key = h.key
 	err := h.o.CheckFence(ctx, g)
+	refused := errors.Is(err, store.ErrFenced)
+	if !refused {
+		h.refused = time.Time{}
+	} else if h.refused.IsZero() {
+		h.refused = time.Now()
+	}
 	switch {
 	case err == nil:
-		h.signed, h.checked = true, true
+		h.signed, h.checked, h.probes = true, true, 0
+	case refused && time.Since(h.refused) > refusedFor && h.look(ctx) == nil:
+		if h.signed = false; h.probes == 0 {
+			h.probes = 1
+			h.o.Log("writes are not signed any more: Swift refuses the disk's key, although the disk is ours (%v)", err)
+		}
 	case store.Transient(err) || ctx.Err() != nil || h.look(ctx) != nil:
 		// Nothing can be told, or the key is not the volume's any more.
 		h.signed = h.probes == 0

@@ -50,8 +50,8 @@ func TestReleaseDiscarded(t *testing.T) {
 }
 
 // TestRefusedThoughOurs has a good signature refused, as by a proxy that reads
-// the key from a replica that is behind: the writes go without a signature until
-// it is taken again.
+// the key from a replica that is behind. When that has lasted for longer than a
+// proxy's cache does, the writes go without a signature until it is taken again.
 func TestRefusedThoughOurs(t *testing.T) {
 	inScene(t, func(t *testing.T, s *scene) {
 		p := s.party("a")
@@ -62,7 +62,11 @@ func TestRefusedThoughOurs(t *testing.T) {
 		}
 		p.behind(true)
 		p.fence.Doubt()
-		time.Sleep(time.Second)
+		time.Sleep(time.Minute)
+		if g, err := p.fence.Grant(); err != nil || g.Key == "" {
+			t.Errorf("refused for a minute, and not signed any more: %v", err)
+		}
+		time.Sleep(term)
 		if g, err := p.fence.Grant(); err != nil || g.Key != "" {
 			t.Errorf("refused, and still signed: %v, %v", g.Key != "", err)
 		}

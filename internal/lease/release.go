@@ -56,11 +56,15 @@ func (h *Held) release(ctx context.Context, items map[string]string) error {
 	return nil
 }
 
+// retakes is how often a lease that has run out is taken again to be given back.
+const retakes = 4
+
 // giveBack removes the mark and sets items, as long as the volume is ours: a
 // request that takes longer than that would be against whoever took it over.
 func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
-	if h.leased && errors.Is(h.o.Fence.Check(), store.ErrLapsed) {
-		if err := h.retake(ctx); err != nil {
+	for try := 1; h.leased && errors.Is(h.o.Fence.Check(), store.ErrLapsed); try++ {
+		err := h.retake(ctx)
+		if err != nil && (errors.Is(err, ErrLost) || try == retakes || sleep(ctx, settlePoll) != nil) {
 			return err
 		}
 	}

@@ -119,10 +119,14 @@ func (h *Held) tend(ctx context.Context) error {
 	return h.renew(ctx)
 }
 
-// bounded returns a context for a few requests of a renewal.
+// bounded returns a context for a few requests of a renewal. There is more time
+// when the lease has run out.
 func (h *Held) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if !h.leased || h.o.Term == Forever {
+	switch {
+	case !h.leased || h.o.Term == Forever:
 		return context.WithTimeout(ctx, checkEvery)
+	case h.o.Fence.Check() != nil:
+		return context.WithTimeout(ctx, h.o.Term/2)
 	}
 	return context.WithTimeout(ctx, h.o.step())
 }

@@ -204,7 +204,9 @@ func (p *party) options() lease.Options {
 			md, err := p.reach("v").Metadata(ctx)
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			if err == nil && (md.Items[lease.KeyFence] != g.Key || p.refuse) {
+			if err == nil && p.refuse {
+				err = store.ErrFenced
+			} else if err == nil && md.Items[lease.KeyFence] != g.Key {
 				err = errors.New("a good signature is refused")
 			}
 			return err

@@ -134,12 +134,16 @@ const probeObject = "swiftnbd/fence"
 
 // CheckFence finds out whether the cluster lets requests to the container pass
 // that are signed with g's key, and refuses those that are signed with another:
-// nil when it does both. ErrNoFence where it does not.
+// nil when it does both. ErrNoFence where it does not; store.ErrFenced where it
+// says that it knows signatures, and refuses the good one: it may know an older
+// key for some time.
 func (c *Client) CheckFence(ctx context.Context, name string, g store.Grant) error {
 	if err := c.CanFence(ctx); err != nil {
 		return err
 	}
 	switch err := c.probe(ctx, name, g, g.Key); {
+	case errors.Is(err, store.ErrFenced) && c.knowsTempURL():
+		return err
 	case errors.Is(err, store.ErrFenced):
 		return fmt.Errorf("%w: a good signature is refused", ErrNoFence)
 	case err != nil:
@@ -152,6 +156,13 @@ func (c *Client) CheckFence(ctx context.Context, name string, g store.Grant) err
 		return err
 	}
 	return fmt.Errorf("%w: a wrong signature is not refused", ErrNoFence)
+}
+
+// knowsTempURL says whether the cluster is known to check signatures.
+func (c *Client) knowsTempURL() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.info != nil && c.info.TempURL
 }
 
 // CanFence finds out whether the cluster says that it checks signed writes.
