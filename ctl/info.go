@@ -140,7 +140,7 @@ func (c *container) fencing(ctx context.Context, state lease.State, in *info) er
 		in.Fencing = fenceReady
 		err = c.client.CanFence(ctx)
 	}
-	if errors.Is(err, swiftstore.ErrNoFence) {
+	if errors.Is(err, swiftstore.ErrNoFence) || errors.Is(err, store.ErrFenced) {
 		why := oneLine{err}.Error()
 		in.Fencing, in.FencingWhy, err = fenceNone, &why, nil
 	}

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,6 +95,11 @@ var policy = store.Policy{Timeout: time.Minute, Attempt: 50 * time.Millisecond, 
 func (w *world) open() error {
 	inner := w.inner
 	if w.cloud != nil {
+		w.opts.Log = func(format string, args ...any) {
+			if line := fmt.Sprintf(format, args...); strings.Contains(line, "not fenced") || strings.Contains(line, "not signed") {
+				w.t.Error(line) // this cluster checks signatures
+			}
+		}
 		w.opts.Lease = w.cloud.lease()
 		sibling := w.opts.Lease.Sibling
 		w.opts.Lease.Sibling = func(name string) store.Store {

@@ -185,7 +185,7 @@ func TestCheckFence(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			// A key that is not the container's: its signatures are no use.
-			if err := f.client.CheckFence(t.Context(), f.name, f.grant("another")); !errors.Is(err, swiftstore.ErrNoFence) {
+			if err := f.client.CheckFence(t.Context(), f.name, f.grant("another")); !errors.Is(err, store.ErrFenced) {
 				t.Errorf("another key: %v", err)
 			}
 		})
