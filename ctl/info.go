@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/volume"
 )
