@@ -150,6 +150,13 @@ func (w *world) kill() {
 	if _, err := lease.Unlock(context.Background(), o); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
 	}
+	if w.cloud != nil {
+		// What comes from now on is refused. What has been let in may take
+		// a moment yet, which a lease's end waits for.
+		for w.cloud.server.Active() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // raw reads the disk as it is in Swift, as swiftnbd 0.11 would.
