@@ -25,6 +25,8 @@ type server struct {
 	said bytes.Buffer
 	wait chan error // the end of cmd
 	gone bool
+
+	unlock *exec.Cmd // frees the disk when nbdkit was killed; nil: there is no need
 }
 
 // startTimeout is how long nbdkit may take to begin or to end. Ending it
@@ -61,7 +63,11 @@ func (s *suite) serveArgs(v *disk, blank bool, args []string, params ...string) 
 			all = append(all, p)
 		}
 	}
-	return s.nbdkit(append(append(args, plugin), all...)...)
+	n, err := s.nbdkit(append(append(args, plugin), all...)...)
+	if err == nil {
+		n.unlock = exec.Command(filepath.Join(s.build, "swiftnbd-ctl"), "--secrets", secrets, "unlock", v.container)
+	}
+	return n, err
 }
 
 func hasParam(params []string, key string) bool {
@@ -143,6 +149,12 @@ func (n *server) kill() error {
 		return err
 	}
 	<-n.wait // its status is SIGKILL's
+	if n.unlock != nil {
+		// The disk may have been given back just before.
+		if out, err := n.unlock.CombinedOutput(); err != nil && !bytes.Contains(out, []byte("is not locked")) {
+			return fmt.Errorf("unlock: %w\n%s", err, out)
+		}
+	}
 	return nil
 }
 
