@@ -60,17 +60,19 @@ check: ## lint and every test: unit (race), both Swifts, all nbdkit modes, Keyst
 
 # How long check-crash is: operations of each model test, kills of nbdkit in
 # each test that does, starts of two nbdkits at once, overwrites and deletes on
-# a Swift with replicas that are behind, and the seed (0: of the clock; it is
-# printed).
+# a Swift with replicas that are behind, simulations of half an hour of several
+# who want one volume, and the seed (0: of the clock; it is printed).
 OPS        = 300000
 KILLS      = 100
 STARTS     = 200
 WRITES     = 1000
+RIVALRIES  = 3000
 SEED       = 0
 
-check-crash: all ## hours of it, by OPS, KILLS, STARTS, WRITES, SEED: model tests with faults and crashes, kill -9 under load and under ext4, rivals, replicas
+check-crash: all ## hours of it, by OPS, KILLS, STARTS, WRITES, RIVALRIES, SEED: model tests with faults and crashes, kill -9 under load and under ext4, rivals, replicas
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestOutage|TestResident' ./internal/cache -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
+	$(GO) test -count 1 -timeout 0 -v -run TestSimulation ./internal/lease -args -ops=$(RIVALRIES) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v ./tests/crash -args -kills=$(KILLS) -starts=$(STARTS) -steps=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v ./tests/replicas -args -writes=$(WRITES) -seed=$(SEED)
 
