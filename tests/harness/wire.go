@@ -197,6 +197,11 @@ func (w *Wire) relay(client net.Conn) {
 	if !w.keep(client) {
 		return
 	}
+	// What the client's kernel has handed over arrives, even where a reset
+	// follows. That should not be a whole object, which a wire does not hold.
+	if tcp, ok := client.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(64 << 10)
+	}
 	w.passable()
 	server, err := net.Dial("tcp", w.target)
 	if err != nil {
