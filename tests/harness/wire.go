@@ -10,9 +10,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Wire is a relay on the way to a Swift: all that one nbdkit says and hears goes
@@ -91,7 +92,8 @@ func (w *Wire) accept() {
 }
 
 // Cut drops all packets, so to speak: nothing arrives any more, either way, and
-// nobody is told. What was on its way arrives after Mend, however late.
+// nobody is told. What was sent meanwhile arrives after Mend, as long as who has
+// sent it is there to send it again, and has not reset the connection.
 func (w *Wire) Cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -170,14 +172,24 @@ func (w *Wire) passable() (waited bool) {
 	}
 }
 
-// reset says whether a connection was reset by the other side; more is what it
-// has sent if it was not.
-func reset(c net.Conn) (more []byte, dead bool) {
-	b := make([]byte, 16<<10)
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	defer c.SetReadDeadline(time.Time{})
-	n, err := c.Read(b)
-	return b[:n], errors.Is(err, syscall.ECONNRESET)
+// reset says whether the other side has reset a connection, whatever is still to
+// be read from it.
+func reset(c net.Conn) bool {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var info *unix.TCPInfo
+	if failed := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); failed != nil || err != nil {
+		return true
+	}
+	return info.State == unix.BPF_TCP_CLOSE
 }
 
 // keep remembers a connection, to be closed by Break. It says no when the wire
@@ -196,11 +208,6 @@ func (w *Wire) relay(client net.Conn) {
 	defer client.Close()
 	if !w.keep(client) {
 		return
-	}
-	// What the client's kernel has handed over arrives, even where a reset
-	// follows. That should not be a whole object, which a wire does not hold.
-	if tcp, ok := client.(*net.TCPConn); ok {
-		_ = tcp.SetReadBuffer(64 << 10)
 	}
 	w.passable()
 	server, err := net.Dial("tcp", w.target)
@@ -232,13 +239,9 @@ func (w *Wire) copy(to, from net.Conn, t *tap) {
 	b := make([]byte, 16<<10)
 	for {
 		n, err := from.Read(b)
-		for p := b[:n:n]; len(p) > 0; {
-			if w.passable() {
-				more, dead := reset(from)
-				if dead {
-					return // whoever sent it would not send it again
-				}
-				p = append(p, more...)
+		for p := b[:n]; len(p) > 0; {
+			if w.passable() && reset(from) {
+				return // it was lost, and nobody is there to send it again
 			}
 			k := t.next(len(p))
 			_, _ = t.w.Write(p[:k])
