@@ -62,15 +62,10 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	if err != nil {
 		return err
 	}
-	md, err := c.contact.Metadata(ctx)
-	if err != nil {
-		return c.explain(ctx, err)
-	}
 	state, err := lease.Inspect(ctx, c.lease("", 0))
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	meta := state.Meta
 	// What a delete that was cut short has left behind is ours to finish.
 	unfinished := state.Holder == holderDelete
 	if err := state.Held(); err != nil && !unfinished {
@@ -78,7 +73,7 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	}
 	if !yes {
 		question := fmt.Sprintf("This deletes %s, a disk of %s, with about %d objects of %s in all.",
-			name, humanSize(meta.Geometry.Size()), md.Objects, humanSize(md.Bytes))
+			name, humanSize(state.Meta.Geometry.Size()), state.Objects, humanSize(state.Bytes))
 		if err := t.confirm(ctx, question, name); err != nil {
 			return err
 		}
@@ -94,7 +89,7 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 		return c.explain(ctx, err)
 	}
 
-	d := &deletion{container: c, connections: connections, bar: t.newProgress("Deleting "+name, max(md.Objects, 1), false, quiet)}
+	d := &deletion{container: c, connections: connections, bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, quiet)}
 	err = d.run(ctx)
 	d.bar.end(err == nil)
 	if err == nil {

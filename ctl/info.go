@@ -97,14 +97,10 @@ func (t *tool) inform(ctx context.Context, name string) (*info, error) {
 	if err != nil {
 		return nil, c.explain(ctx, err)
 	}
-	md, err := c.contact.Metadata(ctx)
-	if err != nil {
-		return nil, c.explain(ctx, err)
-	}
 	g := state.Meta.Geometry
 	in := &info{
 		Container: name, Version: state.Meta.Version, Size: g.Size(), Objects: g.Objects(), ObjectSize: g.ObjectSize(),
-		ReadOnly: c.export.ReadOnly, Stored: md.Objects, Bytes: md.Bytes, Lock: lockNone,
+		ReadOnly: c.export.ReadOnly, Stored: state.Objects, Bytes: state.Bytes, Lock: lockNone,
 	}
 	if state.Meta.Last != "" {
 		in.Last = &state.Meta.Last

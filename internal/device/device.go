@@ -110,7 +110,11 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 		o.Log = func(string, ...any) {}
 	}
 	d := &Device{opts: o}
-	meta, err := volume.Read(ctx, o.Store)
+	look := ctx
+	if !o.ReadOnly {
+		look = store.WithHint(ctx) // for the sizes: take reads it again
+	}
+	meta, err := volume.Read(look, o.Store)
 	if err != nil {
 		return nil, err
 	}

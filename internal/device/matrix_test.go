@@ -66,7 +66,7 @@ func TestFaultMatrix(t *testing.T) {
 // newCloudWorld makes a volume of a cloud's; the test's own way is inner.
 func newCloudWorld(t *testing.T, c *cloud, objectSize, objects int64, blank bool) *world {
 	w := newWorld(t, c.own, objectSize, objects, blank)
-	w.way, w.policy, w.cloud = c.store, quick, c
+	w.apart, w.policy, w.cloud = true, quick, c
 	return w
 }
 

@@ -42,7 +42,9 @@ type world struct {
 	t     *testing.T
 	geo   geometry.Geometry
 	inner store.Store // what survives a crash
-	way   store.Store // the device's way to it, if another; what goes wrong there is not the driver's
+	// apart says that what goes wrong does so in the cloud, and not as the
+	// driver says on the device's way to it.
+	apart bool
 	opts  device.Options
 	// policy is how patiently the device's way tries.
 	policy store.Policy
@@ -110,12 +112,9 @@ func (w *world) open() error {
 			return store.Retry(gate, w.policy)
 		}
 		inner = w.cloud.client.Fenced("v", w.opts.Lease.Fence)
-		if w.way != nil {
-			w.way = inner
-		}
 	}
-	if w.session = faulty.New(inner, w.driver); w.way != nil {
-		w.session = faulty.NewGate(w.way)
+	if w.session = faulty.New(inner, w.driver); w.apart {
+		w.session = faulty.NewGate(inner)
 	}
 	if w.crashAt > 0 {
 		w.session.CrashAt(w.crashAt, w.effect)

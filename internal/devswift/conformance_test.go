@@ -4,11 +4,11 @@ package devswift_test
 
 import (
 	"net/http/httptest"
-	"os"
 	"testing"
 
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/devswift/conformance"
+	"swiftnbd/internal/store/storetest"
 )
 
 // start serves an embedded Swift for the time of a test.
@@ -42,13 +42,7 @@ func TestConformanceDir(t *testing.T) {
 // TestConformanceReal holds a real Swift to the same tables: where it fails,
 // the embedded one is wrong too.
 func TestConformanceReal(t *testing.T) {
-	target := conformance.Target{
-		AuthURL: os.Getenv("SWIFTNBD_TEST_AUTH"),
-		User:    os.Getenv("SWIFTNBD_TEST_USER"),
-		Key:     os.Getenv("SWIFTNBD_TEST_KEY"),
-	}
-	if target.AuthURL == "" {
-		t.Skip("SWIFTNBD_TEST_AUTH is not set: no real Swift to hold to the tables")
-	}
+	login := storetest.RealLogin(t)
+	target := conformance.Target{AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal()}
 	conformance.Run(t, target)
 }

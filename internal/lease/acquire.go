@@ -40,8 +40,6 @@ type Options struct {
 	// Term is how long the lease lasts without being renewed; 0: no lease,
 	// only the mark; Forever.
 	Term time.Duration
-	// Grace is how long after its end a lease is left alone; 0 is 2 s.
-	Grace time.Duration
 	// SignedFor is store.Grant's.
 	SignedFor time.Duration
 	// Log takes one line for the operator. nil: it is dropped.

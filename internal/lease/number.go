@@ -110,7 +110,7 @@ func (o *Options) await(ctx context.Context, epoch int64, held func(context.Cont
 		if err := held(ctx); err != nil {
 			return err
 		}
-		if r.over(c, o.grace()) {
+		if r.over(c) {
 			return nil
 		}
 		// With jitter: where nobody was told 201, all wait here.

@@ -3,7 +3,6 @@
 package lease
 
 import (
-	"cmp"
 	"context"
 	"crypto/md5"
 	"encoding/hex"
@@ -100,7 +99,7 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 }
 
 // over says whether the lease has ended, grace ago.
-func (r record) over(c clock, grace time.Duration) bool {
+func (r record) over(c clock) bool {
 	return r.holder != "" && !r.never && c.earliest().After(r.until.Add(grace))
 }
 
@@ -171,6 +170,8 @@ type State struct {
 	// Fenced says that the container has a key to sign writes with.
 	Fenced bool
 	Now    time.Time // Swift's clock
+	// Objects and Bytes are what Swift has counted in the container: late.
+	Objects, Bytes int64
 
 	items map[string]string
 	clock clock
@@ -207,8 +208,7 @@ func (s *State) Held() error {
 // Inspect finds out how the volume is held. It changes nothing. Errors are
 // volume.Read's.
 func Inspect(ctx context.Context, o Options) (State, error) {
-	s, err := o.inspect(store.WithClass(ctx, store.Unlimited))
-	return s, err
+	return o.inspect(store.WithClass(ctx, store.Unlimited))
 }
 
 func (o *Options) inspect(ctx context.Context) (State, error) {
@@ -222,7 +222,10 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	s := State{Meta: meta, Mark: meta.Client, Fenced: md.Items[KeyFence] != "", items: md.Items, clock: newClock(md, sent)}
+	s := State{
+		Meta: meta, Mark: meta.Client, Fenced: md.Items[KeyFence] != "", Objects: md.Objects, Bytes: md.Bytes,
+		items: md.Items, clock: newClock(md, sent),
+	}
 	s.Holder, s.Since = ParseMark(s.Mark)
 	s.Epoch, _ = strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
 	s.Epoch = max(s.Epoch, 0)
@@ -231,7 +234,7 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		return s, nil
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
-	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c, o.grace())) || errors.Is(err, store.ErrContainerNotFound)) {
+	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
 		// A number that was late on its way may stand in the place of the
 		// mark's own.
 		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
@@ -252,13 +255,13 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	switch {
 	case s.Mark == "":
 		s.left, s.unclean = true, r.holder != s.Meta.Last
-		if s.unclean && r.holder != "" && !r.never && !r.over(c, o.grace()) {
+		if s.unclean && r.holder != "" && !r.never && !r.over(c) {
 			s.fading = &LockedError{Leased: true, Until: r.until, Now: s.Now}
 			s.fading.Holder, s.fading.Since = ParseMark(r.holder)
 		}
 	case r.holder == s.Mark:
 		s.Leased, s.Until, s.Never = true, r.until, r.never
-		s.Expired = r.over(c, o.grace())
+		s.Expired = r.over(c)
 	}
 	return s, nil
 }
@@ -269,7 +272,7 @@ func (o *Options) margin() time.Duration { return min(2*time.Second, o.Term/3) }
 
 // grace is how long after a lease's end it counts as over: the clocks of
 // Swift's servers differ a little, and what was under way comes to its end.
-func (o *Options) grace() time.Duration { return cmp.Or(o.Grace, 2*time.Second) }
+const grace = 2 * time.Second
 
 // renewEvery is the pause between renewals: three fit before the holder stops.
 func (o *Options) renewEvery() time.Duration { return (o.Term - o.margin()) / 3 }

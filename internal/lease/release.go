@@ -59,10 +59,6 @@ func (h *Held) release(ctx context.Context, items map[string]string) error {
 // retakes is how often a lease that has run out is taken again to be given back.
 const retakes = 4
 
-// looks is how often a volume must seem to be another's until that is believed
-// by who gives it back.
-const looks = 3
-
 // giveBack removes the mark and sets items, as long as the volume is ours: a
 // request that takes longer than that would be against whoever took it over.
 func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
@@ -77,18 +73,8 @@ func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 		return err
 	}
 	defer stop()
-	for try := 1; ; try++ {
-		md, err := h.store.Metadata(ctx)
-		if err != nil {
-			return err
-		}
-		if err = h.ours(md); err == nil || errors.Is(err, errNumber) {
-			break
-		}
-		// What was read may be behind, where two changes fell into a second.
-		if try == looks || sleep(ctx, settlePoll) != nil {
-			return err
-		}
+	if _, err := h.certain(ctx); err != nil && !errors.Is(err, errNumber) {
+		return err
 	}
 	// From here on it may come about at any time, whatever the answer is.
 	h.o.Fence.Lose(errReleased)

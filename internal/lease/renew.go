@@ -147,22 +147,36 @@ func (h *Held) look(ctx context.Context) error {
 func (h *Held) read(ctx context.Context) (clock, error) {
 	ctx, cancel := h.bounded(ctx)
 	defer cancel()
-	sent := time.Now()
 	if h.signed && h.o.Fence.Check() == nil {
+		sent := time.Now()
 		md, err := h.store.Metadata(store.WithHint(ctx))
 		if err == nil && h.ours(md) == nil {
 			return newClock(md, sent), nil
 		}
-		sent = time.Now()
 	}
-	md, err := h.store.Metadata(ctx)
+	c, err := h.certain(ctx)
 	if errors.Is(err, store.ErrContainerNotFound) {
-		return clock{}, fmt.Errorf("%w: %w", ErrLost, err)
+		err = fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	if err != nil {
-		return clock{}, err
+	return c, err
+}
+
+// looks is how often a volume has to seem another's until that is believed. Of
+// two changes in one second it cannot always be told which is newer.
+const looks = 3
+
+// certain is ours, of the volume's metadata as they are now.
+func (h *Held) certain(ctx context.Context) (clock, error) {
+	for try := 1; ; try++ {
+		sent := time.Now()
+		md, err := h.store.Metadata(ctx)
+		if err != nil {
+			return clock{}, err
+		}
+		if err = h.ours(md); !errors.Is(err, ErrLost) || try == looks {
+			return newClock(md, sent), err
+		}
 	}
-	return newClock(md, sent), h.ours(md)
 }
 
 // renew puts the lease's end off. First it says so, and then it looks whether

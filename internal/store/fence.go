@@ -87,28 +87,19 @@ type fenceState struct {
 }
 
 // Set renews the right, unless it is lost.
-func (f *Fence) Set(g Grant) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if s := f.state.Load(); s != nil && s.lost != nil {
-		return
-	}
-	f.state.Store(&fenceState{grant: g})
-	f.wakeLocked()
-}
+func (f *Fence) Set(g Grant) { f.change(fenceState{grant: g}) }
 
 // Lose ends the right for good; why is what all who ask are told.
-func (f *Fence) Lose(why error) {
+func (f *Fence) Lose(why error) { f.change(fenceState{lost: why}) }
+
+// change replaces the state, unless the right is lost, and wakes who waits.
+func (f *Fence) change(to fenceState) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s := f.state.Load(); s != nil && s.lost != nil {
+	if f.Lost() != nil {
 		return
 	}
-	f.state.Store(&fenceState{lost: why})
-	f.wakeLocked()
-}
-
-func (f *Fence) wakeLocked() {
+	f.state.Store(&to)
 	if f.changed != nil {
 		close(f.changed)
 		f.changed = nil
@@ -227,25 +218,4 @@ func (f *Fence) Guard(ctx context.Context) (guarded context.Context, stop func()
 		mu.Unlock()
 		cancel(nil)
 	}, nil
-}
-
-// mayLand is where a request leaves word that it may yet take effect.
-type mayLand struct {
-	mu    sync.Mutex
-	until time.Time // by our clock; zero: no request of this operation may
-}
-
-type mayLandKey struct{}
-
-// MayLand is called by a store whose request to write was sent and not
-// answered: until that moment, by our clock, it may still reach the server and
-// take effect. Settle makes use of it.
-func MayLand(ctx context.Context, until time.Time) {
-	if m, ok := ctx.Value(mayLandKey{}).(*mayLand); ok {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if until.After(m.until) {
-			m.until = until
-		}
-	}
 }

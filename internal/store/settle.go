@@ -107,3 +107,24 @@ func (s *settler) Delete(ctx context.Context, name string) error {
 		func(ctx context.Context) error { return s.Store.Delete(ctx, name) },
 		func(_ ObjectInfo, err error) bool { return err != nil })
 }
+
+// mayLand is where a request leaves word that it may yet take effect.
+type mayLand struct {
+	mu    sync.Mutex
+	until time.Time // by our clock; zero: no request of this operation may
+}
+
+type mayLandKey struct{}
+
+// MayLand is called by a store whose request to write was sent and not
+// answered: until that moment, by our clock, it may still reach the server and
+// take effect. Settle makes use of it.
+func MayLand(ctx context.Context, until time.Time) {
+	if m, ok := ctx.Value(mayLandKey{}).(*mayLand); ok {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if until.After(m.until) {
+			m.until = until
+		}
+	}
+}

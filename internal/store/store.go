@@ -82,16 +82,17 @@ type Store interface {
 	// is short only in error (io.ErrUnexpectedEOF when the object ends
 	// before). The ObjectInfo's ETag and Checksum are the whole object's,
 	// and not looked at. After an error p may hold anything, but nothing
-	// writes into it once Get has returned. Ends with ErrNotFound (also where there is no such
-	// container), ErrPrecondition (o.IfMatch), or another.
+	// writes into it once Get has returned. Ends with ErrNotFound (also
+	// where there is no such container), ErrPrecondition (o.IfMatch), or
+	// another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
 
 	// Head asks for an object's size, ETag and Checksum, the newest copy's.
 	Head(ctx context.Context, name string) (ObjectInfo, error)
 
-	// Put stores data as the whole object, with its Checksum. It sends etag, which must be
-	// the data's own, and ends with nil only when the store has kept
-	// exactly these bytes (201 and nothing else). ErrSuperseded (202)
+	// Put stores data as the whole object, with its Checksum. It sends etag,
+	// which must be the data's own, and ends with nil only when the store
+	// has kept exactly these bytes (201 and nothing else). ErrSuperseded (202)
 	// means that the store holds a newer timestamp and has discarded the
 	// data. An error for which Ambiguous is true may still take effect
 	// later. data must not change until Put returns.
