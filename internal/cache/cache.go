@@ -31,7 +31,7 @@ import (
 )
 
 // Backend is what the cache needs of a volume. The cache has at most one Write
-// or Delete of a chunk in flight at once.
+// or Delete of a chunk in flight at once, and Options.Connections + Queued in all.
 type Backend interface {
 	// Hole says whether the chunk is known to hold zeroes only, without
 	// asking anybody.
@@ -56,6 +56,7 @@ type Backend interface {
 type Options struct {
 	Size        int64         // the budget, bytes; at least MinSize(object size)
 	Connections int           // uploads at once (16)
+	Queued      int           // uploads beyond them, of chunks that are dirty as a whole: they have nothing to fetch and wait in the backend
 	Readahead   int64         // the largest window for sequential readers, bytes; negative: none (see New)
 	Age         time.Duration // dirty data older than this is written back (5 s)
 	Patience    time.Duration // how long a write may wait for memory while every upload fails (30 s)
@@ -84,6 +85,7 @@ type Cache struct {
 	policy  *policy
 	ahead   readahead
 	slots   chan struct{} // one for each upload that may be under way
+	queue   chan struct{} // one for each beyond them, of a chunk that is dirty as a whole
 
 	ctx    context.Context // of uploads and readahead; never a request's
 	cancel context.CancelCauseFunc
@@ -137,6 +139,7 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 		arena:   a,
 		policy:  newPolicy(),
 		slots:   make(chan struct{}, o.Connections),
+		queue:   make(chan struct{}, o.Queued),
 		kick:    make(chan struct{}, 1),
 	}
 	limit := a.setAside(o.Size)

@@ -86,6 +86,7 @@ type chunk struct {
 // upload is one write of a chunk to Swift, from the first look at what it
 // lacks until Swift's answer.
 type upload struct {
+	slot   chan struct{} // Cache.slots or .queue: where it has a place
 	gen    uint64        // the content that it carries; valid once frozen
 	frozen bool          // the content is fixed
 	frame  *frame        // the whole chunk, immutable while frozen; nil: zeroes
@@ -114,6 +115,9 @@ func (ch *chunk) fetching(r geometry.ByteRange) *fetch {
 // isDirty says whether Swift lacks something that no running upload carries.
 // mu is held.
 func (ch *chunk) isDirty() bool { return len(ch.dirty) > 0 || ch.zeroed }
+
+// allDirty says whether Swift lacks all of the chunk, of size bytes. mu is held.
+func (ch *chunk) allDirty(size int64) bool { return len(ch.dirty) == 1 && ch.dirty[0].Len == size }
 
 // idle says whether the chunk may be evicted. mu is held.
 func (ch *chunk) idle() bool {

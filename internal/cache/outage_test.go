@@ -54,7 +54,7 @@ func TestOutage(t *testing.T) {
 			v.objects[geometry.ChunkIndex(i)] = b
 		}
 		want := v.at(geo, 0, geo.Size())
-		c, err := New(v, geo, Options{Size: 8 * size, Connections: 8, Age: time.Millisecond, Patience: 20 * time.Millisecond, Pause: time.Millisecond, Check: true})
+		c, err := New(v, geo, Options{Size: 8 * size, Connections: 8, Queued: 4, Age: time.Millisecond, Patience: 20 * time.Millisecond, Pause: time.Millisecond, Check: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +117,7 @@ func TestOutageBegins(t *testing.T) {
 		}
 		v := newFakeVolume(t, size, seed+round)
 		v.delay.Store(int64(100 * time.Microsecond))
-		c, err := New(v, geo, Options{Size: 2 << 20, Connections: 4, Age: 3 * time.Millisecond, Patience: 100 * time.Millisecond, Pause: 10 * time.Millisecond, Check: true})
+		c, err := New(v, geo, Options{Size: 2 << 20, Connections: 4, Queued: 2, Age: 3 * time.Millisecond, Patience: 100 * time.Millisecond, Pause: 10 * time.Millisecond, Check: true})
 		if err != nil {
 			t.Fatal(err)
 		}

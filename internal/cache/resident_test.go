@@ -50,7 +50,7 @@ func TestResident(t *testing.T) {
 			v.objects[geometry.ChunkIndex(i)] = full
 		}
 		budget := max(16<<20, 8*size)
-		c, err := New(v, geo, Options{Size: budget, Connections: 16, Age: 10 * time.Millisecond})
+		c, err := New(v, geo, Options{Size: budget, Connections: 16, Queued: 32, Age: 10 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,6 +35,10 @@ func (c *Cache) sync(ctx context.Context, ch *chunk, want uint64) error {
 			continue
 		}
 		u := c.announce(ch)
+		queue := c.queue
+		if !ch.allDirty(c.geo.ObjectSize()) {
+			queue = nil
+		}
 		ch.mu.Unlock()
 		// In a goroutine of its own, with the cache's context: an upload
 		// must not end because somebody stopped waiting for it.
@@ -44,11 +48,15 @@ func (c *Cache) sync(ctx context.Context, ch *chunk, want uint64) error {
 			defer c.survive()
 			select {
 			case c.slots <- struct{}{}:
-				c.upload(ch, u)
-				<-c.slots
+				u.slot = c.slots
+			case queue <- struct{}{}:
+				u.slot = queue
 			case <-c.ctx.Done():
 				c.finish(ch, u, context.Cause(c.ctx))
+				return
 			}
+			c.upload(ch, u)
+			<-u.slot
 		}()
 	}
 }
@@ -88,9 +96,9 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 		got = 0
 		if !c.budget.now(n, writeback) {
 			// Without the slot: what frees the memory may need it.
-			<-c.slots
+			<-u.slot
 			err := c.budget.get(c.ctx, n, writeback)
-			c.slots <- struct{}{}
+			u.slot <- struct{}{}
 			if err != nil {
 				return err
 			}
@@ -189,7 +197,7 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 		}
 	}
 	if ch.isDirty() {
-		c.dirty.end(ch, len(ch.dirty) == 1 && ch.dirty[0].Len == size)
+		c.dirty.end(ch, ch.allDirty(size))
 	} else {
 		c.dirty.remove(ch)
 	}

@@ -173,7 +173,7 @@ func (c *Cache) soil(ch *chunk) {
 	if c.opts.Check {
 		ch.check(c.geo.ObjectSize())
 	}
-	full := len(ch.dirty) == 1 && ch.dirty[0].Len == c.geo.ObjectSize()
+	full := ch.allDirty(c.geo.ObjectSize())
 	if added := c.dirty.add(ch, full); added {
 		c.policy.remove(ch)
 	}

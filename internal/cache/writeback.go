@@ -66,10 +66,16 @@ func (c *Cache) writeBackOne() bool {
 	if c.ctx.Err() != nil || now < c.pause.Load() {
 		return false
 	}
+	slot := c.slots
 	select {
-	case c.slots <- struct{}{}:
+	case slot <- struct{}{}:
 	default:
-		return false // the upload that ends will wake the loop
+		slot = c.queue
+		select {
+		case slot <- struct{}{}:
+		default:
+			return false // the upload that ends will wake the loop
+		}
 	}
 	full, partial := now-int64(fullRest), now-int64(c.opts.Age)
 	if c.pressed() {
@@ -80,28 +86,29 @@ func (c *Cache) writeBackOne() bool {
 	} else if c.held() > (c.budget.limit-c.budget.reserve)/8 {
 		full = now
 	}
-	if c.budget.waiting[writeback].Load() > 0 {
+	if slot == c.queue || c.budget.waiting[writeback].Load() > 0 {
 		partial = 0 // one more would only wait, too
 	}
 	ch := c.dirty.next(full, partial)
 	if ch == nil {
-		<-c.slots
+		<-slot
 		return false
 	}
 	ch.mu.Lock()
 	if ch.dead || ch.up != nil || !ch.isDirty() {
 		ch.mu.Unlock()
-		<-c.slots
+		<-slot
 		return true // somebody was quicker
 	}
 	u := c.announce(ch)
+	u.slot = slot
 	ch.mu.Unlock()
 	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
 		defer c.survive()
 		c.upload(ch, u)
-		<-c.slots
+		<-slot
 		c.wakeWriteback()
 	}()
 	return true

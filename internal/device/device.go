@@ -137,9 +137,11 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 	if d.vol, warning = volume.Open(ctx, o.Store, meta, o.ReadOnly); warning != nil {
 		o.Log("going on without the map of the last session: %v", warning)
 	}
+	d.vol.Gather(o.Connections)
 	d.cache, err = cache.New(backend{d.vol}, d.geo, cache.Options{
 		Size:        size,
 		Connections: o.Connections,
+		Queued:      volume.Gathered,
 		Readahead:   o.Readahead,
 		Age:         o.Age,
 		Patience:    o.Timeout,

@@ -26,6 +26,7 @@ type Volume struct {
 	old     *chunkMap // an earlier session's map, or nil
 	initial Knowledge // of chunks of which neither says anything
 	changed atomic.Bool
+	summer  summer
 
 	listing sync.Mutex // guards listed; held while the listing is read
 	listed  bitmap     // nil: not read yet
@@ -47,6 +48,11 @@ func Open(ctx context.Context, s store.Store, meta Meta, readOnly bool) (v *Volu
 	}
 	return v, warning
 }
+
+// Gather lets concurrent Writes be summed together, which is quicker: some of
+// them wait while as many as the store makes at once are under way, and a few
+// more. It is called before the first Write.
+func (v *Volume) Gather(connections int) { v.summer.enough = connections + connections/4 }
 
 // Changed says whether a chunk has been written or deleted, or that was tried.
 func (v *Volume) Changed() bool { return v.changed.Load() }
@@ -220,7 +226,11 @@ func (v *Volume) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) err
 	if _, _, err := v.know(ctx, i); err != nil {
 		return err
 	}
-	etag := sum(p)
+	etag, err := v.summer.sum(ctx, p)
+	if err != nil {
+		return fmt.Errorf("write chunk %d: %w", i, err)
+	}
+	defer v.summer.done()
 	v.unsettle(i)
 	if err := v.store.Put(ctx, ObjectName(i), p, etag); err != nil {
 		return fmt.Errorf("write chunk %d: %w", i, err)
