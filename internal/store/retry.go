@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -46,6 +47,7 @@ type Retrying struct {
 // RetryError is the end of an operation that was tried more than once.
 type RetryError struct {
 	Err       error // the last attempt's
+	Before    error // where time ran out on that one, what an earlier one ended with; or nil
 	Cause     error // why the context ended, if that is why no more was tried
 	Attempts  int
 	Elapsed   time.Duration
@@ -57,15 +59,17 @@ func (e *RetryError) Error() string {
 	if e.Cause != nil {
 		s += ", until: " + e.Cause.Error()
 	}
+	if e.Before != nil {
+		s += ", before: " + e.Before.Error()
+	}
 	return s + ")"
 }
 
-// Unwrap returns the last attempt's error and the context's end.
+// Unwrap returns the last attempt's error, the earlier one's, and the context's
+// end, where there are such.
 func (e *RetryError) Unwrap() []error {
-	if e.Cause == nil {
-		return []error{e.Err}
-	}
-	return []error{e.Err, e.Cause}
+	all := []error{e.Err, e.Before, e.Cause}
+	return slices.DeleteFunc(all, func(err error) bool { return err == nil })
 }
 
 // Retry returns s with every operation tried again while its errors are
@@ -135,6 +139,7 @@ func (r *retrier) run(ctx context.Context, op Op, attempt func(context.Context, 
 		h       history
 		start   = time.Now()
 		backoff = r.p.Base
+		before  error // the last that was not for want of time
 	)
 	for n := 1; ; n++ {
 		err := r.attempt(ctx, start, func(ctx context.Context) error { return attempt(ctx, h) })
@@ -163,9 +168,16 @@ func (r *retrier) run(ctx context.Context, op Op, attempt func(context.Context, 
 			if n == 1 && ctx.Err() == nil {
 				return err
 			}
-			return &RetryError{
+			late := &RetryError{
 				Err: err, Cause: context.Cause(ctx), Attempts: n, Elapsed: time.Since(start), Ambiguous: h.ambiguous,
 			}
+			if errors.Is(err, context.DeadlineExceeded) {
+				late.Before = before
+			}
+			return late
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			before = err
 		}
 	}
 }

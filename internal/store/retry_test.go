@@ -176,6 +176,22 @@ func TestRetryGivesUp(t *testing.T) {
 	})
 }
 
+// TestRetryRunsOutOfTime has an answer first and then none: what there was is
+// said beside it.
+func TestRetryRunsOutOfTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, store.Policy{Timeout: 10 * time.Second, Attempt: -1}, script(status(507, nil), faulty.Fault{Hang: true}))
+		_, err := r.Head(t.Context(), "o")
+		var se *store.StatusError
+		if !errors.As(err, &se) || se.Code != 507 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%#v", err)
+		}
+		if s := err.Error(); !strings.Contains(s, "tried 2 times in 10s, before: test: 507") || strings.Contains(s, "\n") {
+			t.Error(s)
+		}
+	})
+}
+
 // TestRetrySeesTheStoreComeBack fails for most of the timeout.
 func TestRetrySeesTheStoreComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

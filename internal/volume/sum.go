@@ -32,8 +32,9 @@ type summer struct {
 
 	mu       sync.Mutex // guards all below
 	gathered []*summand
-	putting  int  // chunks that are summed, and whose PUT has not ended
-	busy     bool // a batch is being summed
+	putting  int            // chunks that are being or have been summed, and whose PUT has not ended
+	busy     bool           // a batch is being summed
+	vectors  md5simd.Server // from the first batch until there is nothing to put; 1.5 MiB
 }
 
 // summand is one chunk.
@@ -51,9 +52,6 @@ const (
 // Gathered is how many more Writes at once than the store makes fill batches
 // all the time: one batch that gathers, and one that the store works off.
 const Gathered = 2 * batch
-
-// vectors sums batches, of all volumes.
-var vectors = sync.OnceValue(md5simd.NewServer)
 
 // sum returns p's ETag. The caller calls done when the PUT has ended, or will
 // not be made; not after an error, which is ctx's.
@@ -100,6 +98,10 @@ func (s *summer) done() {
 	defer s.mu.Unlock()
 	s.putting--
 	s.beginLocked()
+	if s.putting == 0 && s.vectors != nil {
+		s.vectors.Close()
+		s.vectors = nil
+	}
 }
 
 // beginLocked begins to sum what has gathered, where it is time.
@@ -118,8 +120,12 @@ func (s *summer) beginLocked() {
 		return
 	}
 	s.busy = true
+	if s.vectors == nil {
+		s.vectors = md5simd.NewServer()
+	}
+	vectors := s.vectors
 	go func() {
-		sumTogether(now)
+		sumTogether(vectors, now)
 		for _, one := range now {
 			close(one.ready)
 		}
@@ -131,13 +137,13 @@ func (s *summer) beginLocked() {
 }
 
 // sumTogether sums at most batch chunks.
-func sumTogether(all []*summand) {
+func sumTogether(vectors md5simd.Server, all []*summand) {
 	var wg sync.WaitGroup
 	for _, one := range all {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			h := vectors().NewHash()
+			h := vectors.NewHash()
 			defer h.Close()
 			_, _ = h.Write(one.p) // as of every hash.Hash: no error
 			one.etag = store.ETag(hex.EncodeToString(h.Sum(nil)))
