@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -183,6 +186,56 @@ func TestFaultBody(t *testing.T) {
 }
 
 // TestSkew is the proxy with the slow clock: what it accepts is discarded.
+// TestRefusedAndGone sends a request that is refused, with its body, and is gone
+// before the answer: the server's connection ends, and not by a panic of
+// net/http, which would read the body a second time.
+func TestRefusedAndGone(t *testing.T) {
+	var said lockedBuffer
+	s, err := devswift.New(devswift.Options{Latency: 20 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	server := httptest.NewUnstartedServer(s)
+	server.Config.ErrorLog = log.New(&said, "", 0)
+	server.Start()
+	for k := range 160 {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := []int{10, 3000, 100_000, 300_000}[k%4]
+		fmt.Fprintf(conn, "PUT /v1/AUTH_test/c/o HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size-size*(k/4%2)/3))
+		time.Sleep(time.Duration(k%40) * time.Millisecond)
+		if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	server.Close() // waits for the connections
+	if said.String() != "" {
+		t.Error(said.String())
+	}
+}
+
+// lockedBuffer is a bytes.Buffer that several may write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func TestSkew(t *testing.T) {
 	srv, target := start(t, devswift.Options{})
 	s := login(t, target)

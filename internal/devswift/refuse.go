@@ -63,14 +63,19 @@ func (c *call) duplex() {
 	}
 }
 
-// drainBody reads what a refusal left of the body.
+// drainBody reads what a refusal left of the body. Where it does not get to its
+// end the connection is given up: net/http would read on by itself, and, having
+// been told that both directions are used at once, panic.
 func (c *call) drainBody() {
 	if !c.drain {
 		return
 	}
 	if err := http.NewResponseController(c.w).Flush(); err != nil {
-		return
+		panic(http.ErrAbortHandler)
 	}
-	n, _ := io.Copy(io.Discard, io.LimitReader(c.r.Body, maxDrain))
+	n, err := io.CopyN(io.Discard, c.r.Body, maxDrain)
 	c.received += n
+	if err != io.EOF {
+		panic(http.ErrAbortHandler)
+	}
 }
