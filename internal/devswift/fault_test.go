@@ -185,7 +185,6 @@ func TestFaultBody(t *testing.T) {
 	}
 }
 
-// TestSkew is the proxy with the slow clock: what it accepts is discarded.
 // TestRefusedAndGone sends a request that is refused, with its body, and is gone
 // before the answer: the server's connection ends, and not by a panic of
 // net/http, which would read the body a second time.
@@ -236,6 +235,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+// TestSkew is the proxy with the slow clock: what it accepts is discarded.
 func TestSkew(t *testing.T) {
 	srv, target := start(t, devswift.Options{})
 	s := login(t, target)

@@ -32,9 +32,9 @@ type summer struct {
 
 	mu       sync.Mutex // guards all below
 	gathered []*summand
-	putting  int            // chunks that are being or have been summed, and whose PUT has not ended
-	busy     bool           // a batch is being summed
-	vectors  md5simd.Server // from the first batch until there is nothing to put; 1.5 MiB
+	putting  int      // chunks that are being or have been summed, and whose PUT has not ended
+	summing  int      // those of them that are the batch that is being summed; 0: none is
+	vectors  *vectors // from the first batch until there is nothing to put
 }
 
 // summand is one chunk.
@@ -99,7 +99,7 @@ func (s *summer) done() {
 	s.putting--
 	s.beginLocked()
 	if s.putting == 0 && s.vectors != nil {
-		s.vectors.Close()
+		s.vectors.close()
 		s.vectors = nil
 	}
 }
@@ -107,7 +107,17 @@ func (s *summer) done() {
 // beginLocked begins to sum what has gathered, where it is time.
 func (s *summer) beginLocked() {
 	n := min(len(s.gathered), batch)
-	if s.busy || n == 0 || (n < batch && s.putting >= s.enough) {
+	ready := s.putting - s.summing
+	switch {
+	case n == 0:
+		return
+	case s.summing > 0:
+		// The vectors are in use. That is not to be waited for while Swift
+		// has little to do.
+		if n >= batchMin || ready >= s.enough/2 {
+			return
+		}
+	case n < batch && ready >= s.enough:
 		return
 	}
 	now := slices.Clone(s.gathered[:n])
@@ -119,32 +129,56 @@ func (s *summer) beginLocked() {
 		}
 		return
 	}
-	s.busy = true
+	s.summing = n
 	if s.vectors == nil {
-		s.vectors = md5simd.NewServer()
+		s.vectors = newVectors()
 	}
-	vectors := s.vectors
+	v := s.vectors
 	go func() {
-		sumTogether(vectors, now)
+		v.sum(now)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.summing = 0
 		for _, one := range now {
 			close(one.ready)
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.busy = false
 		s.beginLocked()
 	}()
 }
 
-// sumTogether sums at most batch chunks.
-func sumTogether(vectors md5simd.Server, all []*summand) {
+// vectors sums batches, one at a time. It takes 1.5 MiB.
+//
+// The hashers are used again and again: the server would keep all that it ever
+// had, and look through them at each step (minio/md5-simd issue 27).
+type vectors struct {
+	server  md5simd.Server
+	hashers [batch]md5simd.Hasher
+}
+
+func newVectors() *vectors {
+	v := &vectors{server: md5simd.NewServer()}
+	for i := range v.hashers {
+		v.hashers[i] = v.server.NewHash()
+	}
+	return v
+}
+
+func (v *vectors) close() {
+	for _, h := range v.hashers {
+		h.Close()
+	}
+	v.server.Close()
+}
+
+// sum sums at most batch chunks.
+func (v *vectors) sum(all []*summand) {
 	var wg sync.WaitGroup
-	for _, one := range all {
+	for i, one := range all {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			h := vectors.NewHash()
-			defer h.Close()
+			h := v.hashers[i]
+			h.Reset()
 			_, _ = h.Write(one.p) // as of every hash.Hash: no error
 			one.etag = store.ETag(hex.EncodeToString(h.Sum(nil)))
 		}()

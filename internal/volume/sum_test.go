@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -42,8 +43,8 @@ func TestSummer(t *testing.T) {
 				}()
 			}
 			wg.Wait()
-			if s.putting != 0 || len(s.gathered) != 0 || s.busy {
-				t.Errorf("enough=%d, workers=%d: at the end %d are put, %d gathered, busy=%t", enough, workers, s.putting, len(s.gathered), s.busy)
+			if s.putting != 0 || len(s.gathered) != 0 || s.summing != 0 || s.vectors != nil {
+				t.Errorf("enough=%d, workers=%d: at the end %d are put, %d gathered, %d summed, vectors=%v", enough, workers, s.putting, len(s.gathered), s.summing, s.vectors)
 			}
 		}
 	}
@@ -121,4 +122,38 @@ func TestSummerGathers(t *testing.T) {
 	gather(2) // still as many under way as keep the store busy
 	s.done()
 	all(last, 2)
+}
+
+// TestSummerForgets sums one batch after the other while there is always
+// something to put, and keeps nothing of them.
+func TestSummerForgets(t *testing.T) {
+	s := summer{enough: 1}
+	if _, err := s.sum(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	batches := func(n int) (heap uint64) {
+		p := make([]byte, 200)
+		for range n {
+			var wg sync.WaitGroup
+			for range batch {
+				wg.Go(func() {
+					if _, err := s.sum(t.Context(), p); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			for range batch {
+				s.done()
+			}
+		}
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := batches(10)
+	if after := batches(1000); after > before+1<<20 {
+		t.Errorf("after 1000 batches there are %d bytes more on the heap", after-before)
+	}
 }
