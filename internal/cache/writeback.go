@@ -67,13 +67,8 @@ func (c *Cache) writeBackOne() bool {
 		return false
 	}
 	slot := c.slots
-	select {
-	case slot <- struct{}{}:
-	default:
-		slot = c.queue
-		select {
-		case slot <- struct{}{}:
-		default:
+	if !occupy(slot) {
+		if slot = c.queue; !occupy(slot) {
 			return false // the upload that ends will wake the loop
 		}
 	}
@@ -112,4 +107,14 @@ func (c *Cache) writeBackOne() bool {
 		c.wakeWriteback()
 	}()
 	return true
+}
+
+// occupy takes a place among slots, if there is one.
+func occupy(slots chan<- struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	default:
+		return false
+	}
 }

@@ -5,6 +5,7 @@ package devswift_test
 import (
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/devswift/conformance"
@@ -43,6 +44,8 @@ func TestConformanceDir(t *testing.T) {
 // the embedded one is wrong too.
 func TestConformanceReal(t *testing.T) {
 	login := storetest.RealLogin(t)
-	target := conformance.Target{AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal()}
-	conformance.Run(t, target)
+	conformance.Run(t, conformance.Target{
+		AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal(),
+		Remembers: 70 * time.Second, // a minute, by Swift's default
+	})
 }

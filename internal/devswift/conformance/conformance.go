@@ -33,12 +33,14 @@ type Target struct {
 	AuthURL string // v1, such as http://127.0.0.1:8080/auth/v1.0
 	User    string // ACCOUNT:USER
 	Key     string
+	// Remembers is how long a proxy that looked at an account or a container
+	// while it was changed may take it for what it was; 0: not at all.
+	Remembers time.Duration
 }
 
 // late is how long listings and counts may lag behind: Swift brings them up to
-// date after it answered, when it is busy. And a proxy that looked at an account
-// or a container while it was changed remembers for a minute what it was.
-const late = 70 * time.Second
+// date after it answered, when it is busy.
+const late = 10 * time.Second
 
 // Run runs all cases as parallel subtests.
 func Run(t *testing.T, target Target) {
@@ -172,7 +174,7 @@ type step struct {
 	payload *string
 	chunked bool
 	noToken bool
-	patient bool // may need a moment to become true
+	patient func(Target) time.Duration // how long it may need to become true; nil: not at all
 	headers [][2]string
 	absent  []string
 	body    *string
@@ -204,9 +206,18 @@ func (p *step) sendChunked(body string) *step { p.chunked = true; return p.send(
 // anonymous leaves the token out.
 func (p *step) anonymous() *step { p.noToken = true; return p }
 
-// soon lets the answer become right within a while; for listings, counts, and
-// what hangs on the metadata of accounts and containers.
-func (p *step) soon() *step { p.patient = true; return p }
+// soon lets the answer become right within a while; for listings and counts.
+func (p *step) soon() *step {
+	p.patient = func(Target) time.Duration { return late }
+	return p
+}
+
+// remembered lets the answer become right once the proxy has forgotten what an
+// account or a container was.
+func (p *step) remembered() *step {
+	p.patient = func(t Target) time.Duration { return t.Remembers }
+	return p
+}
 
 // has asks for a header of the answer: this value, or what the regular
 // expression after a ~ matches.
@@ -237,13 +248,16 @@ func (p *step) check(f func(answer) error) *step { p.checks = append(p.checks, f
 func (r *run) do(steps ...*step) {
 	r.Helper()
 	for _, p := range steps {
-		deadline := time.Now().Add(late)
+		deadline := time.Now()
+		if p.patient != nil {
+			deadline = deadline.Add(p.patient(r.target))
+		}
 		for {
 			faults := r.judge(p, r.send(p))
 			if len(faults) == 0 {
 				break
 			}
-			if p.patient && time.Now().Before(deadline) {
+			if time.Now().Before(deadline) {
 				time.Sleep(50 * time.Millisecond)
 				continue
 			}

@@ -67,7 +67,7 @@ const tempURLInvalid = "401 Unauthorized: Temp URL invalid\n"
 var tempURLCases = map[string]func(*run){
 	"TempURLKeys": func(r *run) {
 		get := func(key string, status int) *step {
-			return s("GET {c}/o"+r.query(signature{key: key, expires: 5 * time.Minute}, "o"), status).anonymous().soon()
+			return s("GET {c}/o"+r.query(signature{key: key, expires: 5 * time.Minute}, "o"), status).anonymous().remembered()
 		}
 		r.do(
 			s("PUT {c}/o", 201).send("hello"),
