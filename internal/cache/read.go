@@ -136,11 +136,14 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 				return nil, context.Cause(ctx)
 			}
 		}
-		ch, f, err := c.room(ctx, i, r, a)
-		if f == nil {
+		var err error
+		if ch, f, err = c.room(ctx, i, r, a); f == nil {
 			return nil, err
 		}
-		return ch, c.fetch(ch, f)
+		// Not here: the goroutine of a callback from C is bound to its
+		// thread, and each of its many waits within an HTTP request would
+		// cost a change of threads.
+		c.background(task{ch, f})
 	}
 	select {
 	case <-f.done:

@@ -217,6 +217,50 @@ func TestRefusedAndGone(t *testing.T) {
 	}
 }
 
+// TestLatency sends requests at many moments, and looks that none is answered
+// before its time, and that what waits when the server ends is let go.
+func TestLatency(t *testing.T) {
+	const latency = 30 * time.Millisecond
+	s, err := devswift.New(devswift.Options{Latency: latency})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() time.Duration {
+		start := time.Now()
+		s.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/healthcheck", nil))
+		return time.Since(start)
+	}
+	var wg sync.WaitGroup
+	for k := range 200 {
+		wg.Go(func() {
+			time.Sleep(time.Duration(k*k%97) * time.Millisecond)
+			if took := ask(); took < latency {
+				t.Errorf("an answer after %v", took)
+			}
+		})
+	}
+	wg.Wait()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+
+	slow, err := devswift.New(devswift.Options{Latency: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = slow
+	for range 3 {
+		wg.Go(func() { ask() })
+	}
+	for slow.Active() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := slow.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
 // TestSkew is the proxy with the slow clock: what it accepts is discarded.
 func TestSkew(t *testing.T) {
 	srv, target := start(t, devswift.Options{})

@@ -5,6 +5,7 @@ package devswift
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -94,6 +95,7 @@ type Server struct {
 	tokens   tokens
 	journal  journal
 	pace     throttle
+	delay    *delay // nil without a latency
 	fault    atomic.Pointer[FaultFunc]
 	seed     maphash.Seed
 	stripes  [stripeCount]sync.Mutex
@@ -155,6 +157,13 @@ func New(o Options) (*Server, error) {
 			}
 		}
 	}
+	if o.Latency > 0 {
+		d, err := newDelay(o.Latency, s.closed)
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		s.delay = d
+	}
 	return s, nil
 }
 
@@ -199,15 +208,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	s.active.Add(1)
 	defer s.active.Add(-1)
-	if s.opts.Latency > 0 {
-		timer := time.NewTimer(s.opts.Latency)
+	if s.delay != nil {
 		select {
-		case <-timer.C:
+		case <-s.delay.begin():
 		case <-r.Context().Done():
 			// Nobody listens, but a request that arrived takes effect.
-			timer.Stop()
 		case <-s.closed:
-			timer.Stop()
 		}
 	}
 	c := newCall(s, w, r)

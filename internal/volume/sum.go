@@ -11,6 +11,7 @@ import (
 
 	md5simd "github.com/minio/md5-simd"
 
+	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
 )
 
@@ -29,6 +30,7 @@ func sum(p []byte) store.ETag {
 // The zero value sums each chunk for itself.
 type summer struct {
 	enough int // PUTs that keep Swift busy, with some in reserve
+	alone  prefixSums
 
 	mu       sync.Mutex // guards all below
 	gathered []*summand
@@ -53,11 +55,12 @@ const (
 // all the time: one batch that gathers, and one that the store works off.
 const Gathered = 2 * batch
 
-// sum returns p's ETag. The caller calls done when the PUT has ended, or will
+// sum returns the ETag of p, chunk i. The caller calls done when the PUT has ended, or will
 // not be made; not after an error, which is ctx's.
-func (s *summer) sum(ctx context.Context, p []byte) (store.ETag, error) {
+func (s *summer) sum(ctx context.Context, i geometry.ChunkIndex, p []byte) (store.ETag, error) {
 	if s.enough == 0 {
-		return sum(p), nil
+		etag, _ := s.alone.sum(i, p)
+		return etag, nil
 	}
 	one := &summand{p: p, ready: make(chan struct{})}
 	s.mu.Lock()
@@ -72,10 +75,11 @@ func (s *summer) sum(ctx context.Context, p []byte) (store.ETag, error) {
 		}
 		<-one.ready
 	}
-	if one.etag == "" {
-		return sum(p), nil
+	etag := one.etag
+	if etag == "" {
+		etag, _ = s.alone.sum(i, p)
 	}
-	return one.etag, nil
+	return etag, nil
 }
 
 // leave takes back what is not being summed yet, and says whether it was so.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
 )
 
@@ -33,7 +34,7 @@ func TestSummer(t *testing.T) {
 						p := make([]byte, r.IntN(100_000))
 						_, _ = stuff.Read(p)
 						want := md5.Sum(p)
-						got, err := s.sum(t.Context(), p)
+						got, err := s.sum(t.Context(), geometry.ChunkIndex(w), p)
 						if err != nil || got != store.ETag(hex.EncodeToString(want[:])) {
 							t.Errorf("enough=%d, workers=%d: %d bytes: %s, %v; want %x", enough, workers, len(p), got, err, want)
 						}
@@ -61,7 +62,7 @@ func TestSummerGathers(t *testing.T) {
 		ended := make(chan error, n)
 		for range n {
 			go func() {
-				_, err := s.sum(ctx, p)
+				_, err := s.sum(ctx, 0, p)
 				ended <- err
 			}()
 		}
@@ -128,7 +129,7 @@ func TestSummerGathers(t *testing.T) {
 // something to put, and keeps nothing of them.
 func TestSummerForgets(t *testing.T) {
 	s := summer{enough: 1}
-	if _, err := s.sum(t.Context(), nil); err != nil {
+	if _, err := s.sum(t.Context(), 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	batches := func(n int) (heap uint64) {
@@ -137,7 +138,7 @@ func TestSummerForgets(t *testing.T) {
 			var wg sync.WaitGroup
 			for range batch {
 				wg.Go(func() {
-					if _, err := s.sum(t.Context(), p); err != nil {
+					if _, err := s.sum(t.Context(), 0, p); err != nil {
 						t.Error(err)
 					}
 				})
@@ -156,4 +157,78 @@ func TestSummerForgets(t *testing.T) {
 	if after := batches(1000); after > before+1<<20 {
 		t.Errorf("after 1000 batches there are %d bytes more on the heap", after-before)
 	}
+}
+
+// TestPrefixSums changes chunks here and there, sums them again, and looks at
+// how much of them that took.
+func TestPrefixSums(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	stuff := rand.NewChaCha8([32]byte{})
+	for _, size := range []int{0, 1, prefixMin - 1, prefixMin, prefixMin + 1, 1 << 20, 1<<20 + 17} {
+		var s prefixSums
+		p := make([]byte, size)
+		_, _ = stuff.Read(p)
+		first := 0 // the first byte that is new
+		for n := range 50 {
+			want := md5.Sum(p)
+			got, saved := s.sum(7, p)
+			if got != store.ETag(hex.EncodeToString(want[:])) {
+				t.Fatalf("%d bytes, changed from %d on: %s, want %x", size, first, got, want)
+			}
+			least := first - size/prefixPlaces
+			if size < prefixMin || n == 0 {
+				least = 0
+			}
+			if saved < least || saved > first {
+				t.Errorf("%d bytes, changed from %d on: %d were not summed anew", size, first, saved)
+			}
+			if size == 0 {
+				break
+			}
+			first = r.IntN(size)
+			p[first]++
+			p[first+r.IntN(size-first)]++
+		}
+	}
+}
+
+// TestPrefixSumsForget sums more chunks than are remembered.
+func TestPrefixSumsForget(t *testing.T) {
+	var s prefixSums
+	p := make([]byte, prefixMin)
+	const hot = 1000
+	for i := range geometry.ChunkIndex(3 * prefixChunks) {
+		for _, j := range []geometry.ChunkIndex{i, hot} {
+			_, saved := s.sum(j, p)
+			if again := j == hot && i > 0; (saved > 0) != again {
+				t.Fatalf("chunk %d after %d others: %d bytes were not summed anew", j, i, saved)
+			}
+		}
+	}
+	if len(s.of) != prefixChunks || s.order.Len() != prefixChunks {
+		t.Errorf("%d chunks are remembered, %d in order; want %d", len(s.of), s.order.Len(), prefixChunks)
+	}
+}
+
+// BenchmarkPrefixSums sums a chunk whose one half is new, or that was never seen.
+func BenchmarkPrefixSums(b *testing.B) {
+	p := make([]byte, 1<<20)
+	for name, step := range map[string]geometry.ChunkIndex{"half": 0, "first": 1} {
+		b.Run(name, func(b *testing.B) {
+			var s prefixSums
+			b.SetBytes(int64(len(p)))
+			i := geometry.ChunkIndex(0)
+			for b.Loop() {
+				p[len(p)/2]++
+				s.sum(i, p)
+				i += step
+			}
+		})
+	}
+	b.Run("plain", func(b *testing.B) {
+		b.SetBytes(int64(len(p)))
+		for b.Loop() {
+			sum(p)
+		}
+	})
 }

@@ -226,7 +226,7 @@ func (v *Volume) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) err
 	if _, _, err := v.know(ctx, i); err != nil {
 		return err
 	}
-	etag, err := v.summer.sum(ctx, p)
+	etag, err := v.summer.sum(ctx, i, p)
 	if err != nil {
 		return fmt.Errorf("write chunk %d: %w", i, err)
 	}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+
+package devswift
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// delay holds each request for one length of time, to a few hundredths of a
+// millisecond. Go's own timers are late by half a millisecond in the mean
+// while the process is not busy, since the runtime sleeps whole milliseconds
+// then, and who measures against a latency of 20 ms would measure that too.
+// The kernel's timer is a file here, and the runtime waits for it as it does
+// for a socket.
+type delay struct {
+	length  time.Duration
+	closed  <-chan struct{}
+	timer   *os.File // a timerfd
+	waiting chan waiting
+}
+
+// waiting is one request. All wait equally long, so that they are in the order
+// of their ends.
+type waiting struct {
+	until time.Time
+	over  chan struct{} // closed then
+}
+
+// maxWaiting is how many requests wait before the next one waits for its place.
+const maxWaiting = 4096
+
+// newDelay gives a delay that works until closed is closed.
+func newDelay(length time.Duration, closed <-chan struct{}) (*delay, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a timer: %w", err)
+	}
+	d := &delay{
+		length:  length,
+		closed:  closed,
+		timer:   os.NewFile(uintptr(fd), "timerfd"),
+		waiting: make(chan waiting, maxWaiting),
+	}
+	go d.run()
+	go func() {
+		<-closed
+		d.timer.Close()
+	}()
+	return d, nil
+}
+
+// begin returns a channel that is closed when the length has passed.
+func (d *delay) begin() <-chan struct{} {
+	w := waiting{until: time.Now().Add(d.length), over: make(chan struct{})}
+	select {
+	case d.waiting <- w:
+	case <-d.closed:
+		close(w.over)
+	}
+	return w.over
+}
+
+func (d *delay) run() {
+	for {
+		select {
+		case w := <-d.waiting:
+			d.sleep(time.Until(w.until))
+			close(w.over)
+		case <-d.closed:
+			return
+		}
+	}
+}
+
+// sleep returns after n, or at once when the timer has been closed.
+func (d *delay) sleep(n time.Duration) {
+	if n <= 0 {
+		return
+	}
+	once := unix.ItimerSpec{Value: unix.NsecToTimespec(n.Nanoseconds())}
+	conn, err := d.timer.SyscallConn()
+	if err != nil {
+		return
+	}
+	if e := conn.Control(func(fd uintptr) { err = unix.TimerfdSettime(int(fd), 0, &once, nil) }); e != nil || err != nil {
+		return
+	}
+	var expirations [8]byte
+	_, _ = d.timer.Read(expirations[:])
+}
