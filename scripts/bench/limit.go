@@ -35,7 +35,7 @@ func newLimit(c *cloud, conns int) *limit {
 		cloud: c, conns: conns,
 		transport: &http.Transport{
 			MaxIdleConnsPerHost: conns, MaxConnsPerHost: conns,
-			DisableCompression: true, WriteBufferSize: 64 << 10, ReadBufferSize: 64 << 10,
+			DisableCompression: true, WriteBufferSize: 68 << 10, ReadBufferSize: 64 << 10,
 		},
 		buffers: make([][]byte, conns),
 	}

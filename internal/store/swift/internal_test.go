@@ -3,8 +3,11 @@
 package swiftstore
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -13,6 +16,7 @@ import (
 
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/storetest"
 )
 
 func TestInfoURL(t *testing.T) {
@@ -147,5 +151,58 @@ func TestSameAccount(t *testing.T) {
 		if err := sameAccount(c.before, c.now); (err == nil) != c.same {
 			t.Errorf("sameAccount(%q, %q) = %v", c.before, c.now, err)
 		}
+	}
+}
+
+// TestConnReadFrom hands bodies of several lengths to a connection, and looks
+// at what comes out at its other end.
+func TestConnReadFrom(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	data := storetest.Bytes(3*pieceSize+17, 1)
+	held := new(store.Fence)
+	held.Set(store.Grant{})
+	lost := new(store.Fence)
+	lost.Lose(store.ErrLapsed)
+	for _, c := range []struct {
+		name  string
+		limit int
+		body  func() io.Reader
+		want  []byte
+		err   error
+	}{
+		{"all", len(data), func() io.Reader { return &requestBody{rest: data, fence: held} }, data, nil},
+		{"longer than the limit", pieceSize + 1, func() io.Reader { return &requestBody{rest: data} }, data[:pieceSize+1], nil},
+		{"shorter than the limit", len(data) + 1, func() io.Reader { return &requestBody{rest: data} }, data, nil},
+		{"nothing", 0, func() io.Reader { return &requestBody{rest: data} }, nil, nil},
+		{"not allowed", len(data), func() io.Reader { return &requestBody{rest: data, fence: lost} }, nil, store.ErrLapsed},
+		{"another reader", len(data), func() io.Reader { return bytes.NewReader(data) }, data, nil},
+	} {
+		there, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		here, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan []byte)
+		go func() {
+			b, err := io.ReadAll(here)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- b
+		}()
+		limited := &io.LimitedReader{R: c.body(), N: int64(c.limit)}
+		n, err := conn{there.(*net.TCPConn)}.ReadFrom(limited)
+		there.Close()
+		if b := <-got; !bytes.Equal(b, c.want) || n != int64(len(c.want)) || !errors.Is(err, c.err) || limited.N != int64(c.limit)-n {
+			t.Errorf("%s: %d bytes and %v, %d left to send, %d came; want %d and %v", c.name, n, err, limited.N, len(b), len(c.want), c.err)
+		}
+		here.Close()
 	}
 }

@@ -28,8 +28,12 @@ const (
 	// request on a connection that is being closed ends ambiguously.
 	idleTimeout = 45 * time.Second
 	// bufferSize lets one system call carry a request's header with the
-	// first part of its body.
+	// first part of its body: with all of it, where a chunk has 64 KiB.
 	bufferSize = 64 << 10
+	headerRoom = 4 << 10
+	// pieceSize is how much of a body is sent between two looks at the right
+	// to write.
+	pieceSize = 256 << 10
 	// errorBody is how much of an unwanted answer's body is kept, errorDrain
 	// how much more is read so that the connection can be used again.
 	errorBody  = 1 << 10
@@ -52,15 +56,16 @@ func newHTTPTransport(connections int, caCert string, readFile func(string) ([]b
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if tcp, ok := conn.(*net.TCPConn); ok {
+			c, err := dialer.DialContext(ctx, network, address)
+			if tcp, ok := c.(*net.TCPConn); ok {
 				// A connection that is closed, or whose process was killed, is
 				// cut: or else the kernel goes on for a minute or two to send
 				// what it has taken, and a request that was given up, because
 				// the right to write has ended, is completed without us.
 				_ = tcp.SetLinger(0) // best effort
+				return conn{tcp}, nil
 			}
-			return conn, err
+			return c, err
 		},
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTimeout,
@@ -68,7 +73,7 @@ func newHTTPTransport(connections int, caCert string, readFile func(string) ([]b
 		MaxConnsPerHost:     connections + spareConnections,
 		IdleConnTimeout:     idleTimeout,
 		DisableCompression:  true, // chunks are read as they are
-		WriteBufferSize:     bufferSize,
+		WriteBufferSize:     bufferSize + headerRoom,
 		ReadBufferSize:      bufferSize,
 		Protocols:           new(http.Protocols),
 	}
@@ -147,21 +152,33 @@ func (x *exchange) retryAfter() time.Duration {
 // requestBody is the body of one request; the transport closes it once it no
 // longer looks at the data, which may be after RoundTrip has returned.
 type requestBody struct {
-	data  bytes.Reader
+	rest  []byte // what is still to be sent
 	fence *store.Fence
 	once  sync.Once
 	done  func()
 }
 
-// Read gives the next piece, as long as the right to write holds: a process
-// that was stopped in the middle must not finish what it began when it wakes.
-func (b *requestBody) Read(p []byte) (int, error) {
+// next gives the next n bytes, or those that are left, as long as the right to
+// write holds: a process that was stopped in the middle must not finish what it
+// began when it wakes.
+func (b *requestBody) next(n int) ([]byte, error) {
 	if b.fence != nil {
 		if err := b.fence.Check(); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	return b.data.Read(p)
+	if len(b.rest) == 0 {
+		return nil, io.EOF
+	}
+	piece := b.rest[:min(n, len(b.rest))]
+	b.rest = b.rest[len(piece):]
+	return piece, nil
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	piece, err := b.next(len(p))
+	return copy(p, piece), err
 }
 
 func (b *requestBody) Close() error {
@@ -171,9 +188,38 @@ func (b *requestBody) Close() error {
 
 func (x *exchange) newBody() io.ReadCloser {
 	x.open.Add(1)
-	b := &requestBody{done: x.open.Done, fence: x.fence}
-	b.data.Reset(x.data)
-	return b
+	return &requestBody{rest: x.data, done: x.open.Done, fence: x.fence}
+}
+
+// conn is a connection that takes a request's body from where it lies. The
+// transport would copy it, and make a system call of each 32 KiB.
+type conn struct{ *net.TCPConn }
+
+// ReadFrom implements io.ReaderFrom for what the transport sends through it.
+func (c conn) ReadFrom(r io.Reader) (n int64, err error) {
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		return c.TCPConn.ReadFrom(r)
+	}
+	body, ok := limited.R.(*requestBody)
+	if !ok {
+		return c.TCPConn.ReadFrom(r)
+	}
+	for limited.N > 0 {
+		piece, err := body.next(int(min(limited.N, pieceSize)))
+		if err == io.EOF {
+			return n, nil
+		} else if err != nil {
+			return n, err
+		}
+		limited.N -= int64(len(piece))
+		sent, err := c.Write(piece)
+		n += int64(sent)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // errRefused ends a login that ncw/swift wants to try a second time.
