@@ -231,7 +231,7 @@ func TestModel(t *testing.T) {
 			if tc.workers > 1 { // else there is nobody whose turn it could be meanwhile
 				v.delay.Store(int64(50 * time.Microsecond))
 			}
-			c, err := New(v, geo, Options{Size: tc.cache, Connections: 4, Queued: 3, Age: 10 * time.Millisecond, Patience: time.Hour, Pause: time.Millisecond, Check: true})
+			c, err := New(v, geo, Options{Size: tc.cache, Connections: 4, Queued: 3, Age: 10 * time.Millisecond, Patience: time.Hour, Pause: time.Millisecond, Check: true, Log: noPanics(t)})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -226,6 +226,7 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 		hole, err = c.backend.Read(c.ctx, ch.index, f.r.Off, fr.buf[f.r.Off:f.r.End()])
 	}
 	ch.mu.Lock()
+	defer ch.mu.Unlock()
 	ch.fetches = slices.DeleteFunc(ch.fetches, func(other *fetch) bool { return other == f })
 	switch {
 	case ch.rest != restSwift || ch.valid.covers(f.r):
@@ -242,7 +243,6 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 	f.err = err
 	close(f.done)
 	c.settle(ch)
-	ch.mu.Unlock()
 	return err
 }
 

@@ -113,7 +113,11 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 			r := c.align(gaps.hull())
 			if pending := ch.fetching(r); pending != nil {
 				ch.mu.Unlock()
-				<-pending.done
+				select {
+				case <-pending.done:
+				case <-c.ctx.Done(): // it may have ended in a panic
+					return context.Cause(c.ctx)
+				}
 				if pending.err != nil {
 					return fmt.Errorf("complete chunk %d: %w", ch.index, pending.err)
 				}

@@ -3,6 +3,7 @@
 package devswift
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"time"
@@ -10,12 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// delay holds each request for one length of time, to a few hundredths of a
-// millisecond. Go's own timers are late by half a millisecond in the mean
-// while the process is not busy, since the runtime sleeps whole milliseconds
-// then, and who measures against a latency of 20 ms would measure that too.
-// The kernel's timer is a file here, and the runtime waits for it as it does
-// for a socket.
+// delay holds each request for one length of time, and a fifth of a millisecond
+// more at most where the machine is not busy. Go's own timers are late by half a
+// millisecond in the mean then, since the runtime sleeps whole milliseconds, and
+// who measures against a latency of 20 ms would measure that too. The kernel's
+// timer is a file here, and the runtime waits for it as it does for a socket.
 type delay struct {
 	length  time.Duration
 	closed  <-chan struct{}
@@ -53,15 +53,22 @@ func newDelay(length time.Duration, closed <-chan struct{}) (*delay, error) {
 	return d, nil
 }
 
-// begin returns a channel that is closed when the length has passed.
-func (d *delay) begin() <-chan struct{} {
+// wait returns when the length has passed, the context ends, or the delay is
+// closed.
+func (d *delay) wait(ctx context.Context) {
 	w := waiting{until: time.Now().Add(d.length), over: make(chan struct{})}
 	select {
 	case d.waiting <- w:
+	case <-ctx.Done():
+		return
 	case <-d.closed:
-		close(w.over)
+		return
 	}
-	return w.over
+	select {
+	case <-w.over:
+	case <-ctx.Done():
+	case <-d.closed:
+	}
 }
 
 func (d *delay) run() {

@@ -209,12 +209,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.active.Add(1)
 	defer s.active.Add(-1)
 	if s.delay != nil {
-		select {
-		case <-s.delay.begin():
-		case <-r.Context().Done():
-			// Nobody listens, but a request that arrived takes effect.
-		case <-s.closed:
-		}
+		// Where nobody listens any more, a request that arrived takes
+		// effect nevertheless.
+		s.delay.wait(r.Context())
 	}
 	c := newCall(s, w, r)
 	defer func() {

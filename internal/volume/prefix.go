@@ -21,7 +21,9 @@ import (
 //
 // What has not changed is told by another hash, which is 15 times as fast, of 64
 // bits and with a secret key. Should it ever be wrong, the ETag would be wrong,
-// and Swift would refuse the bytes.
+// and Swift would refuse the bytes; nothing is remembered of a chunk then. The
+// one wrong ETag that might be taken for a success is that of the object as it
+// was before, so that one is not believed.
 //
 // The zero value is ready.
 type prefixSums struct {
@@ -51,8 +53,9 @@ type prefixSum struct {
 var prefixSeed = maphash.MakeSeed()
 
 // sum returns the ETag of p, chunk i, and how many of its bytes were not summed
-// anew. No two calls at once are of the same chunk.
-func (s *prefixSums) sum(i geometry.ChunkIndex, p []byte) (etag store.ETag, saved int) {
+// anew. The chunk's object has the ETag before, or "". No two calls at once are
+// of the same chunk.
+func (s *prefixSums) sum(i geometry.ChunkIndex, p []byte, before store.ETag) (etag store.ETag, saved int) {
 	state, ok := md5.New().(hash.Cloner)
 	if len(p) < prefixMin || !ok {
 		return sum(p), 0
@@ -76,8 +79,12 @@ func (s *prefixSums) sum(i geometry.ChunkIndex, p []byte) (etag store.ETag, save
 		places = append(places, prefixSum{pieces[k], cloned(state)})
 	}
 	_, _ = state.Write(p[prefixPlaces*step:])
+	etag = store.ETag(hex.EncodeToString(state.Sum(nil)))
+	if same > 0 && etag == before {
+		return sum(p), 0
+	}
 	s.put(i, places)
-	return store.ETag(hex.EncodeToString(state.Sum(nil))), same * step
+	return etag, same * step
 }
 
 // cloned returns a copy of h, which is MD5's and has always one to give.
@@ -88,6 +95,9 @@ func cloned(h hash.Cloner) hash.Cloner {
 	}
 	return c
 }
+
+// forget forgets chunk i, whose ETag Swift may have refused.
+func (s *prefixSums) forget(i geometry.ChunkIndex) { s.take(i) }
 
 // take returns what is remembered of chunk i, and forgets it.
 func (s *prefixSums) take(i geometry.ChunkIndex) []prefixSum {

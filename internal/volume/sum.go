@@ -55,11 +55,12 @@ const (
 // all the time: one batch that gathers, and one that the store works off.
 const Gathered = 2 * batch
 
-// sum returns the ETag of p, chunk i. The caller calls done when the PUT has ended, or will
-// not be made; not after an error, which is ctx's.
-func (s *summer) sum(ctx context.Context, i geometry.ChunkIndex, p []byte) (store.ETag, error) {
+// sum returns the ETag of p, chunk i, whose object has the ETag before, or "".
+// The caller calls done when the PUT has ended, or will not be made; not after
+// an error, which is ctx's.
+func (s *summer) sum(ctx context.Context, i geometry.ChunkIndex, p []byte, before store.ETag) (store.ETag, error) {
 	if s.enough == 0 {
-		etag, _ := s.alone.sum(i, p)
+		etag, _ := s.alone.sum(i, p, before)
 		return etag, nil
 	}
 	one := &summand{p: p, ready: make(chan struct{})}
@@ -77,7 +78,7 @@ func (s *summer) sum(ctx context.Context, i geometry.ChunkIndex, p []byte) (stor
 	}
 	etag := one.etag
 	if etag == "" {
-		etag, _ = s.alone.sum(i, p)
+		etag, _ = s.alone.sum(i, p, before)
 	}
 	return etag, nil
 }

@@ -3,10 +3,12 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"crypto/md5"
 	"encoding/hex"
 	"errors"
+	"hash/maphash"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -15,6 +17,7 @@ import (
 
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/mem"
 )
 
 // TestSummer sums chunks of all kinds of sizes by many goroutines, whose PUTs
@@ -34,7 +37,7 @@ func TestSummer(t *testing.T) {
 						p := make([]byte, r.IntN(100_000))
 						_, _ = stuff.Read(p)
 						want := md5.Sum(p)
-						got, err := s.sum(t.Context(), geometry.ChunkIndex(w), p)
+						got, err := s.sum(t.Context(), geometry.ChunkIndex(w), p, "")
 						if err != nil || got != store.ETag(hex.EncodeToString(want[:])) {
 							t.Errorf("enough=%d, workers=%d: %d bytes: %s, %v; want %x", enough, workers, len(p), got, err, want)
 						}
@@ -62,7 +65,7 @@ func TestSummerGathers(t *testing.T) {
 		ended := make(chan error, n)
 		for range n {
 			go func() {
-				_, err := s.sum(ctx, 0, p)
+				_, err := s.sum(ctx, 0, p, "")
 				ended <- err
 			}()
 		}
@@ -129,7 +132,7 @@ func TestSummerGathers(t *testing.T) {
 // something to put, and keeps nothing of them.
 func TestSummerForgets(t *testing.T) {
 	s := summer{enough: 1}
-	if _, err := s.sum(t.Context(), 0, nil); err != nil {
+	if _, err := s.sum(t.Context(), 0, nil, ""); err != nil {
 		t.Fatal(err)
 	}
 	batches := func(n int) (heap uint64) {
@@ -138,7 +141,7 @@ func TestSummerForgets(t *testing.T) {
 			var wg sync.WaitGroup
 			for range batch {
 				wg.Go(func() {
-					if _, err := s.sum(t.Context(), 0, p); err != nil {
+					if _, err := s.sum(t.Context(), 0, p, ""); err != nil {
 						t.Error(err)
 					}
 				})
@@ -171,7 +174,7 @@ func TestPrefixSums(t *testing.T) {
 		first := 0 // the first byte that is new
 		for n := range 50 {
 			want := md5.Sum(p)
-			got, saved := s.sum(7, p)
+			got, saved := s.sum(7, p, "")
 			if got != store.ETag(hex.EncodeToString(want[:])) {
 				t.Fatalf("%d bytes, changed from %d on: %s, want %x", size, first, got, want)
 			}
@@ -186,9 +189,63 @@ func TestPrefixSums(t *testing.T) {
 				break
 			}
 			first = r.IntN(size)
+			if step := size / prefixPlaces; size >= prefixMin && n%3 > 0 {
+				first = first / step * step // the first byte of a piece, or its last
+				if n%3 == 2 {
+					first += min(step, size-first) - 1
+				}
+			}
 			p[first]++
 			p[first+r.IntN(size-first)]++
 		}
+	}
+}
+
+// TestPrefixSumsWrong has the hash of what has not changed be wrong: the ETag of
+// the object as it is in Swift is not believed, and with any other Swift refuses
+// the bytes, and the next attempt is right.
+func TestPrefixSumsWrong(t *testing.T) {
+	m := mem.New()
+	if err := Create(t.Context(), m, mustGeometry(t, prefixMin, 10)); err != nil {
+		t.Fatal(err)
+	}
+	v, warning := Open(t.Context(), m, read(t, m), false)
+	if warning != nil {
+		t.Fatal(warning)
+	}
+	p := make([]byte, prefixMin)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(p)
+	step := len(p) / prefixPlaces
+	lie := func(k int) { // about piece k, as it is now
+		at := v.summer.alone.of[3].Value.(*chunkSums).places
+		at[k].piece = maphash.Bytes(prefixSeed, p[k*step:(k+1)*step])
+	}
+	put := func() error { return v.Write(t.Context(), 3, p) }
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	p[5*step]++
+	lie(5)
+	if err := put(); err != nil {
+		t.Errorf("with the ETag that the object had: %v", err)
+	}
+	p[7*step]++
+	p[9*step]++
+	if err := put(); err != nil { // is remembered again
+		t.Error(err)
+	}
+	p[7*step]++
+	lie(7)
+	p[9*step]++
+	if err := put(); err == nil {
+		t.Error("the wrong ETag was not refused")
+	}
+	if err := put(); err != nil {
+		t.Errorf("after it was refused: %v", err)
+	}
+	got := make([]byte, len(p))
+	if _, err := v.Read(t.Context(), 3, 0, got); err != nil || !bytes.Equal(got, p) {
+		t.Errorf("the bytes are not what was written last: %v", err)
 	}
 }
 
@@ -199,7 +256,7 @@ func TestPrefixSumsForget(t *testing.T) {
 	const hot = 1000
 	for i := range geometry.ChunkIndex(3 * prefixChunks) {
 		for _, j := range []geometry.ChunkIndex{i, hot} {
-			_, saved := s.sum(j, p)
+			_, saved := s.sum(j, p, "")
 			if again := j == hot && i > 0; (saved > 0) != again {
 				t.Fatalf("chunk %d after %d others: %d bytes were not summed anew", j, i, saved)
 			}
@@ -220,7 +277,7 @@ func BenchmarkPrefixSums(b *testing.B) {
 			i := geometry.ChunkIndex(0)
 			for b.Loop() {
 				p[len(p)/2]++
-				s.sum(i, p)
+				s.sum(i, p, "")
 				i += step
 			}
 		})

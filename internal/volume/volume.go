@@ -223,16 +223,18 @@ func (v *Volume) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) err
 	if int64(len(p)) != v.geo.ObjectSize() {
 		return fmt.Errorf("write chunk %d: %d bytes, not %d", i, len(p), v.geo.ObjectSize())
 	}
-	if _, _, err := v.know(ctx, i); err != nil {
+	_, before, err := v.know(ctx, i)
+	if err != nil {
 		return err
 	}
-	etag, err := v.summer.sum(ctx, i, p)
+	etag, err := v.summer.sum(ctx, i, p, before)
 	if err != nil {
 		return fmt.Errorf("write chunk %d: %w", i, err)
 	}
 	defer v.summer.done()
 	v.unsettle(i)
 	if err := v.store.Put(ctx, ObjectName(i), p, etag); err != nil {
+		v.summer.alone.forget(i)
 		return fmt.Errorf("write chunk %d: %w", i, err)
 	}
 	v.table.set(i, Known, etag)
