@@ -24,9 +24,9 @@ func noPanics(t testing.TB) func(string, ...any) {
 	}
 }
 
-// newFetching returns a cache of chunks of 4,096 bytes that are all b, of which
-// the next fetch of chunk 3 stops at hook when it has its bytes.
-func newFetching(t *testing.T, hook func()) (*Cache, *fakeVolume) {
+// newFetching returns a cache of a volume whose chunks, of 4,096 bytes that are
+// all b, have to be fetched.
+func newFetching(t *testing.T) (*Cache, *fakeVolume) {
 	geo, err := geometry.New(4096, 10)
 	if err != nil {
 		t.Fatal(err)
@@ -34,11 +34,6 @@ func newFetching(t *testing.T, hook func()) (*Cache, *fakeVolume) {
 	v := newFakeVolume(t, 4096, 1)
 	for i := range geometry.ChunkIndex(10) {
 		v.objects[i] = bytes.Repeat([]byte("b"), 4096)
-	}
-	v.hook = func(stage string, i geometry.ChunkIndex) {
-		if stage == "read" && i == 3 {
-			hook()
-		}
 	}
 	c, err := New(v, geo, Options{Size: 1 << 20, Connections: 2, Age: time.Hour, Pause: time.Hour, Readahead: -1, Check: true})
 	if err != nil {
@@ -51,8 +46,8 @@ func newFetching(t *testing.T, hook func()) (*Cache, *fakeVolume) {
 // is let go at once, the fetch goes on, and Close waits for it.
 func TestReadGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		opened := make(chan struct{})
-		c, _ := newFetching(t, func() { <-opened })
+		c, v := newFetching(t)
+		fetch := v.gate("read", 3)
 		gone := errors.New("the client has gone")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		read, closed := make(chan error, 1), make(chan struct{})
@@ -81,7 +76,7 @@ func TestReadGivenUp(t *testing.T) {
 			t.Error("Close did not wait for the fetch")
 		default:
 		}
-		close(opened)
+		close(fetch.opened)
 		<-closed
 	})
 }
@@ -90,11 +85,14 @@ func TestReadGivenUp(t *testing.T) {
 // cache is given up, with all who wait in it.
 func TestFetchPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		opened := make(chan struct{})
-		c, _ := newFetching(t, func() {
-			<-opened
-			panic("a bug")
-		})
+		c, v := newFetching(t)
+		fetch := v.gate("read", 3)
+		held := v.hook
+		v.hook = func(stage string, i geometry.ChunkIndex) {
+			if held(stage, i); stage == "read" && i == 3 {
+				panic("a bug")
+			}
+		}
 		ctx := c.Context() // as the device does it
 		ended := make(chan error, 2)
 		go func() { ended <- c.Read(ctx, make([]byte, 100), 3*4096) }()
@@ -102,7 +100,7 @@ func TestFetchPanics(t *testing.T) {
 		try(t, c.Write(ctx, []byte("new"), 3*4096+200))
 		go func() { ended <- c.Flush(ctx) }()
 		synctest.Wait()
-		close(opened)
+		close(fetch.opened)
 		for range 2 {
 			if err := <-ended; err == nil || !strings.Contains(err.Error(), "internal error in the cache: a bug") {
 				t.Errorf("read or flush: %v", err)

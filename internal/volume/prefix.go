@@ -53,8 +53,7 @@ type prefixSum struct {
 var prefixSeed = maphash.MakeSeed()
 
 // sum returns the ETag of p, chunk i, and how many of its bytes were not summed
-// anew. The chunk's object has the ETag before, or "". No two calls at once are
-// of the same chunk.
+// anew. The chunk's object has the ETag before, or "".
 func (s *prefixSums) sum(i geometry.ChunkIndex, p []byte, before store.ETag) (etag store.ETag, saved int) {
 	state, ok := md5.New().(hash.Cloner)
 	if len(p) < prefixMin || !ok {
