@@ -3,12 +3,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
 
+	"swiftnbd/internal/cloud"
+	"swiftnbd/internal/clouds"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
@@ -18,33 +21,35 @@ import (
 
 // container is one container that a verb works on.
 type container struct {
-	store.Store             // with much patience
-	contact     store.Store // with less, for a verb's first requests
+	store.Store             // tries for long
+	contact     store.Store // tries for less long, for a verb's first requests
 	name        string
 	export      config.Export
-	where       string // the secrets file, or "the environment"
+	where       string // the secrets file, "the environment" or "cloud NAME"
 	client      *swiftstore.Client
 	sibling     func(name string) store.Store // another container of the account
 	say         func(format string, args ...any)
+	watch       func(name string, s store.Store) store.Store // traces the requests
 }
 
-// load reads the secrets file, once. Where the default one does not exist the
-// environment may give the credentials, so that is not yet an error.
+// load reads the secrets file, once. If the default file does not exist, this
+// is not yet an error: the environment may give the credentials.
 func (t *tool) load() error {
 	if t.secrets != nil {
 		return nil
 	}
-	secrets, warning, err := config.ReadSecrets(t.secretsPath)
+	secrets, warning, err := config.ReadSecrets(t.login.Secrets)
 	if warning != "" {
 		t.warn("%s", warning)
 	}
 	if errors.Is(err, fs.ErrNotExist) && !t.named {
 		t.noFile = err
-		secrets, err = config.NoSecrets(t.secretsPath), nil
+		secrets, err = config.NoSecrets(t.login.Secrets), nil
 	}
 	if err != nil {
 		return err
 	}
+	t.defaults.Clouds = clouds.New(clouds.Load(t.env))
 	t.secrets = secrets
 	return nil
 }
@@ -57,12 +62,15 @@ func (t *tool) open(name string) (*container, error) {
 	}
 	x, err := t.secrets.Export(name, t.defaults, t.env)
 	if errors.Is(err, config.ErrNoContainer) && t.noFile != nil {
+		if lacks := t.env.Lacks(); lacks != "" {
+			return nil, fmt.Errorf("%w%s", t.noFile, lacks)
+		}
 		return nil, fmt.Errorf("%w, and the environment gives no credentials", t.noFile)
 	}
 	if err != nil {
 		return nil, err
 	}
-	client := t.clouds[x.Login]
+	client := t.clients[x.Login]
 	if client == nil {
 		client, err = swiftstore.Dial(swiftstore.Options{
 			Login:       x.Login,
@@ -72,35 +80,45 @@ func (t *tool) open(name string) (*container, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if t.clouds == nil {
-			t.clouds = make(map[config.Login]*swiftstore.Client)
+		if t.clients == nil {
+			t.clients = make(map[config.Login]*swiftstore.Client)
 		}
-		t.clouds[x.Login] = client
+		t.clients[x.Login] = client
+		if x.InsecureBy != "" {
+			t.warn("%s: the cloud's certificate is not verified (%s): whoever sits on the way can read and change the disk, and the login", name, x.InsecureBy)
+		}
 	}
-	where := t.secrets.Path()
-	if !t.secrets.Has(name) {
-		where = "the environment"
-	}
-	trace := func(name string) store.Store { return traced(client.Container(name), t.log.With("container", name)) }
-	s := trace(name)
+	watch := func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) }
+	account := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch})
+	contact := func(name string) store.Store { return account.Patient(name, t.telling(name, contactPolicy)) }
 	return &container{
-		Store:   t.patient(s, name, workPolicy),
-		contact: t.patient(s, name, contactPolicy),
-		sibling: func(name string) store.Store { return t.patient(trace(name), name, contactPolicy) },
+		Store:   account.Patient(name, t.telling(name, workPolicy)),
+		contact: contact(name),
+		sibling: contact,
 		say:     t.warn,
-		client:  client, name: name, export: x, where: where,
+		watch:   watch,
+		client:  client, name: name, export: x, where: x.From,
 	}, nil
 }
 
+// placed is an account whose new containers get a storage policy. If it is empty,
+// Swift chooses.
+type placed struct {
+	*swiftstore.Client
+	policy string
+}
+
+func (p placed) Container(name string) store.Store { return p.ContainerIn(name, p.policy) }
+
 // close ends the connections.
 func (t *tool) close() {
-	for _, c := range t.clouds {
+	for _, c := range t.clients {
 		c.Close()
 	}
 }
 
-// explain puts an error of a request into the words that 0.11 had for it, and
-// names the container.
+// explain returns the error of a request in 0.11's words, with the container's
+// name.
 func (c *container) explain(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
@@ -108,16 +126,22 @@ func (c *container) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: interrupted", c.name)
 	case errors.Is(err, store.ErrContainerNotFound):
-		return fmt.Errorf("%s doesn't exist (auth-url: %s)", c.name, c.export.Login.AuthURL)
+		return fmt.Errorf("%s doesn't exist (auth-url: %s)", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL))
 	case errors.Is(err, volume.ErrNotSetUp):
 		return fmt.Errorf("%s hasn't been setup to be used with swiftnbd", c.name)
 	case errors.Is(err, store.ErrUnauthorized):
 		return fmt.Errorf("%s: %w (credentials from %s)", c.name, err, c.where)
 	}
+	if errors.Is(err, store.ErrForbidden) {
+		if foreign, ferr := c.client.Foreign(ctx); ferr == nil && foreign {
+			return fmt.Errorf("%s: it is another account's, and its ACL does not let these credentials do this: %w", c.name, oneLine{err})
+		}
+	}
 	return fmt.Errorf("%s: %w", c.name, oneLine{err})
 }
 
-// oneLine keeps a server's answer, which an error may quote, to one line.
+// oneLine prints an error on one line. The error may quote a server's answer,
+// which may have several.
 type oneLine struct{ error }
 
 func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }

@@ -27,7 +27,7 @@ func (c *console) Write(p []byte) (int, error) {
 	return c.out.Write(p)
 }
 
-// over makes lines go through w from now on; nil ends that.
+// over makes lines go through w from now on, until over(nil).
 func (c *console) over(w io.Writer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -11,53 +11,53 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/words"
 )
 
 const (
-	// bulkNames is how many names one bulk delete takes: few enough that
+	// bulkNames is how many names one bulk delete takes. It is small, so that
 	// several run side by side and the progress bar moves.
 	bulkNames = 200
-	// bulkAtOnce is how many bulk deletes are made at once: each is a long
-	// run of deletes inside of one proxy.
+	// bulkAtOnce is how many bulk deletes run at once. Each one is a long run
+	// of deletes inside one proxy.
 	bulkAtOnce = 8
-	// emptyTries is how often a container that seems empty, and that Swift
-	// calls not empty, is looked at again. Listings are late.
+	// emptyTries is how often a container is listed again if its listing is
+	// empty but Swift calls it not empty. Listings are late.
 	emptyTries = 12
 )
 
 func (t *tool) deleteCommand() *cobra.Command {
-	var yes, quiet bool
+	var yes, quiet, oldVersions bool
 	var connections int
 	cmd := &cobra.Command{
 		Use:   "delete CONTAINER",
-		Short: "Delete a container with all that is in it",
-		Long: `Delete a container with all the objects in it. The container's name is asked
-for first, on a terminal; where there is none, --yes has to be given. One that
-is locked is refused.
+		Short: "Delete a container and everything in it",
+		Long: `Delete a container and all objects in it. The command first asks you to type
+the container's name. Without a terminal it cannot ask, and you must give --yes.
 
-The container is locked while it is deleted, and stays so when that is
-interrupted, since what is left of the disk is of no use: delete it again.`,
+It refuses a locked container. It also refuses one that holds older versions of
+its objects (X-Versions-Enabled), unless you give --old-versions.
+
+The command locks the container while it deletes. If it is interrupted, the
+container stays locked, because the rest of the disk is of no use. Run delete
+again to finish.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			if err := checkConnections(connections); err != nil {
-				return err
-			}
-			return t.delete(ctx, args[0], connections, yes, quiet)
+			return t.delete(ctx, args[0], connections, yes, quiet, oldVersions)
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&oldVersions, "old-versions", false, "also delete the older versions of the objects that Swift keeps in the container")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
 	connectionsFlag(cmd, &connections)
 	return cmd
 }
 
 // delete removes all objects of the container and then itself.
-func (t *tool) delete(ctx context.Context, name string, connections int, yes, quiet bool) error {
+func (t *tool) delete(ctx context.Context, name string, connections int, yes, quiet, oldVersions bool) error {
 	c, err := t.open(name)
 	if err != nil {
 		return err
@@ -66,14 +66,30 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	// What a delete that was cut short has left behind is ours to finish.
+	// An earlier delete was interrupted. This one finishes it.
 	unfinished := state.Holder == holderDelete
 	if err := state.Held(); err != nil && !unfinished {
 		return fmt.Errorf("%s is %w", name, err)
 	}
+	versions, kept := state.Meta.Versions, ""
+	if versions.Inside() {
+		n, bytes, err := c.oldVersions(ctx)
+		if err != nil {
+			return c.explain(ctx, err)
+		}
+		if n > 0 {
+			kept = fmt.Sprintf("%s of its objects, %s in all (%s)", words.Count(n, "older version"), humanSize(bytes), store.HeaderEnabled)
+		}
+		if n > 0 && !oldVersions {
+			return fmt.Errorf("%s: not deleted: it holds %s, which Swift wants deleted first: give --old-versions to delete them as well", name, kept)
+		}
+	}
 	if !yes {
-		question := fmt.Sprintf("This deletes %s, a disk of %s, with about %d objects of %s in all.",
-			name, humanSize(state.Meta.Geometry.Size()), state.Objects, humanSize(state.Bytes))
+		question := fmt.Sprintf("This deletes %s, a disk of %s, with about %s of %s in all.",
+			name, humanSize(state.Meta.Size), words.Count(state.Objects, "object"), humanSize(state.Bytes))
+		if kept != "" {
+			question += "\nIt deletes " + kept + " as well."
+		}
 		if err := t.confirm(ctx, question, name); err != nil {
 			return err
 		}
@@ -83,18 +99,32 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 			return c.explain(ctx, err)
 		}
 	}
-	// For ever: what is half deleted is of no use to whoever finds it free.
+	// The lock has no end: a disk that is half deleted is of no use to anybody.
 	held, _, err := c.mark(ctx, holderDelete, lease.Forever)
 	if err != nil {
 		return c.explain(ctx, err)
 	}
 
-	d := &deletion{container: c, connections: connections, bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, quiet)}
+	if versions.Stack != "" {
+		// Otherwise each DELETE would bring the previous version back. If the
+		// header cannot be removed, all versions are deleted one after the
+		// other.
+		if err := c.again(ctx, func(ctx context.Context) error { return c.client.RemoveStack(ctx, name) }); err != nil {
+			t.warn("%s: %s cannot be removed: %v", name, store.HeaderStack, oneLine{err})
+		}
+	}
+	d := &deletion{container: c, connections: connections, versions: versions.Inside(), bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, quiet)}
 	err = d.run(ctx)
 	d.bar.end(err == nil)
 	if err == nil {
+		if versions.Archive() != "" {
+			t.sayArchived(ctx, c, versions, state.Meta.Geometry.Objects())
+		}
 		if err := held.Drop(ctx); err != nil {
 			t.warn("%s: %v", name, oneLine{err})
+		}
+		if unfinished {
+			c.dropLeases(ctx, held.Epoch())
 		}
 		t.say("Done, %s has been deleted", name)
 		return nil
@@ -109,8 +139,18 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	return err
 }
 
-// confirm asks for the container's name on a terminal. Where there is none,
-// nobody can be asked.
+// dropLeases deletes the leases before number last that are left of a disk that
+// is deleted: a delete that was interrupted leaves the one before its own.
+func (c *container) dropLeases(ctx context.Context, last int64) {
+	const back = 16
+	for n := max(1, last-back); n < last; n++ {
+		// One that stays is an empty container, and does no harm.
+		_ = c.sibling(lease.ContainerName(c.name, n)).DeleteContainer(ctx)
+	}
+}
+
+// confirm asks for the container's name on a terminal. Without a terminal it
+// fails.
 func (t *tool) confirm(ctx context.Context, question, name string) error {
 	in, ok := terminal(t.stdin)
 	if !ok {
@@ -139,19 +179,25 @@ type deletion struct {
 	container   *container
 	connections int
 	bar         *progress
+	versions    bool // Swift may keep older versions in the container
 
 	begun bool  // something may have been deleted
 	noted int64 // objects that have been deleted
 }
 
 // run empties the container, page by page, and deletes it. A listing may lack
-// objects that exist and show some that do not, so when Swift says that the
-// container is not empty, the listing is read again a little later.
+// objects that exist and show objects that do not. So if Swift says that the
+// container is not empty, run reads the listing again a little later.
 func (d *deletion) run(ctx context.Context) error {
 	wait := 100 * time.Millisecond
 	for try := 1; ; try++ {
 		if err := d.empty(ctx); err != nil {
 			return err
+		}
+		if d.versions {
+			if err := d.deleteVersions(ctx); err != nil {
+				return err
+			}
 		}
 		err := d.container.DeleteContainer(ctx)
 		switch {
@@ -169,16 +215,11 @@ func (d *deletion) run(ctx context.Context) error {
 	}
 }
 
-// empty deletes all that the listing names.
+// empty deletes all objects that the listing names.
 func (d *deletion) empty(ctx context.Context) error {
-	marker := ""
-	for {
-		page, err := d.container.List(ctx, store.ListOptions{Marker: marker})
+	for page, err := range store.Pages(ctx, d.container, store.ListOptions{}) {
 		if err != nil {
 			return err
-		}
-		if len(page) == 0 {
-			return nil
 		}
 		names := make([]string, len(page))
 		for i, o := range page {
@@ -186,53 +227,13 @@ func (d *deletion) empty(ctx context.Context) error {
 		}
 		d.bar.grow(d.noted + int64(len(names)))
 		d.begun = true
-		if err := d.deletePage(ctx, names); err != nil {
+		err := store.DeleteAll(ctx, d.container, names, store.DeleteOptions{
+			Batch: bulkNames, Batches: min(d.connections, bulkAtOnce), Singly: d.connections, Done: func(n int) { d.bar.add(int64(n)) },
+		})
+		if err != nil {
 			return err
 		}
 		d.noted += int64(len(names))
-		marker = names[len(names)-1]
 	}
-}
-
-// deletePage deletes the named objects, by bulk delete where Swift has it, and
-// one by one otherwise.
-func (d *deletion) deletePage(ctx context.Context, names []string) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(min(d.connections, bulkAtOnce))
-	for rest := names; len(rest) > 0; {
-		n := min(len(rest), bulkNames)
-		batch := rest[:n]
-		rest = rest[n:]
-		g.Go(func() error {
-			if err := d.container.BulkDelete(gctx, batch); err != nil {
-				return err
-			}
-			d.bar.add(int64(len(batch)))
-			return nil
-		})
-	}
-	err := g.Wait()
-	if !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-
-	g, gctx = errgroup.WithContext(ctx)
-	g.SetLimit(d.connections)
-	for _, name := range names {
-		if gctx.Err() != nil {
-			break
-		}
-		g.Go(func() error {
-			err := d.container.Delete(gctx, name)
-			if err != nil && !errors.Is(err, store.ErrNotFound) {
-				return fmt.Errorf("delete object %s: %w", name, err)
-			}
-			d.bar.add(1)
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return ctx.Err()
+	return nil
 }

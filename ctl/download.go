@@ -10,17 +10,17 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
 
 const (
-	// defaultConnections is how many requests download and delete make at
-	// once unless told.
+	// defaultConnections is the default of --connections of download and
+	// delete.
 	defaultConnections = 16
-	// maxConnections is the most that they can be told.
+	// maxConnections is the largest value of --connections.
 	maxConnections = 256
 	// downloadMemory bounds the chunks that a download holds, bytes, as long
 	// as two of them fit.
@@ -30,42 +30,67 @@ const (
 func (t *tool) downloadCommand() *cobra.Command {
 	var quiet bool
 	var connections int
+	var format string
 	cmd := &cobra.Command{
-		Use:   "download CONTAINER FILE",
-		Short: "Download a disk as a raw image",
-		Long: `Download a disk as a raw image. FILE gets its name only when the whole disk is
-in it; an older FILE stays as it is until then. Where the disk has zeroes, FILE
-has holes. FILE may be a block device, or "-" for standard output.
+		Use:   "download CONTAINER[@SNAPSHOT] FILE",
+		Short: "Download a disk as an image",
+		Long: `Download a disk as a raw or qcow2 image. The data goes to a temporary file, which gets
+the name FILE when it is complete. Until then an older FILE stays unchanged.
+Zeroes of the disk become holes in FILE. FILE may also be a block device, or "-"
+for standard output.
 
-The container is locked while it is downloaded; one that is locked is refused.`,
+The command refuses a locked container. It holds the lock while it downloads. A
+snapshot is downloaded without a lock, also while the disk is in use.`,
 		Args: needs("CONTAINER", "FILE"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			if err := checkConnections(connections); err != nil {
+			if err := checkFormat(format, writeFormats); err != nil {
 				return err
 			}
-			return t.download(ctx, args[0], args[1], connections, quiet)
+			name, snap, err := t.splitSnapshot(args[0])
+			switch {
+			case err != nil:
+				return err
+			case snap != "":
+				return t.downloadSnapshot(ctx, name, snap, args[1], format, connections, quiet)
+			}
+			return t.download(ctx, name, args[1], format, connections, quiet)
 		}),
 		ValidArgsFunction: t.completeContainers(true),
 	}
+	cmd.Flags().StringVarP(&format, "image-format", "O", "", "`format` of FILE: raw or qcow2. If not given: raw")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
+	cmdline.Old(cmd.Flags(), "quiet")
 	connectionsFlag(cmd, &connections)
 	return cmd
 }
 
 // connectionsFlag gives a command its --connections.
 func connectionsFlag(cmd *cobra.Command, n *int) {
-	cmd.Flags().IntVar(n, "connections", defaultConnections, "make up to `N` requests at once")
+	cmdline.IntVarP(cmd.Flags(), n, "connections", "", defaultConnections, 1, maxConnections, "make up to `N` requests at once")
 }
 
-func checkConnections(n int) error {
-	if n < 1 || n > maxConnections {
-		return usagef("--connections: %d is not in 1 to %d", n, maxConnections)
+// warnOfVersions warns of a disk that is read although a DELETE in its container
+// brings old data back. Who wrote it may not have known.
+func (t *tool) warnOfVersions(name string, meta volume.Meta) {
+	if err := meta.Versions.Restores(name); err != nil {
+		t.warn("%s %v", name, err)
 	}
+}
+
+// setFormat says which format the image is to have; empty is raw.
+func (im *image) setFormat(format string) error {
+	if format == "" || format == formatRaw {
+		return nil
+	}
+	if im.kind != imageFile {
+		return fmt.Errorf("%s: only a file can be a %s image", im.path, format)
+	}
+	im.format = format
 	return nil
 }
 
 // download copies the disk to path under the container's lock.
-func (t *tool) download(ctx context.Context, name, path string, connections int, quiet bool) (err error) {
+func (t *tool) download(ctx context.Context, name, path, format string, connections int, quiet bool) (err error) {
 	c, err := t.open(name)
 	if err != nil {
 		return err
@@ -78,11 +103,16 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	if err := state.Held(); err != nil {
 		return fmt.Errorf("%s is %w, downloading a container in use is unreliable", name, err)
 	}
+	t.warnOfVersions(name, meta)
 	im, err := openImage(path, t.stdout)
 	if err != nil {
 		return err
 	}
-	if err := im.prepare(meta.Geometry.Size()); err != nil {
+	if err := im.setFormat(format); err != nil {
+		im.abort()
+		return err
+	}
+	if err := im.prepare(meta.Size); err != nil {
 		im.abort()
 		return err
 	}
@@ -91,15 +121,23 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	switch {
 	case err == nil:
 		meta = marked
-	case c.export.ReadOnly && errors.Is(err, store.ErrForbidden):
-		t.warn("%s cannot be locked with these credentials; whoever writes to it meanwhile spoils the image", name)
+	case (c.export.ReadOnly || c.export.Login.StorageURL != "") && errors.Is(err, store.ErrForbidden):
+		if meta.Version == volume.Version1 {
+			t.warn("%s cannot be locked with these credentials; whoever writes to it meanwhile spoils the image", name)
+		}
+		// A log is read as it is now, whoever goes on writing it.
 	default:
 		im.abort()
 		return c.explain(ctx, err)
 	}
-	err = im.prepare(meta.Geometry.Size()) // it may have been set up anew since
-	if err == nil {
-		err = t.copyDisk(ctx, c, meta, held != nil, im, connections, quiet)
+	var src source
+	if src, err = t.source(ctx, c, meta, held, state, connections); err == nil {
+		// The disk may have been set up anew since, or have another size than
+		// the container says.
+		if err = im.prepare(src.size()); err == nil {
+			err = t.copyDisk(ctx, c, src, im, connections, quiet)
+		}
+		src.close()
 	}
 	var unlockErr error
 	if held != nil {
@@ -127,11 +165,11 @@ func (t *tool) download(ctx context.Context, name, path string, connections int,
 	if im.kind == imageStream {
 		return nil
 	}
-	t.say("Done, %d bytes written", meta.Geometry.Size())
+	t.say("Done, %d bytes written", src.size())
 	return nil
 }
 
-// fetched is a chunk on its way: what Read said of it.
+// fetched is the result of reading one chunk.
 type fetched struct {
 	data []byte // nil for a hole
 	err  error
@@ -139,31 +177,25 @@ type fetched struct {
 
 // copyDisk writes every chunk to im, in order, with up to connections reads
 // under way.
-// locked says that nobody writes to the disk meanwhile.
-func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, locked bool, im *image, connections int, quiet bool) error {
-	g := meta.Geometry
-	// Under our lock a chunk is what the last session left, or damaged.
-	v, warning := volume.Open(ctx, c, meta, !locked)
-	if warning != nil {
-		t.log.DebugContext(ctx, "reading without the map of the last session", "container", c.name, "error", warning)
-	}
-	bar := t.newProgress("Downloading "+c.name, g.Size(), true, quiet)
+func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image, connections int, quiet bool) error {
+	unit, chunks := src.unit(), (src.size()-1)/src.unit()+1
+	bar := t.newProgress("Downloading "+c.name, src.size(), true, quiet)
 	defer bar.end(false)
 
 	// Chunks are read ahead into places, each of which holds a buffer once
 	// it has been used.
-	places := min(int64(2*connections), max(2, downloadMemory/g.ObjectSize()), g.Objects())
+	places := min(int64(2*connections), max(2, downloadMemory/unit), chunks)
 	slots := make(chan struct{}, connections)
 	free := make(chan []byte, places)
 	queue := make(chan chan fetched, places)
 
 	readCtx, cancel := context.WithCancel(ctx)
 	var readers sync.WaitGroup
-	defer readers.Wait() // after the reads have been told to end
+	defer readers.Wait() // runs after the reads were cancelled
 	defer cancel()
 	readers.Go(func() {
 		defer close(queue)
-		for i := range geometry.ChunkIndex(g.Objects()) {
+		for i := range chunks {
 			done := make(chan fetched, 1)
 			select {
 			case queue <- done:
@@ -178,21 +210,24 @@ func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, loc
 			}
 			readers.Go(func() {
 				defer func() { <-slots }()
-				done <- fetch(readCtx, v, i, free)
+				done <- fetch(readCtx, src, i, free)
 			})
 		}
 	})
 
+	left := src.size()
 	for done := range queue {
 		f := <-done
 		err := f.err
+		n := min(unit, left)
+		left -= n
 		switch {
 		case err != nil:
 			return c.explain(ctx, err)
 		case f.data == nil:
-			err = im.hole(g.ObjectSize())
+			err = im.hole(n)
 		default:
-			err = im.write(f.data)
+			err = im.write(f.data[:n])
 			select {
 			case free <- f.data:
 			default:
@@ -201,7 +236,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, loc
 		if err != nil {
 			return err
 		}
-		bar.add(g.ObjectSize())
+		bar.add(n)
 	}
 	if err := ctx.Err(); err != nil {
 		return c.explain(ctx, err)
@@ -212,17 +247,17 @@ func (t *tool) copyDisk(ctx context.Context, c *container, meta volume.Meta, loc
 
 // fetch reads chunk i into a buffer of free, or a new one. A buffer whose read
 // failed is dropped, since a late answer may still be written into it.
-func fetch(ctx context.Context, v *volume.Volume, i geometry.ChunkIndex, free chan []byte) fetched {
-	if v.Knowledge(i) == volume.Hole {
+func fetch(ctx context.Context, src source, i int64, free chan []byte) fetched {
+	if src.hole(i) {
 		return fetched{}
 	}
 	var p []byte
 	select {
 	case p = <-free:
 	default:
-		p = make([]byte, v.Geometry().ObjectSize())
+		p = make([]byte, src.unit())
 	}
-	hole, err := v.Read(ctx, i, 0, p)
+	hole, err := src.read(ctx, i, p)
 	if err != nil {
 		return fetched{err: err}
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/volume"
@@ -118,7 +119,7 @@ func TestDownloadBlank(t *testing.T) {
 	b.ok("download", "disk", path)
 	b.ok("download", "disk", path) // nor does the download make it forget that
 	for _, r := range b.swift.Requests() {
-		if strings.Contains(r.Path, volume.Prefix) {
+		if strings.Contains(r.Path, chunked.Prefix) {
 			t.Fatalf("%s %s", r.Method, r.Path)
 		}
 	}
@@ -333,7 +334,7 @@ func TestDownloadSlow(t *testing.T) {
 		close(gate)
 	}()
 	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
-		if strings.HasPrefix(r.Object, volume.Prefix) {
+		if strings.HasPrefix(r.Object, chunked.Prefix) {
 			come <- struct{}{}
 			select {
 			case <-gate:
@@ -358,7 +359,7 @@ func TestDownloadWithMap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := volume.Open(t.Context(), s, meta, false)
+	v, err := chunked.Open(t.Context(), s, meta, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +369,7 @@ func TestDownloadWithMap(t *testing.T) {
 	if _, err := v.SaveMap(t.Context(), held.Mark()); err != nil {
 		t.Fatal(err)
 	}
-	if err := held.ReleaseMapped(t.Context()); err != nil {
+	if err := held.ReleaseWith(t.Context(), map[string]string{volume.KeyMap: held.Mark()}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -381,7 +382,7 @@ func TestDownloadWithMap(t *testing.T) {
 		checkImage(t, path, disk)
 		reads := 0
 		for _, r := range b.swift.Requests() {
-			if strings.Contains(r.Path, volume.Prefix) {
+			if strings.Contains(r.Path, chunked.Prefix) {
 				reads++
 			}
 		}
@@ -389,7 +390,7 @@ func TestDownloadWithMap(t *testing.T) {
 			t.Errorf("%d reads of chunks, one of which has data", reads)
 		}
 	}
-	b.put("disk", volume.ObjectName(123), noise(4096))
+	b.put("disk", chunked.ObjectName(123), noise(4096))
 	b.fails(1, []string{"disk: ", "chunk 123", "disk.part/00000123"}, "download", "disk", path)
 	checkImage(t, path, disk)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,19 +12,23 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// image is where a download goes: a file, which comes into being as a whole or
-// not at all, a block device, or a stream. The chunks come in order, from one
-// goroutine. One of commit and abort ends it.
+// image is the target of a download: a file, a block device, or a stream. A
+// file appears as a whole or not at all. The chunks come in order, from one
+// goroutine. Either commit or abort ends the image.
 type image struct {
 	kind imageKind
 	file *os.File
-	path string // what to name it in messages; for a file, its final name
-	temp string // a file's name until commit
+	path string // its name in messages; for a file, its final name
+	temp string // the name of a file until commit
 	at   int64  // bytes that have been written
+
+	format string      // of a file, if it is not raw
+	server *qemuServer // which writes it then; nil: nothing was written yet
 }
 
 type imageKind int
@@ -65,7 +70,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 	case info.IsDir():
 		return nil, fmt.Errorf("%s: is a directory", path)
 	case info.Mode().IsRegular():
-		// What a link points to is replaced, not the link.
+		// The target of a link is replaced, not the link.
 		real, err := filepath.EvalSymlinks(path)
 		if err != nil {
 			return nil, err
@@ -74,7 +79,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 	}
 	kind, flags := imageStream, os.O_WRONLY
 	if info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0 {
-		// O_EXCL: not one that is mounted, or otherwise in use.
+		// O_EXCL refuses a device that is mounted or in use otherwise.
 		kind, flags = imageDevice, os.O_WRONLY|os.O_EXCL
 	}
 	f, err := os.OpenFile(path, flags, 0)
@@ -113,6 +118,10 @@ func createImage(path string, old fs.FileInfo) (*image, error) {
 func (im *image) prepare(size int64) error {
 	switch im.kind {
 	case imageFile:
+		if im.format != "" {
+			_, err := qemu(context.Background(), "qemu-img", "create", "-q", "-f", im.format, localFile(im.temp), strconv.FormatInt(size, 10))
+			return err
+		}
 		return im.file.Truncate(size)
 	case imageDevice:
 		has, err := im.file.Seek(0, io.SeekEnd)
@@ -146,7 +155,7 @@ func (im *image) write(p []byte) error {
 			begin = off
 		}
 		if zero && begin >= 0 {
-			if _, err := im.file.WriteAt(p[begin:off], im.at+int64(begin)); err != nil {
+			if _, err := im.writeAt(p[begin:off], im.at+int64(begin)); err != nil {
 				return err
 			}
 			begin = -1
@@ -154,7 +163,7 @@ func (im *image) write(p []byte) error {
 		off = end
 	}
 	if begin >= 0 {
-		if _, err := im.file.WriteAt(p[begin:], im.at+int64(begin)); err != nil {
+		if _, err := im.writeAt(p[begin:], im.at+int64(begin)); err != nil {
 			return err
 		}
 	}
@@ -162,14 +171,29 @@ func (im *image) write(p []byte) error {
 	return nil
 }
 
-// hole appends n bytes of zeroes, as a hole where there can be one.
+// writeAt writes to a file.
+func (im *image) writeAt(p []byte, off int64) (int, error) {
+	if im.format == "" {
+		return im.file.WriteAt(p, off)
+	}
+	if im.server == nil {
+		s, err := serveImage(context.Background(), im.format, im.temp, false)
+		if err != nil {
+			return 0, err
+		}
+		im.server = s
+	}
+	return im.server.WriteAt(p, off)
+}
+
+// hole appends n bytes of zeroes, as a hole if the image can have one.
 func (im *image) hole(n int64) error {
 	switch im.kind {
 	case imageFile:
 		im.at += n
 		return nil
 	case imageDevice:
-		// A block device promises zeroes after this, or refuses.
+		// A block device reads as zeroes after this, or it refuses the call.
 		err := unix.Fallocate(int(im.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, im.at, n)
 		if err == nil {
 			im.at += n
@@ -187,8 +211,16 @@ func (im *image) hole(n int64) error {
 	return nil
 }
 
-// commit makes what was written last, and gives a file its name.
+// commit makes the written data durable, and gives a file its name.
 func (im *image) commit() error {
+	if im.server != nil {
+		if err := im.server.finish(); err != nil {
+			im.server = nil
+			im.abort()
+			return err
+		}
+		im.server = nil
+	}
 	if im.kind != imageStream {
 		if err := im.file.Sync(); err != nil {
 			im.abort()
@@ -209,7 +241,8 @@ func (im *image) commit() error {
 		im.abort()
 		return err
 	}
-	// The name as well. Not every file system can, and the data is there.
+	// Make the name durable as well. Not every file system can do this, and the
+	// data is there without it.
 	if dir, err := os.Open(filepath.Dir(im.path)); err == nil {
 		_ = dir.Sync()
 		_ = dir.Close()
@@ -221,6 +254,9 @@ func (im *image) commit() error {
 func (im *image) abort() {
 	if im.kind == imageStream && im.path == "standard output" {
 		return
+	}
+	if im.server != nil {
+		_ = im.server.close()
 	}
 	_ = im.file.Close()
 	if im.kind == imageFile {

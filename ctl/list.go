@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"text/tabwriter"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
@@ -26,10 +26,10 @@ func (t *tool) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [CONTAINER…]",
 		Short: "List the containers and who uses them",
-		Long: `List the containers of the secrets file, or those named: size, objects, version
-of the format, whether the export is read-only, and who holds the lock since
-when. A container that cannot be looked at is reported on standard error; the
-others are listed all the same, and the exit status is 1.`,
+		Long: `List the containers of the secrets file, or only those that you name. The list
+shows the size, the objects, the version of the format, whether the export is
+read-only, who holds the lock, and since when. If the command cannot look at a
+container, it prints an error, lists the others, and ends with exit status 1.`,
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			if simple && asJSON {
 				return usagef("--simple-output and --json exclude each other")
@@ -61,19 +61,21 @@ others are listed all the same, and the exit status is 1.`,
 			return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
 		},
 	}
-	cmd.Flags().BoolVarP(&simple, "simple-output", "s", false, "print one line a container, as swiftnbd did")
+	cmd.Flags().BoolVarP(&simple, "simple-output", "s", false, "print one line for each container, as swiftnbd 0.11 did")
+	cmdline.Old(cmd.Flags(), "simple-output")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
 	return cmd
 }
 
-// entry is what list found out of a container.
+// entry is what list has found out about a container.
 type entry struct {
 	name     string
 	readOnly bool
-	items    map[string]string // the metadata as it stands; nil where it could not be read
-	meta     volume.Meta       // where setUp
+	items    map[string]string // the raw metadata; nil if it could not be read
+	meta     volume.Meta       // valid if setUp
 	setUp    bool
-	err      error // why there is nothing to print, or not all of it
+	stored   store.Metadata // what Swift counts in it
+	err      error          // why there is nothing to print, or not all of it
 }
 
 // look asks for the metadata of the named containers, or of all in the secrets
@@ -94,20 +96,20 @@ func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
 	for i, name := range names {
 		e := &entry{name: name}
 		entries[i] = e
-		c, err := t.open(name) // here, since it is not made for several goroutines
+		c, err := t.open(name) // not in the goroutine, since open is not safe for several
 		if err != nil {
 			e.err = err
 			continue
 		}
 		e.readOnly = c.export.ReadOnly
 		g.Go(func() error {
-			md, err := c.contact.Metadata(store.WithHint(ctx))
+			md, err := c.contact.MetadataHint(ctx)
 			if err != nil {
 				e.err = c.explain(ctx, err)
 				return nil
 			}
-			e.items = md.Items
-			e.meta, err = volume.ParseMeta(md.Items)
+			e.items, e.stored = md.Items, md
+			e.meta, err = volume.FromMetadata(md)
 			e.setUp = err == nil
 			if err != nil && !errors.Is(err, volume.ErrNotSetUp) {
 				e.err = c.explain(ctx, err)
@@ -118,8 +120,8 @@ func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
 	return entries, g.Wait()
 }
 
-// printSimple prints the lines of swiftnbd 0.11's `list -s`, to the letter:
-// the metadata as it stands in the container, sense or no sense.
+// printSimple prints exactly the lines of swiftnbd 0.11's `list -s`: the raw
+// metadata of the container, even if it makes no sense.
 func (t *tool) printSimple(entries []*entry) error {
 	for _, e := range entries {
 		if e.items == nil {
@@ -166,9 +168,13 @@ func (t *tool) printTable(entries []*entry) error {
 			holder, at := lease.ParseMark(e.meta.Client)
 			lock = holder + since(at)
 		}
-		g := e.meta.Geometry
-		fmt.Fprintf(w, "%s\t%s\t%d x %s\t%d\t%s\t%s\n", e.name, humanSize(g.Size()),
-			g.Objects(), humanSize(g.ObjectSize()), e.meta.Version, access, lock)
+		objects := "-"
+		if g := e.meta.Geometry; e.meta.Version == volume.Version1 {
+			objects = fmt.Sprintf("%d x %s", g.Objects(), humanSize(g.ObjectSize()))
+		} else {
+			objects = fmt.Sprintf("about %d, %s", e.stored.Objects, humanSize(e.stored.Bytes))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", e.name, humanSize(e.meta.Size), objects, e.meta.Version, access, lock)
 	}
 	return w.Flush()
 }
@@ -187,7 +193,8 @@ type listed struct {
 	Holder     *string    `json:"holder"`
 	Since      *time.Time `json:"since"`
 	Last       *string    `json:"last"`
-	Error      *string    `json:"error"`
+	versioned
+	Error *string `json:"error"`
 }
 
 func (t *tool) printJSON(entries []*entry) error {
@@ -200,8 +207,11 @@ func (t *tool) printJSON(entries []*entry) error {
 		}
 		if e.setUp {
 			g := e.meta.Geometry
-			size, objects, objectSize := g.Size(), g.Objects(), g.ObjectSize()
-			l.Version, l.Size, l.Objects, l.ObjectSize = &e.meta.Version, &size, &objects, &objectSize
+			l.versioned = versionsOf(e.meta.Versions)
+			l.Version, l.Size = &e.meta.Version, &e.meta.Size
+			if objects, objectSize := g.Objects(), g.ObjectSize(); e.meta.Version == volume.Version1 {
+				l.Objects, l.ObjectSize = &objects, &objectSize
+			}
 			if e.meta.Last != "" {
 				l.Last = &e.meta.Last
 			}
@@ -216,8 +226,5 @@ func (t *tool) printJSON(entries []*entry) error {
 		}
 		out = append(out, l)
 	}
-	enc := json.NewEncoder(t.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return t.encode(out)
 }

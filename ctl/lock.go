@@ -11,31 +11,43 @@ import (
 	"github.com/spf13/cobra"
 
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
 
-// The holders in the marks that this tool sets, as in swiftnbd 0.11's.
+// The holders in the marks that this tool sets. Those of lock, download and delete
+// are the same as in swiftnbd 0.11.
 const (
 	holderLock     = "ctl"
 	holderDownload = "ctl-download"
+	holderUpload   = "ctl-upload"
+	holderResize   = "ctl-resize"
 	holderDelete   = "ctl-delete"
+	holderVerify   = "ctl-verify"
+	holderSnapshot = "ctl-snapshot"
 )
 
-// downloadTerm is the lease of a download, which renews it: if it is killed the
-// container is free again that much later.
+// downloadTerm is the lease of a download, which renews it. If the download is
+// killed, the container is free again after this time.
 const downloadTerm = 30 * time.Second
 
-// markTimeout bounds the setting and removing of a mark, which no signal cuts
-// short: a mark must not stay behind.
+// uploadTerm is the lease of an upload, in the same way.
+var uploadTerm = 30 * time.Second
+
+// resizeTerm is the lease of a resize, in the same way.
+const resizeTerm = 30 * time.Second
+
+// markTimeout bounds the setting and removing of a mark. No signal interrupts
+// these, because a mark must not stay behind.
 const markTimeout = 30 * time.Second
 
 func (t *tool) lockCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lock CONTAINER",
-		Short: "Lock a container, so that no server uses it",
-		Long: `Lock a container, so that no server uses it until it is unlocked. Such a lock
-never expires. One that is locked already is left alone, and the exit status
-is 1.`,
+		Short: "Lock a container against use by servers",
+		Long: `Lock a container. Until it is unlocked, no server can serve it for writing. This
+lock never expires. If the container is locked already, nothing changes and the
+exit status is 1.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			c, err := t.open(args[0])
@@ -61,12 +73,17 @@ is 1.`,
 func (t *tool) unlockCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unlock CONTAINER",
-		Short: "Remove the lock of a container, whoever holds it",
-		Long: `Remove the lock of a container, whoever holds it: that of "lock", or one that
-a server has. What that server writes from then on is refused by Swift, and its
-clients get errors: what they wrote and did not flush is lost. The lock of a
-server that was killed goes by itself when its lease has run out. A container
-that is not locked is left alone, and the exit status is 1.`,
+		Short: "Remove the lock of a container, even one that a server holds",
+		Long: `Remove the lock of a container: the lock that "lock" made, or the lock of a
+server.
+
+If Swift checks the disk's key ("info" shows this), Swift refuses what that server
+writes from then on. Its clients get errors, and lose what they wrote and did not
+flush. Otherwise make sure that the server has stopped: the output says when this
+is necessary.
+
+The lock of a server that was killed ends with its lease. If the container is not
+locked, nothing changes and the exit status is 1.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			c, err := t.open(args[0])
@@ -75,6 +92,10 @@ that is not locked is left alone, and the exit status is 1.`,
 			}
 			unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
 			defer cancel()
+			fence, err := c.fenceNow(unlockCtx)
+			if err != nil {
+				return c.explain(ctx, err)
+			}
 			was, err := lease.Unlock(unlockCtx, c.lease("", 0))
 			if errors.Is(err, lease.ErrNotLocked) {
 				return fmt.Errorf("%s is not locked, nothing to do", c.name)
@@ -83,8 +104,8 @@ that is not locked is left alone, and the exit status is 1.`,
 				return c.explain(ctx, err)
 			}
 			t.say("%s lock was: %s%s%s", c.name, was.Holder, since(was.Since), leaseLeft(was))
-			if was.Fenced {
-				t.say("Whatever they write from now on is refused by Swift")
+			if s := formerHolder(was, fence); s != "" {
+				t.say("%s", s)
 			}
 			t.say("Done, %s is unlocked", c.name)
 			return nil
@@ -93,8 +114,48 @@ that is not locked is left alone, and the exit status is 1.`,
 	}
 }
 
-// leaseLeft says how a lease stands, in parentheses; nothing where there is
-// none, or none that ends.
+// fenceNow finds out how Swift refuses writes by anybody who does not hold the
+// lease. It returns a kind of fencing, as info names it. It returns fenceNone
+// also if it cannot find this out.
+func (c *container) fenceNow(ctx context.Context) (string, error) {
+	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if err != nil {
+		return "", err
+	}
+	grant, ok := state.Grant()
+	if !ok {
+		return fenceNone, nil
+	}
+	err = c.client.SeeFence(ctx, c.name, grant)
+	switch {
+	case err == nil && c.client.FencedByAccount():
+		return fenceExpiry, nil
+	case err == nil, errors.Is(err, store.ErrFenced):
+		return fenceTempURL, nil // it checks the key, or knows an older one for a while
+	}
+	return fenceNone, nil
+}
+
+// formerHolder says what happens to later writes of the former holder. It
+// returns "" if the former holder had no lease.
+func formerHolder(was lease.State, fence string) string {
+	switch {
+	case !was.Leased:
+		return ""
+	case fence == fenceTempURL, fence == fenceExpiry && was.Expired:
+		return "Whatever they write from now on is refused by Swift"
+	case was.Never:
+		return "" // an operator's
+	}
+	s := "Swift does not refuse what they write from now on: make sure that they have stopped"
+	if !was.Expired {
+		s += fmt.Sprintf(". A server that runs stops by itself when it looks at its lease, at the latest at %s", humanTime(was.Until))
+	}
+	return s
+}
+
+// leaseLeft says in parentheses when the lease ends or has ended. It returns ""
+// if there is no lease, or one without an end.
 func leaseLeft(s lease.State) string {
 	switch {
 	case !s.Leased || s.Never:
@@ -105,7 +166,7 @@ func leaseLeft(s lease.State) string {
 	return fmt.Sprintf(" (its lease was good until %s)", humanTime(s.Until))
 }
 
-// lease returns how the container's lease is taken, by holder.
+// lease returns the options with which holder takes the container's lease.
 func (c *container) lease(holder string, term time.Duration) lease.Options {
 	return lease.Options{
 		Store: c.contact, Name: c.name, Sibling: c.sibling, Holder: holder, Term: term,
@@ -113,9 +174,8 @@ func (c *container) lease(holder string, term time.Duration) lease.Options {
 	}
 }
 
-// mark takes the container's lock, for term at a time or for ever. Once begun it
-// is not interrupted, since a request that was cut short may still have set the
-// mark.
+// mark takes the container's lock, for term at a time or for ever. It cannot be
+// interrupted, since a request that was cut short may still have set the mark.
 func (c *container) mark(ctx context.Context, holder string, term time.Duration) (*lease.Held, volume.Meta, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, volume.Meta{}, err
@@ -125,8 +185,8 @@ func (c *container) mark(ctx context.Context, holder string, term time.Duration)
 	return lease.Acquire(ctx, c.lease(holder, term))
 }
 
-// release gives the lock of a verb that has changed nothing back, interrupted
-// or not. What is known of the disk's chunks stays known.
+// release gives back the lock of a verb that has changed nothing. It does so
+// even after an interrupt. The map of the disk's chunks stays valid.
 func (c *container) release(ctx context.Context, held *lease.Held) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
 	defer cancel()

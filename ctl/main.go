@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
 
-// Command swiftnbd-ctl looks after the containers that hold disks: it sets
-// them up, lists, locks, unlocks, downloads and deletes them. It takes the
-// verbs and flags of swiftnbd 0.11's tool of that name, so that scripts go on
-// working.
+// Command swiftnbd-ctl manages the containers that hold disks: it sets them up,
+// lists, locks, unlocks, downloads and deletes them. It has the verbs and flags
+// of swiftnbd 0.11's tool of the same name, so that old scripts still work.
 //
-// What was asked for goes to standard output; errors, warnings and the
-// progress bar go to standard error. The exit status is 0, 1 where the
-// operation failed, 2 where the command line was wrong.
+// Results go to standard output. Errors, warnings and the progress bar go to
+// standard error. The exit status is 0, or 1 if the operation failed, or 2 if
+// the command line was wrong; verify has two more.
 package main
 
 import (
@@ -19,6 +18,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
 )
 
@@ -29,11 +29,13 @@ const program = "swiftnbd-ctl"
 const (
 	exitFailed = 1
 	exitUsage  = 2
+	exitStrays = 3 // verify: nothing is wrong but objects that nobody needs
+	exitDamage = 4 // verify: something of the disk is damaged or lost
 )
 
 func main() {
-	// A reader that goes away must not kill us with a lock in our hands: the
-	// write fails instead.
+	// If the reader of our output goes away, the signal must not kill us while
+	// we hold a lock. The write fails instead.
 	signal.Ignore(syscall.SIGPIPE)
 	ends := []os.Signal{syscall.SIGTERM}
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGHUP} {
@@ -42,8 +44,8 @@ func main() {
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
-	// The first signal ends the operation in good order; a second one, while
-	// that takes its time, ends the program at once.
+	// The first signal lets the operation clean up and end. A second signal
+	// meanwhile ends the program at once.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
@@ -53,17 +55,24 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	t := &tool{stdin: stdin, stdout: stdout, stderr: &console{out: stderr}, env: env}
 	defer t.close()
 	root := t.root()
-	root.SetArgs(args)
-	cmd, err := root.ExecuteContextC(ctx)
+	cmd := root
+	args, err := cmdline.Expand(root, args)
+	if err == nil {
+		root.SetArgs(args)
+		cmd, err = root.ExecuteContextC(ctx)
+	}
 	if err == nil {
 		return 0
 	}
 	var usage *usageError
+	var verdict verdictError
 	switch {
+	case errors.As(err, &verdict):
+		return int(verdict)
 	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.Is(err, syscall.EPIPE):
-		return exitFailed // whoever read our output has gone, and knows
+		return exitFailed // the reader of our output has gone
 	case errors.As(err, &usage) || !t.begun:
 		// Cobra's own errors come before a verb has begun.
 		fmt.Fprintf(stderr, "%s: %v\nTry '%s --help'.\n", program, err, cmd.CommandPath())
@@ -82,5 +91,12 @@ func (e *usageError) Unwrap() error { return e.err }
 // usagef returns a usageError.
 func usagef(format string, a ...any) error { return &usageError{fmt.Errorf(format, a...)} }
 
-// errReported is the error of an operation that has said itself what failed.
+// verdictError is the exit status of a verb that has done what was asked, and
+// has found something wrong.
+type verdictError int
+
+func (v verdictError) Error() string { return fmt.Sprintf("exit status %d", int(v)) }
+
+// errReported is the error of an operation that has already reported what
+// failed.
 var errReported = errors.New("failed")

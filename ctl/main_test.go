@@ -8,6 +8,7 @@ import (
 	"crypto/md5"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 	quick := store.Policy{Timeout: 3 * time.Second, Attempt: 3 * time.Second, Base: time.Millisecond, Max: 20 * time.Millisecond}
 	contactPolicy, workPolicy = quick, quick
 	workPolicy.Timeout, workPolicy.Attempt = 10*time.Second, 10*time.Second
+	verifyPatience = 100 * time.Millisecond
 	code := m.Run()
 	if binaryDir != "" {
 		_ = os.RemoveAll(binaryDir)
@@ -94,9 +96,14 @@ func (b *bench) run(args ...string) result {
 
 func (b *bench) runContext(ctx context.Context, args ...string) result {
 	b.Helper()
+	return b.runWith(ctx, strings.NewReader(""), args...)
+}
+
+func (b *bench) runWith(ctx context.Context, stdin io.Reader, args ...string) result {
+	b.Helper()
 	var out, errs bytes.Buffer
 	env := func(name string) string { return b.env[name] }
-	code := run(ctx, append([]string{"--secrets", b.secrets}, args...), strings.NewReader(""), &out, &errs, env)
+	code := run(ctx, append([]string{"--secrets", b.secrets}, args...), stdin, &out, &errs, env)
 	said := errs.String()
 	if b.swift == nil {
 		// A real one on a busy machine may be late, and that is no fault.
@@ -210,7 +217,7 @@ func TestExitStatus(t *testing.T) {
 		{2, "--simple-output and --json", "list -s --json"},
 		{2, "flag needs an argument", "list --auth-url"},
 		{2, "--auth-url|does not begin with http://", "-a example.com list"},
-		{2, "--keystone-endpoint-type|private", "-k --keystone-endpoint-type private list"},
+		{2, "--keystone-endpoint|private", "-k --keystone-endpoint-type private list"},
 		{2, "CONTAINER is missing", "lock"},
 		{2, "CONTAINER is missing", "unlock"},
 		{2, "CONTAINER is missing", "delete"},
@@ -232,6 +239,8 @@ func TestExitStatus(t *testing.T) {
 		{2, "--connections", "download disk file --connections 0"},
 		{2, "--connections", "delete disk --connections 100000"},
 		{2, "invalid argument", "delete disk --connections some"},
+		{2, `"some"|must be a whole number, not less than 1 and not more than 256`, "delete disk --connections some"},
+		{2, `"3"|"--yes"|takes no value`, "delete disk --yes=3"},
 
 		{1, "disk has already been setup", "setup disk 5"},
 		{1, "nowhere not found in", "setup nowhere 5"},
@@ -297,7 +306,7 @@ func TestGlobalFlags(t *testing.T) {
 		}
 	}
 	r := b.run("-a", b.auth, "--keystone-region-name", "R", "list", "-s")
-	if r.code != 0 || r.out != want || !strings.Contains(r.err, "--keystone-region-name has no effect") {
+	if r.code != 0 || r.out != want || !strings.Contains(r.err, "--keystone-region has no effect") {
 		t.Errorf("%+v", r)
 	}
 

@@ -13,7 +13,7 @@ import (
 const (
 	// minColumns is the narrowest terminal on which a bar is shown.
 	minColumns = 20
-	// barPatience is how long the bar's last drawing is waited for.
+	// barPatience is how long end waits for the last drawing of the bar.
 	barPatience = 2 * time.Second
 )
 
@@ -25,8 +25,8 @@ type progress struct {
 	console   *console
 }
 
-// newProgress shows a bar on standard error where that is a terminal and the
-// user did not want quiet. total is in bytes, or a number of things.
+// newProgress shows a bar on standard error, if that is a terminal and quiet is
+// false. total is in bytes if bytes is true, and otherwise a number of objects.
 func (t *tool) newProgress(title string, total int64, bytes, quiet bool) *progress {
 	out, ok := terminal(t.stderr.out)
 	if !ok || quiet {
@@ -59,7 +59,7 @@ func (p *progress) add(n int64) {
 	}
 }
 
-// grow makes the whole at least n.
+// grow makes the total at least n.
 func (p *progress) grow(n int64) {
 	if p.bar != nil && p.bar.Current() <= n {
 		p.bar.SetTotal(n, false)
@@ -79,8 +79,8 @@ func (p *progress) end(done bool) {
 	}
 	p.bar = nil
 	p.console.over(nil)
-	// The last drawing must not stand in the way of an unlock: a terminal can
-	// be stopped (Ctrl-S), or shrink to nothing.
+	// The last drawing must not delay an unlock: a terminal can be stopped
+	// (Ctrl-S), or shrink to nothing.
 	drawn := make(chan struct{})
 	go func() {
 		p.container.Wait()

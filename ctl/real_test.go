@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/storetest"
 )
@@ -50,6 +51,47 @@ func TestRealSwift(t *testing.T) {
 			b.gone(name)
 		})
 	}
+}
+
+// TestRealSwiftLog is the life of a disk of version 2 on a real Swift.
+func TestRealSwiftLog(t *testing.T) {
+	quickContact, quickWork := contactPolicy, workPolicy
+	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
+	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
+	l := storetest.RealLogin(t)
+	const name = "disk"
+	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b.writeSecrets(section(name, l))
+	t.Cleanup(func() { b.run("unlock", name); b.run("delete", name, "--yes") })
+
+	disk := b.fillLog(name, 4<<20, 2)
+	b.fails(1, []string{"already been setup (version 2"}, "setup", name, "--size", "1G", "--format", "2", "-f")
+	if in := b.info(); *in.Opens != opensAtOnce || *in.Live == 0 || *in.Root == "" {
+		t.Errorf("%+v", in)
+	}
+	if out := b.verify(0); out.Objects == 0 || out.Verdict != verdictClean {
+		t.Errorf("%+v", out)
+	}
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", name, path)
+	checkImage(t, path, disk)
+	d, _ := b.open(name)
+	b.scribble(d, disk)
+	b.fails(1, []string{"is locked by server:1"}, "verify", name)
+	b.ok("unlock", name)
+	d.Abandon()
+	b.verify(0)
+	b.ok("download", name, path)
+	checkImage(t, path, disk)
+	for _, n := range b.names(name, layout.LogPrefix+"00000002") { // which a root names
+		b.del(n)
+	}
+	if out := b.verify(exitDamage); len(out.Damage) == 0 || !out.Damage[0].Lost {
+		t.Errorf("%+v", out)
+	}
+	b.ok("delete", name, "--yes")
+	b.gone(name)
+	b.noLeases(name, 12)
 }
 
 // locked is what becomes of each verb while the container is locked, or has been

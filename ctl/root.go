@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
 	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/version"
@@ -26,31 +28,35 @@ type tool struct {
 	env    config.Environ
 
 	// The global flags.
-	secretsPath string
-	authURL     string
-	cacert      string
-	keystone    bool
-	keystoneOpt config.KeystoneOptions
-	verbose     bool
+	login      *cmdline.Login
+	cacert     string
+	storageURL string
+	region     string
+	endpoint   string
+	cert, key  string
+	insecure   bool
+	policy     string // setup's --policy
+	verbose    bool
 
 	begun    bool // a verb has begun: errors are the operation's from now on
 	named    bool // --secrets was given
 	log      *slog.Logger
 	secrets  *config.Secrets // nil until loaded
-	noFile   error           // why there is no secrets file, where that can be done without
+	noFile   error           // why there is no secrets file, if the environment may replace it
 	defaults config.Defaults
-	clouds   map[config.Login]*swiftstore.Client
+	clients  map[config.Login]*swiftstore.Client
 }
 
 // root builds the command line.
 func (t *tool) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   program,
-		Short: "Look after the Swift containers that hold disks for nbdkit's swift plugin",
-		Long: `swiftnbd-ctl sets up, lists, shows, locks, unlocks, downloads and deletes the
+		Short: "Set up and manage the Swift containers that hold disks for nbdkit's swift plugin",
+		Long: `swiftnbd-ctl sets up, lists, shows, locks, unlocks, downloads, checks and deletes the
 OpenStack Swift containers that hold disks for nbdkit's swift plugin and for
-swiftnbd. Containers and their credentials stand in the secrets file, or come
-from the usual OS_* and ST_* environment variables.`,
+swiftnbd. The secrets file names the containers and their credentials. The
+usual OS_* and ST_* environment variables can give the credentials as well. It also
+attaches disks to the kernel of this machine, and detaches them.`,
 		Version:       version.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -66,25 +72,31 @@ from the usual OS_* and ST_* environment variables.`,
 		Args:                       cobra.ArbitraryArgs,
 		SuggestionsMinimumDistance: 2,
 	}
+	root.SetFlagErrorFunc(cmdline.FlagError)
 	root.SetVersionTemplate(program + " {{.Version}}\n")
 	root.SetIn(t.stdin)
 	root.SetOut(t.stdout)
 	root.SetErr(t.stderr)
 
 	f := root.PersistentFlags()
-	f.StringVar(&t.secretsPath, "secrets", config.DefaultPath, "`FILE` with the containers and their credentials")
-	f.StringVarP(&t.authURL, "auth-url", "a", "", "authentication `URL` of the containers for which the secrets file names none")
-	f.StringVar(&t.cacert, "cacert", "", "PEM `FILE` of the authorities to trust, where the secrets file names none")
-	f.BoolVarP(&t.keystone, "keystone-auth", "k", false, "authenticate with Keystone (v2.0, or v3 where the URL says so), with TENANT.USERNAME as user name")
-	f.StringVar(&t.keystoneOpt.RegionName, "keystone-region-name", "", "with -k, `REGION` of the endpoint")
-	f.StringVar(&t.keystoneOpt.TenantSeparator, "keystone-tenant-separator", ".", "with -k, the `SEPARATOR` of tenant and user name")
-	f.StringVar(&t.keystoneOpt.ServiceType, "keystone-service-type", "object-store", "with -k, `TYPE` of the service in the catalogue")
-	f.StringVar(&t.keystoneOpt.EndpointType, "keystone-endpoint-type", "publicURL", "with -k, `TYPE` of the endpoint: publicURL, internalURL or adminURL")
-	f.BoolVarP(&t.verbose, "verbose", "v", false, "log the requests that are made to standard error")
+	t.login = cmdline.AddLogin(f)
+	f.StringVar(&t.cacert, "cacert", "", "PEM `FILE` of the authorities to trust, if the secrets file has none")
+	f.StringVar(&t.storageURL, "storage-url", "", "the account's `URL`, instead of the one that the login gives, if the secrets file has none")
+	f.StringVar(&t.region, "region", "", "`REGION` of the endpoint, if the secrets file has none")
+	f.StringVar(&t.endpoint, "endpoint-type", "", "`TYPE` of the endpoint, if the secrets file has none: public, internal or admin")
+	f.StringVar(&t.cert, "cert", "", "PEM `FILE` with a client's certificate, if the secrets file has none")
+	f.StringVar(&t.key, "key", "", "PEM `FILE` with the certificate's key, if it is not in the same file")
+	f.BoolVar(&t.insecure, "insecure", false, "do not verify the cloud's certificates")
+	cmdline.Newer(f, "region", "endpoint-type", "cert", "key", "insecure")
+	f.BoolVarP(&t.verbose, "verbose", "v", false, "log each request to standard error")
+	cmdline.Old(f, "verbose")
 	_ = root.MarkPersistentFlagFilename("secrets")
-	_ = root.MarkPersistentFlagFilename("cacert")
+	for _, name := range []string{"cacert", "cert", "key"} {
+		_ = root.MarkPersistentFlagFilename(name)
+	}
 
-	root.AddCommand(t.listCommand(), t.infoCommand(), t.setupCommand(), t.unlockCommand(), t.lockCommand(), t.downloadCommand(), t.deleteCommand())
+	root.AddCommand(t.listCommand(), t.infoCommand(), t.setupCommand(), t.unlockCommand(), t.lockCommand(), t.downloadCommand(), t.uploadCommand(), t.resizeCommand(), t.deleteCommand(), t.verifyCommand(),
+		t.attachCommand(), t.detachCommand(), t.snapshotCommand(), t.snapshotsCommand())
 	return root
 }
 
@@ -109,28 +121,33 @@ func (t *tool) globals(cmd *cobra.Command) error {
 	t.log = slog.New(slog.NewTextHandler(t.stderr, &slog.HandlerOptions{Level: level}))
 	flags := cmd.Flags()
 	t.named = flags.Changed("secrets")
-	t.defaults = config.Defaults{AuthURL: t.authURL, CACert: t.cacert}
-	if flags.Changed("auth-url") {
-		if err := config.CheckURL(t.authURL); err != nil {
-			return usagef("--auth-url: %w", err)
+	unused, err := t.login.Check(flags)
+	if err != nil {
+		return usagef("%w", err)
+	}
+	if flags.Changed("storage-url") {
+		if err := config.CheckStorageURL(t.storageURL); err != nil {
+			return usagef("--storage-url: %w", err)
 		}
 	}
-	if err := config.CheckEndpointType(t.keystoneOpt.EndpointType); err != nil {
-		return usagef("--keystone-endpoint-type: %w", err)
-	}
-	if t.keystone {
-		t.defaults.Keystone = &t.keystoneOpt
-		return nil
-	}
-	for _, name := range []string{"region-name", "tenant-separator", "service-type", "endpoint-type"} {
-		if flags.Changed("keystone-" + name) {
-			t.warn("--keystone-%s has no effect without --keystone-auth", name)
+	if t.endpoint != "" {
+		if err := config.CheckEndpointType(t.endpoint); err != nil {
+			return usagef("--endpoint-type: %w", err)
 		}
+	}
+	t.defaults = config.Defaults{AuthURL: t.login.AuthURL, CACert: t.cacert, StorageURL: t.storageURL,
+		Cloud: t.login.Cloud, Region: t.region, EndpointType: t.endpoint,
+		ClientCert: t.cert, ClientKey: t.key, Insecure: t.insecure}
+	if t.login.Keystone {
+		t.defaults.Keystone = &t.login.KeystoneOptions
+	}
+	for _, name := range unused {
+		t.warn("--%s has no effect without --keystone-auth", name)
 	}
 	return nil
 }
 
-// needs is the check of a verb's positional arguments: as many as names.
+// needs checks that a verb has as many positional arguments as names.
 func needs(names ...string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch {
@@ -143,8 +160,8 @@ func needs(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// completeContainers completes the first argument to a container of the
-// secrets file, and a second one to a file where files says so.
+// completeContainers completes the first argument to a container of the secrets
+// file. If files is true, it completes the second one to a file.
 func (t *tool) completeContainers(files bool) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -157,10 +174,10 @@ func (t *tool) completeContainers(files bool) cobra.CompletionFunc {
 	}
 }
 
-// containersWith returns the secrets file's containers that begin with prefix,
-// and nothing where the file cannot be read.
+// containersWith returns the secrets file's containers that begin with prefix.
+// If the file cannot be read, it returns none.
 func (t *tool) containersWith(prefix string) []cobra.Completion {
-	secrets, _, err := config.ReadSecrets(t.secretsPath)
+	secrets, _, err := config.ReadSecrets(t.login.Secrets)
 	if err != nil {
 		return nil
 	}
@@ -173,8 +190,8 @@ func (t *tool) containersWith(prefix string) []cobra.Completion {
 	return names
 }
 
-// fault reports an error, warn what the user should know, and say what was
-// done: one line each.
+// fault reports an error, warn prints a warning, and say prints a result. Each
+// prints one line.
 func (t *tool) fault(err error) { fmt.Fprintf(t.stderr, "%s: %v\n", program, err) }
 
 func (t *tool) warn(format string, a ...any) {
@@ -183,7 +200,15 @@ func (t *tool) warn(format string, a ...any) {
 
 func (t *tool) say(format string, a ...any) { fmt.Fprintf(t.stdout, format+"\n", a...) }
 
-// terminal returns the terminal that a stream is, if it is one.
+// encode prints v as JSON.
+func (t *tool) encode(v any) error {
+	enc := json.NewEncoder(t.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// terminal returns stream as a file, and whether it is a terminal.
 func terminal(stream any) (*os.File, bool) {
 	f, ok := stream.(*os.File)
 	return f, ok && term.IsTerminal(int(f.Fd()))

@@ -7,35 +7,53 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
+	"swiftnbd/internal/words"
 )
 
 func (t *tool) setupCommand() *cobra.Command {
 	var (
 		objectSize string
 		size       string
+		format     string
 		force      bool
 	)
 	cmd := &cobra.Command{
 		Use:   "setup CONTAINER {OBJECTS | --size SIZE}",
 		Short: "Set up a container to hold a disk",
-		Long: `Set up a container to hold a disk of --size bytes in objects of 1 MiB, or, as
-swiftnbd 0.11 did, of OBJECTS objects of 64 KiB; --object-size changes either. The container is created where it does not exist. Only the
-container's metadata is written: no object is ever touched.
+		Long: `Set up a container for a disk. With --size, the disk has objects of 1 MiB. With
+OBJECTS, it has that many objects of 64 KiB, as with swiftnbd 0.11. --object-size
+changes the size of the objects. If the container does not exist, it is created.
+The command writes the container's metadata only, and never touches an object.
 
-A container that has been set up, or that holds objects, is refused unless
---force is given; one that is locked is refused in any case.`,
+With --format 2, the disk is a log of packed objects: small writes and flushes are
+packed together, and what Swift holds is always the disk as it was at one moment. It
+needs --size, an empty container, and credentials that may create containers, for
+the lease. swiftnbd 0.11 cannot use such a disk.
+
+It refuses a container that is set up already or that holds objects, unless you
+give --force. It always refuses a locked container.`,
 		Example: `  swiftnbd-ctl setup mynbd0 16384
   swiftnbd-ctl setup mynbd0 --size 10G`,
 		Args: cobra.ArbitraryArgs,
 		RunE: t.verb(func(ctx context.Context, args []string) error {
+			switch format {
+			case "", "1":
+			case "2":
+				return t.setupLog(ctx, args, size, objectSize, force)
+			default:
+				return usagef("--format: must be 1 or 2, not %q", format)
+			}
 			g, asked, err := parseGeometry(args, size, objectSize)
 			if err != nil {
 				return err
@@ -48,14 +66,18 @@ A container that has been set up, or that holds objects, is refused unless
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	f := cmd.Flags()
-	f.StringVar(&objectSize, "object-size", "", "size of an object, such as 65536, 64K or 1M `bytes`; 1M with --size, 64K with OBJECTS, unless given")
-	f.StringVar(&size, "size", "", "size of the disk, such as 10G `bytes`, in place of OBJECTS")
-	f.BoolVarP(&force, "force", "f", false, "write the metadata of a container that has been set up, or holds objects")
+	f.StringVar(&objectSize, "object-size", "", "size of an object in `bytes`, such as 65536, 64K or 1M. If not given: 1M with --size, 64K with OBJECTS")
+	cmdline.Old(f, "object-size")
+	f.StringVar(&size, "size", "", "size of the disk in `bytes`, such as 10G, instead of OBJECTS")
+	f.StringVar(&format, "format", "", "`version` of the format, 1 or 2. If not given: 1")
+	f.StringVar(&t.policy, "policy", "", "storage policy (`NAME`) of a container that is created. If not given: the cluster's default")
+	f.BoolVarP(&force, "force", "f", false, "write the metadata although the container is set up already or holds objects")
+	cmdline.Old(f, "force")
 	return cmd
 }
 
-// parseGeometry makes the disk's shape of setup's arguments. asked is what
-// --size said, or 0.
+// parseGeometry makes the disk's geometry from setup's arguments. asked is the
+// value of --size, or 0.
 func parseGeometry(args []string, size, objectSize string) (g geometry.Geometry, asked int64, err error) {
 	switch {
 	case len(args) == 0:
@@ -67,9 +89,9 @@ func parseGeometry(args []string, size, objectSize string) (g geometry.Geometry,
 	case len(args) > 2:
 		return g, 0, usagef("%q is one argument too many (expected CONTAINER OBJECTS)", args[2])
 	}
-	each := int64(volume.SwiftnbdObjectSize)
+	each := int64(chunked.SwiftnbdObjectSize)
 	if size != "" {
-		each = volume.DefaultObjectSize
+		each = chunked.DefaultObjectSize
 	}
 	if objectSize != "" {
 		if each, err = config.ParseSize(objectSize); err != nil {
@@ -101,31 +123,44 @@ func parseGeometry(args []string, size, objectSize string) (g geometry.Geometry,
 	return g, asked, nil
 }
 
-// Outside of these, bytes an object, a disk works, and hardly as anybody wants.
+// Object sizes outside these bounds, in bytes, work. But hardly anybody wants
+// such a disk.
 const (
 	leastSensible = 4 << 10
 	mostSensible  = 64 << 20
 )
 
-// setup writes the metadata of a disk of shape g, when nothing speaks against
-// it.
+// setup writes the metadata of a disk with the geometry g, unless something
+// forbids it.
 func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, force bool) error {
 	c, err := t.open(name)
 	if err != nil {
 		return err
 	}
 	md, err := c.contact.Metadata(ctx)
+	exists := err == nil
+	if exists || errors.Is(err, store.ErrContainerNotFound) {
+		if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
+			return err
+		}
+	}
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound):
 		t.say("%s doesn't exist, will be created", name)
 	case err != nil:
 		return c.explain(ctx, err)
 	default:
+		if err := md.Versions.Restores(name); err != nil {
+			return fmt.Errorf("%s %w", name, err)
+		}
 		if err := t.setupOver(ctx, c, md, g, force); err != nil {
 			return err
 		}
+		if kept := md.Versions.Kept(); kept != "" {
+			t.warn("%s: %s", name, kept)
+		}
 	}
-	// A cluster that tells its limit is asked for it; /info may be hidden.
+	// Ask the cluster for its limit. /info may be hidden.
 	if info, err := c.client.Info(ctx); err == nil && info.MaxFileSize > 0 && g.ObjectSize() > info.MaxFileSize {
 		return fmt.Errorf("%s: objects of %s are too large for this Swift, which takes %s", name, humanSize(g.ObjectSize()), humanSize(info.MaxFileSize))
 	}
@@ -138,23 +173,57 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	if err := volume.Create(ctx, c, g); err != nil {
 		return c.explain(ctx, err)
 	}
-	t.say("Done, %s: %d objects of %s, %s", name, g.Objects(), humanSize(g.ObjectSize()), humanSize(g.Size()))
+	t.say("Done, %s: %s of %s, %s", name, words.Count(g.Objects(), "object"), humanSize(g.ObjectSize()), humanSize(g.Size()))
 	return nil
 }
 
-// setupOver says why a container that exists must not be set up with shape g,
-// or warns of what that means for the objects in it.
+// checkPolicy returns why the container cannot have the storage policy. An empty
+// policy is the container's own, or the default.
+func (c *container) checkPolicy(ctx context.Context, policy string, exists bool) error {
+	if policy == "" {
+		return nil
+	}
+	info, err := c.client.Info(ctx)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	name, err := info.FindPolicy(policy)
+	if err != nil {
+		return fmt.Errorf("%s: --policy: %w", c.name, err)
+	}
+	if !exists {
+		return nil
+	}
+	u, err := c.client.Usage(ctx, c.name)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if u.Policy != "" && !strings.EqualFold(u.Policy, name) {
+		return fmt.Errorf("%s: --policy: the container exists, with the storage policy %s, and Swift gives no container another one", c.name, u.Policy)
+	}
+	return nil
+}
+
+// setupOver returns why an existing container must not be set up with the
+// geometry g. Otherwise it warns if some of its objects cannot be used.
 func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g geometry.Geometry, force bool) error {
 	if err := lease.Locked(md.Items[volume.KeyClient]); err != nil {
 		return fmt.Errorf("%s is %w: unlock it first", c.name, err)
 	}
 	old, err := volume.ParseMeta(md.Items)
 	var format *volume.FormatError
+	if err == nil {
+		// What it has in the container would stay, and mean nothing.
+		if err := old.Need(volume.Version1); err != nil {
+			return c.explain(ctx, err)
+		}
+	}
 	switch {
 	case err == nil && !force:
-		return fmt.Errorf("%s has already been setup (%d objects of %s)", c.name, old.Geometry.Objects(), humanSize(old.Geometry.ObjectSize()))
-	case errors.As(err, &format) && format.Key == volume.KeyVersion:
-		// Another version's objects would be taken for chunks.
+		return fmt.Errorf("%s has already been setup (%s of %s)", c.name, words.Count(old.Geometry.Objects(), "object"), humanSize(old.Geometry.ObjectSize()))
+	case errors.As(err, &format) && format.Version != volume.Version1:
+		// The objects of another version of the format would be taken for
+		// chunks.
 		return c.explain(ctx, err)
 	case errors.As(err, &format) && !force:
 		return fmt.Errorf("%w: --force would set it up anew", c.explain(ctx, err))
@@ -169,7 +238,7 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 			return fmt.Errorf("%s is not a swiftnbd container and holds objects, such as %s: --force would set it up all the same", c.name, page[0].Name)
 		}
 	}
-	page, err := c.List(ctx, store.ListOptions{Prefix: volume.Prefix, Limit: 1})
+	page, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Limit: 1})
 	if err != nil {
 		return c.explain(ctx, err)
 	}
@@ -178,7 +247,7 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 			c.name, page[0].Size, page[0].Name, g.ObjectSize())
 	}
 	if len(page) > 0 {
-		beyond, err := c.List(ctx, store.ListOptions{Prefix: volume.Prefix, Marker: volume.ObjectName(geometry.ChunkIndex(g.Objects() - 1)), Limit: 1})
+		beyond, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Marker: chunked.ObjectName(geometry.ChunkIndex(g.Objects() - 1)), Limit: 1})
 		if err != nil {
 			return c.explain(ctx, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -155,6 +156,24 @@ func TestProgressBar(t *testing.T) {
 	}
 }
 
+// TestVerifyBar: verify shows a bar on a terminal, and none in a pipe or with -q.
+func TestVerifyBar(t *testing.T) {
+	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	b.fillLog("disk", 4<<20, 1)
+	for _, args := range [][]string{{}, {"--quick"}} {
+		args = append([]string{"verify", "disk"}, args...)
+		out := b.start(args...).end(0)
+		if !strings.Contains(out, "Verifying disk") || !strings.Contains(out, "100 %") || !strings.HasSuffix(out, "it is clean\r\n") {
+			t.Errorf("%q on a terminal: %q", args, out)
+		}
+		for _, quiet := range []string{b.start(append(args, "-q")...).end(0), b.ok(args...)} {
+			if strings.Contains(quiet, "Verifying") || strings.Contains(quiet, "%") {
+				t.Errorf("%q: %q", args, quiet)
+			}
+		}
+	}
+}
+
 // TestOddTerminals: a terminal without a size, a small one, and one that loses
 // its size on the way, keep nobody from finishing.
 func TestOddTerminals(t *testing.T) {
@@ -256,6 +275,10 @@ func TestDeleteAsks(t *testing.T) {
 func TestSignals(t *testing.T) {
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
 	b.fill("disk", 2000, 4096, nil)
+	// Under nohup we ignore SIGHUP, and a program that we start would do so too.
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGHUP)
+	defer signal.Stop(heard)
 	for name, send := range map[string]func(p *process){
 		"Ctrl-C":  func(p *process) { p.typed("\x03") },
 		"SIGTERM": func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },

@@ -11,8 +11,8 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// The patience of a request. The first ones of a verb have somebody in front
-// of the terminal; a download goes on over night.
+// How long requests are tried. During a verb's first requests a person sits in
+// front of the terminal. A download may run over night.
 var (
 	contactPolicy = store.Policy{Timeout: 20 * time.Second, Attempt: 20 * time.Second}
 	workPolicy    = store.Policy{Timeout: 2 * time.Minute, Attempt: time.Minute}
@@ -43,12 +43,12 @@ func traced(s store.Store, log *slog.Logger) store.Store {
 	})
 }
 
-// patient tries again what may pass, as p says. The user hears of the first
-// failure only: why nothing seems to happen.
-func (t *tool) patient(s store.Store, name string, p store.Policy) store.Store {
+// telling returns p with a warning at the first failure that is tried again,
+// and only at that one. The user then knows why nothing seems to happen.
+func (t *tool) telling(name string, p store.Policy) store.Policy {
 	var once sync.Once
 	p.OnRetry = func(r store.Retrying) {
 		once.Do(func() { t.warn("%s: %v; trying again", name, oneLine{r.Err}) })
 	}
-	return store.Retry(s, p)
+	return p
 }

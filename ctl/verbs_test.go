@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -53,7 +54,7 @@ func TestSetupSizes(t *testing.T) {
 		{"--size 10M --object-size 3MiB", "objects=4 size=3145728", "rounded up to 12582912 bytes"},
 		{"--size 1 --object-size 4k", "objects=1 size=4096", "rounded up to 4096 bytes"},
 		{"7 --object-size 1000", "objects=7 size=1000", "7 objects of 1000 B, 6.8 KiB"},
-		{"1 --object-size 1G", "objects=1 size=1073741824", "1 objects of 1 GiB, 1 GiB"},
+		{"1 --object-size 1G", "objects=1 size=1073741824", "1 object of 1 GiB, 1 GiB"},
 	} {
 		out := b.ok(append([]string{"setup", "-f", "disk"}, strings.Fields(c.args)...)...)
 		if !strings.Contains(out, c.says) {
@@ -110,6 +111,75 @@ func TestSetupOverSomething(t *testing.T) {
 	b.ok("setup", "-f", "empty", "8")
 	b.setItem("empty", volume.KeyVersion, "2")
 	b.fails(1, []string{"empty: ", "Swiftnbd-Version", `"2"`}, "setup", "-f", "empty", "8")
+	// A later version need not have version 1's keys; no verb touches it.
+	b.setItem("empty", volume.KeyObjects, "")
+	b.setItem("empty", volume.KeyObjectSize, "")
+	b.put("empty", "swiftnbd/root/00000001-00000001", []byte("x"))
+	before := b.writes()
+	for _, verb := range [][]string{
+		{"setup", "empty", "8"}, {"setup", "-f", "empty", "8"}, {"setup", "-f", "empty", "--size", "1G"},
+		{"delete", "empty", "--yes"}, {"lock", "empty"}, {"unlock", "empty"}, {"info", "empty"}, {"list", "empty"},
+		{"download", "empty", filepath.Join(t.TempDir(), "image")},
+	} {
+		b.fails(1, []string{"empty: ", "Swiftnbd-Version", `"2"`}, verb...)
+	}
+	if got := b.writes(); got != before {
+		t.Errorf("%d requests changed something in a later version's container", got-before)
+	}
+}
+
+// TestVersion2: a disk of version 2 is shown and locked, and not replaced by one
+// of version 1.
+func TestVersion2(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	meta := volume.Meta{UUID: volume.NewUUID(), Size: 3<<30 + 4096, Root: "00000001-00000001"}
+	if err := volume.Create2(t.Context(), b.store("disk"), meta); err != nil {
+		t.Fatal(err)
+	}
+	b.put("disk", "swiftnbd/root/00000001-00000001", []byte("x"))
+	before, items := b.writes(), b.items("disk")
+	for _, verb := range [][]string{
+		{"setup", "disk", "8"}, {"setup", "-f", "disk", "8"}, {"setup", "-f", "disk", "--size", "1G"},
+	} {
+		b.fails(1, []string{"disk: ", "the disk has version 2 of the format", "version 1 only"}, verb...)
+	}
+	if got := b.writes(); got != before || !maps.Equal(b.items("disk"), items) {
+		t.Errorf("%d requests changed something; the container has %v", got-before, b.items("disk"))
+	}
+	if out := b.ok("list", "disk"); !strings.Contains(out, "3.0 GiB  about 1, 1 B  2 ") {
+		t.Errorf("list: %s", out)
+	}
+	if out := b.ok("list", "disk", "-s"); out != "disk is not a swiftnbd container\n" {
+		t.Errorf("list -s, as 0.11 has it: %q", out)
+	}
+	var listed []struct {
+		Version, Size *int64
+		Objects       *int64
+	}
+	if err := json.Unmarshal([]byte(b.ok("list", "disk", "--json")), &listed); err != nil || *listed[0].Version != 2 || *listed[0].Size != meta.Size || listed[0].Objects != nil {
+		t.Errorf("list --json: %+v, %v", listed, err)
+	}
+	if out := b.ok("info", "disk"); !strings.Contains(out, "version 2\n") || !strings.Contains(out, "(3221229568 bytes)") ||
+		strings.Contains(out, "Objects:") || strings.Contains(out, "Map:") {
+		t.Errorf("info: %s", out)
+	}
+	if out := b.ok("info", "disk", "--json"); !strings.Contains(out, `"objects": null`) || !strings.Contains(out, `"size": 3221229568`) {
+		t.Errorf("info --json: %s", out)
+	}
+	b.ok("lock", "disk")
+	b.fails(1, []string{"already locked: ctl"}, "lock", "disk")
+	b.ok("unlock", "disk")
+	for _, key := range []string{volume.KeyVersion, volume.KeyUUID, volume.KeySize, volume.KeyRoot} {
+		if got := b.items("disk")[key]; got != items[key] {
+			t.Errorf("%s is %q, was %q", key, got, items[key])
+		}
+	}
+	// One that is damaged must not pass for one that may be replaced.
+	b.setItem("disk", volume.KeySize, "many")
+	b.fails(1, []string{"disk: ", "Swiftnbd-Size", `"many"`}, "setup", "-f", "disk", "8")
+	if got := b.items("disk")[volume.KeyVersion]; got != "2" {
+		t.Errorf("version %q", got)
+	}
 }
 
 // TestSetupTooLarge: what the cluster says of itself counts.
@@ -208,7 +278,7 @@ func TestList(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &all); err != nil || len(all) != 7 {
 		t.Fatalf("%v: %s", err, r.out)
 	}
-	keys := []string{"container", "error", "holder", "last", "locked", "object_size", "objects", "read_only", "set_up", "since", "size", "version"}
+	keys := []string{"container", "error", "holder", "last", "locked", "object_size", "objects", "read_only", "set_up", "since", "size", "version", "versions", "versions_container"}
 	for _, e := range all {
 		if got := slices.Sorted(maps.Keys(e)); !slices.Equal(got, keys) {
 			t.Errorf("%v has the keys %q", e["container"], got)

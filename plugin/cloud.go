@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"os"
+	"time"
 
 	"libguestfs.org/nbdkit"
 
+	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
@@ -15,25 +17,26 @@ import (
 	"swiftnbd/internal/version"
 )
 
-// cloud is one way into Swift, shared by the containers that are reached with
-// the same credentials.
-type cloud struct {
-	client  *swiftstore.Client
-	limiter *store.Limiter
+// cloudKey is the key of the shared clouds. Disks of one account share their
+// requests, unless their sections have their own connections or timeout.
+type cloudKey struct {
+	login       config.Login
+	connections int
+	timeout     time.Duration
 }
 
-func clientOptions(p *params, x config.Export) swiftstore.Options {
+func clientOptions(x config.Export) swiftstore.Options {
 	return swiftstore.Options{
 		Login:       x.Login,
 		Container:   x.Container,
-		Connections: p.connections,
-		Timeout:     p.timeout,
+		Connections: x.Disk.Connections,
+		Timeout:     x.Disk.Timeout,
 		UserAgent:   "swiftnbd/" + version.Version,
 	}
 }
 
-// readCA reads an authorities' file, or, where that is not possible any more,
-// returns what it was before the privileges were given up.
+// readCA reads an authorities' file. If the file cannot be read any more,
+// readCA returns its content from before nbdkit gave up its privileges.
 func (e *exports) readCA(path string) ([]byte, error) {
 	pem, err := os.ReadFile(path)
 	if kept := e.cas[path]; err != nil && kept != nil {
@@ -43,68 +46,74 @@ func (e *exports) readCA(path string) ([]byte, error) {
 }
 
 // cloud returns the way to x's account.
-func (e *exports) cloud(x config.Export) (*cloud, error) {
+func (e *exports) cloud(x config.Export) (*cloud.Cloud, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	c := e.clouds[x.Login]
+	key := cloudKey{x.Login, x.Disk.Connections, x.Disk.Timeout}
+	c := e.clouds[key]
 	if c == nil {
-		o := clientOptions(e.params, x)
+		o := clientOptions(x)
 		o.ReadFile = e.readCA
-		// The secrets may have changed since: another's token is another
-		// account's door.
+		// The secrets may have changed since then. A token must not be used for
+		// another login.
 		if e.session != nil && x.Login == e.forUser {
-			o.Session = &swiftstore.Session{StorageURL: e.session.StorageURL, Token: config.Secret(e.session.Token)}
+			o.Session = &swiftstore.Session{StorageURL: e.session.StorageURL, Own: e.session.Own, Token: config.Secret(e.session.Token)}
 		}
-		client, err := swiftstore.Dial(o)
-		if err != nil {
+		var err error
+		var client *swiftstore.Client
+		if c, client, err = cloud.Dial(o, e.requests(x)); err != nil {
 			return nil, err
 		}
-		c = &cloud{client, store.NewLimiter(e.params.connections)}
-		e.clouds[x.Login] = c
+		e.clouds[key], e.clients[key] = c, client
 	}
 	return c, nil
 }
 
-// patient returns s counted, and with retries.
-func (e *exports) patient(s store.Store) store.Store {
-	return store.Retry(e.metrics.Store(s), store.Policy{
-		Timeout: e.params.timeout,
-		OnRetry: func(r store.Retrying) {
-			e.metrics.Retried()
-			if debugStore() {
-				nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
-			}
+// requests returns how requests are made for x's disk. All are counted, and
+// failed ones are reported.
+func (e *exports) requests(x config.Export) cloud.Options {
+	return cloud.Options{
+		Connections: x.Disk.Connections,
+		Watch:       func(_ string, s store.Store) store.Store { return e.metrics.Store(s) },
+		Policy: store.Policy{
+			Timeout: x.Disk.Timeout,
+			OnRetry: func(r store.Retrying) {
+				e.metrics.Retried()
+				if debugStore() {
+					nbdkit.Debugf("%s: attempt %d failed, next in %v: %v", r.Op, r.Attempt, r.Wait, r.Err)
+				}
+			},
 		},
-	})
+	}
 }
 
-// look returns the way to x's container for whoever does not write.
-func (e *exports) look(x config.Export) (store.Store, error) {
+// reader returns the way to x's container for a client that does not write.
+func (e *exports) reader(x config.Export) (store.Store, error) {
 	c, err := e.cloud(x)
 	if err != nil {
 		return nil, err
 	}
-	return c.limiter.Store(e.patient(c.client.Container(x.Container))), nil
+	return c.Reader(x.Container), nil
 }
 
 // writer returns the way to x's container for its writer, and how its lease is
-// taken. They share a fence, so they are made anew for each device.
+// taken.
 func (e *exports) writer(x config.Export) (store.Store, lease.Options, error) {
 	c, err := e.cloud(x)
 	if err != nil {
 		return nil, lease.Options{}, err
 	}
-	fence := new(store.Fence)
-	l := lease.Options{
-		Name:  x.Container,
-		Term:  e.params.leaseTerm(),
-		Fence: fence,
-		Sibling: func(name string) store.Store {
-			return e.patient(c.client.Container(name))
-		},
-		CheckFence: func(ctx context.Context, g store.Grant) error {
-			return c.client.CheckFence(ctx, x.Container, g)
-		},
+	s, l := c.Writer(x.Container, x.Disk.LeaseTerm())
+	return s, l, nil
+}
+
+// foreign says whether x's container is in another account than the login's.
+func (e *exports) foreign(ctx context.Context, x config.Export) (bool, error) {
+	if _, err := e.cloud(x); err != nil {
+		return false, err
 	}
-	return store.Settle(c.limiter.Store(e.patient(c.client.Fenced(x.Container, fence)))), l, nil
+	e.mu.Lock()
+	client := e.clients[cloudKey{x.Login, x.Disk.Connections, x.Disk.Timeout}]
+	e.mu.Unlock()
+	return client.Foreign(ctx)
 }

@@ -9,36 +9,37 @@ import (
 	"libguestfs.org/nbdkit"
 
 	"swiftnbd/internal/device"
-	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/metrics"
+	"swiftnbd/internal/volume"
 )
 
-// connection is one NBD client's.
+// connection is the connection of one NBD client.
 type connection struct {
 	nbdkit.Connection
 	disk        *disk
 	device      *device.Device
 	counts      *metrics.Volume
 	readOnly    bool
+	alone       bool // no other client may connect
 	description string
 }
 
-func (c *connection) Close() { c.disk.leave() }
+func (c *connection) Close() { c.disk.leave(c.device) }
 
 func (c *connection) GetSize() (uint64, error)           { return uint64(c.device.Size()), nil }
 func (c *connection) ExportDescription() (string, error) { return c.description, nil }
 
-// BlockSize: any byte may be written by itself, and objects are what is
-// written best. No request may be larger than 32 MiB, the protocol's own limit
-// for those who do not ask.
+// BlockSize: any byte may be written by itself, and whole objects are written
+// best. No request may be larger than 32 MiB, which is the protocol's limit for
+// clients that do not ask.
 func (c *connection) BlockSize() (minimum, preferred, maximum uint32, err error) {
-	return 1, preferredBlock(c.device.Geometry().ObjectSize()), 32 << 20, nil
+	return 1, preferredBlock(c.device.Preferred()), 32 << 20, nil
 }
 
-// preferredBlock returns the largest power of two that is not above the object
-// size, within nbdkit's bounds of 512 bytes and 32 MiB.
-func preferredBlock(objectSize int64) uint32 {
-	p := int64(1) << (bits.Len64(uint64(objectSize)) - 1)
+// preferredBlock returns the largest power of two that is not above the size of
+// requests that cost least, within nbdkit's bounds of 512 bytes and 32 MiB.
+func preferredBlock(preferred int64) uint32 {
+	p := int64(1) << (bits.Len64(uint64(preferred)) - 1)
 	return uint32(min(max(p, 512), 32<<20))
 }
 
@@ -50,10 +51,12 @@ func (c *connection) CanFastZero() (bool, error) { return !c.readOnly, nil }
 func (c *connection) CanFUA() (uint32, error)    { return nbdkit.FUANative, nil }
 func (c *connection) CanCache() (uint32, error)  { return nbdkit.CacheNative, nil }
 
-// CanMultiConn: all connections share one device, so what one of them has
-// written the others read, and a flush covers every write that was completed
-// before it on any of them. That is what NBD asks for.
-func (c *connection) CanMultiConn() (bool, error) { return true, nil }
+// CanMultiConn: all connections share one device. A connection therefore reads
+// what the others have written, and a flush covers every write that was
+// completed before it on any of them. NBD asks for this. If no second client
+// may connect, it is not offered: clients that open several connections at once
+// would fail.
+func (c *connection) CanMultiConn() (bool, error) { return !c.alone, nil }
 
 func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
 	c.counts.Read.Add(int64(len(buf)))
@@ -77,9 +80,9 @@ func (c *connection) Zero(count uint32, offset uint64, flags uint32) error {
 		flags&nbdkit.FlagFUA != 0, flags&nbdkit.FlagFastZero != 0))
 }
 
-// Cache begins to fetch, and leaves it to the reads that come to wait. To wait
-// here would help nobody, and nbdkit 1.32's readahead filter, whose thread
-// makes the call, crashes when it is still at it as nbdkit ends.
+// Cache begins to fetch and does not wait. Later reads wait for the data. To
+// wait here would help nobody. And the readahead filter of nbdkit 1.32 makes
+// this call in a thread of its own, and crashes if nbdkit ends during the call.
 func (c *connection) Cache(count uint32, offset uint64, flags uint32) error {
 	return toErrno(c.device.Advise(int64(offset), int64(count)))
 }
@@ -101,12 +104,32 @@ func (c *connection) Extents(count uint32, offset uint64, flags uint32, extents 
 }
 
 func describeVolume(d *device.Device, readOnly bool) string {
-	return description(d.Geometry(), readOnly)
+	meta := d.Meta()
+	meta.Size = d.Size() // it may have grown
+	return description(meta, readOnly) + describeSession(d.Session())
 }
 
-// description is what a client is told of a disk.
-func description(g geometry.Geometry, readOnly bool) string {
-	s := fmt.Sprintf("%s in objects of %s", humanSize(g.Size()), humanSize(g.ObjectSize()))
+// describeSession says in a description which session of the disk this is, and which
+// one wrote before it. "swiftnbd-ctl attach --persist" reads it: a client that
+// connects again can tell whether somebody else has had the disk meanwhile.
+func describeSession(mark, after string) string {
+	switch {
+	case mark == "":
+		return ""
+	case after == "":
+		return ", session " + mark
+	}
+	return ", session " + mark + " after " + after
+}
+
+// description is the description of a disk for clients.
+func description(meta volume.Meta, readOnly bool) string {
+	s := humanSize(meta.Size)
+	if meta.Version == volume.Version1 {
+		s += " in objects of " + humanSize(meta.Geometry.ObjectSize())
+	} else {
+		s += fmt.Sprintf(" in version %d of the format", meta.Version)
+	}
 	if readOnly {
 		s += ", read-only"
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -17,9 +18,10 @@ import (
 type disk struct {
 	name string
 
-	mu       sync.Mutex // guards all below; held while the device opens or closes
-	clients  int
+	mu       sync.Mutex     // guards all below; held while the device opens or closes
 	device   *device.Device // nil: not open
+	clients  int            // of this device; 0 without one
+	removed  bool           // the disk ends when its section is removed
 	counts   *metrics.Volume
 	readOnly bool // the device is
 }
@@ -29,13 +31,13 @@ func (d *disk) close() error {
 	err := d.device.Close()
 	var undrained *device.DrainError
 	if errors.As(err, &undrained) {
-		return err // it goes on
+		return err // the device goes on
 	}
 	var lost *device.LostError
-	if errors.As(err, &lost) && lost.Chunks > 0 {
-		fail()
+	if err != nil && !errors.As(err, &lost) || lost != nil && lost.Chunks > 0 {
+		fail() // the mark stays, or data is lost
 	}
-	d.device = nil
+	d.device, d.clients = nil, 0
 	d.counts.Close()
 	if debugLock() {
 		nbdkit.Debugf("%s: closed", d.name)
@@ -43,12 +45,29 @@ func (d *disk) close() error {
 	return err
 }
 
-// leave is a client's end: the last one closes the disk.
-func (d *disk) leave() {
+// full returns an error if the device has limit clients already, and otherwise
+// nil. d.mu is held.
+func (d *disk) full(limit int) error {
+	if limit == 0 || d.clients < limit {
+		return nil
+	}
+	return fmt.Errorf("clients=%d: %d connected already, the next is turned away", limit, d.clients)
+}
+
+// leave is called when a client of dev ends. The last client closes the disk.
+// If the section was removed, a client may end later than its device. It closes
+// nothing then.
+func (d *disk) leave(dev *device.Device) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.device != dev {
+		return
+	}
 	d.clients--
-	if d.clients > 0 || d.device == nil {
+	if debugLock() {
+		nbdkit.Debugf("%s: a client has left, and %d stay", d.name, d.clients)
+	}
+	if d.clients > 0 {
 		return
 	}
 	if err := d.close(); err != nil {
@@ -59,8 +78,8 @@ func (d *disk) leave() {
 	}
 }
 
-// closeLater goes on trying to write back what the last client left, until it
-// is done or another client comes.
+// closeLater tries again to write back what the last client left, until it
+// succeeds or another client comes.
 func (d *disk) closeLater() {
 	defer recovered()
 	for again := true; again; {
@@ -88,7 +107,7 @@ func (d *disk) end(last bool) bool {
 		fail()
 		d.counts.Close()
 		d.device.Abandon()
-		d.device = nil
+		d.device, d.clients = nil, 0
 	}
 	return d.device == nil
 }

@@ -13,11 +13,14 @@ import (
 
 	"libguestfs.org/nbdkit"
 
+	"swiftnbd/internal/cloud"
+	"swiftnbd/internal/clouds"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/metrics"
 	"swiftnbd/internal/store"
+	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/volume"
 )
 
@@ -26,7 +29,7 @@ import (
 // device, which opens with the first of them and closes with the last.
 //
 // LOCK ORDER: disk.mu, then exports.mu. disk.mu is held while a device is
-// opened or closed, exports.mu never across I/O with Swift.
+// opened or closed. exports.mu is never held across I/O with Swift.
 type exports struct {
 	params  *params
 	env     config.Environ
@@ -35,12 +38,14 @@ type exports struct {
 
 	mu      sync.Mutex // guards all below
 	secrets *config.Secrets
-	stamp   stamp // of the file that secrets come from, or that could not be used
+	stamp   stamp // of the last file that was read, even if it could not be used
 	session *session
-	forUser config.Login // whose session is
+	forUser config.Login // the login to which session belongs
 	cas     map[string][]byte
+	inCloud *clouds.Set
 	closing bool // nbdkit ends: nothing is opened any more
-	clouds  map[config.Login]*cloud
+	clouds  map[cloudKey]*cloud.Cloud
+	clients map[cloudKey]*swiftstore.Client // of clouds
 	disks   map[string]*disk
 }
 
@@ -55,11 +60,11 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 	}
 	e := &exports{
 		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(),
-		secrets: secrets, stamp: h.Stamp, session: h.Session, cas: h.CAs,
-		clouds: make(map[config.Login]*cloud), disks: make(map[string]*disk),
+		secrets: secrets, stamp: h.Stamp, session: h.Session, cas: h.CAs, inCloud: clouds.New(h.Clouds),
+		clouds: make(map[cloudKey]*cloud.Cloud), clients: make(map[cloudKey]*swiftstore.Client), disks: make(map[string]*disk),
 	}
 	if h.Session != nil {
-		x, err := secrets.Export(p.container, p.defaults(), env)
+		x, err := secrets.Export(p.container, p.defaults(e.inCloud), env)
 		if err != nil {
 			return nil, err
 		}
@@ -68,9 +73,9 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 	return e, nil
 }
 
-// current returns the secrets, read again when the file has changed. A file
-// that cannot be read any more, or is wrong, leaves the old ones in force:
-// after nbdkit -u it often cannot.
+// current returns the secrets. If the file has changed, it reads the file
+// again. If the file is wrong or cannot be read any more, the old secrets stay
+// in force. After nbdkit -u the file often cannot be read.
 func (e *exports) current() *config.Secrets {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -91,7 +96,7 @@ func (e *exports) current() *config.Secrets {
 	return fresh
 }
 
-// names returns what there is to connect to.
+// names returns the names of all exports.
 func (e *exports) names() []string {
 	if e.params.container != "" {
 		return []string{e.params.container}
@@ -99,8 +104,8 @@ func (e *exports) names() []string {
 	return e.current().Containers()
 }
 
-// defaultName is the export that the empty name stands for: the only one
-// there is, or none.
+// defaultName returns the export for the empty name. It is the only export, or
+// none if there are several.
 func (e *exports) defaultName() string {
 	if names := e.names(); len(names) == 1 {
 		return names[0]
@@ -112,8 +117,8 @@ func (e *exports) defaultName() string {
 func (e *exports) resolve(name string) (config.Export, error) {
 	secrets := e.current()
 	if e.params.container != "" {
-		// As in most plugins: one disk, whatever it is called.
-		return secrets.Export(e.params.container, e.params.defaults(), e.env)
+		// As in most plugins, there is one disk, and any name means it.
+		return secrets.Export(e.params.container, e.params.defaults(e.inCloud), e.env)
 	}
 	if name == "" {
 		name = e.defaultName()
@@ -124,10 +129,10 @@ func (e *exports) resolve(name string) (config.Export, error) {
 	if !secrets.Has(name) {
 		return config.Export{}, fmt.Errorf("export %q: no such section in %s", name, secrets.Path())
 	}
-	return secrets.Export(name, e.params.defaults(), e.env)
+	return secrets.Export(name, e.params.defaults(e.inCloud), e.env)
 }
 
-// open is a client's: it opens the disk when it is the first.
+// open is called for a new client. The first client opens the disk.
 func (e *exports) open(name string, readonly bool) (*connection, error) {
 	x, err := e.resolve(name)
 	if err != nil {
@@ -145,11 +150,16 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	}
 	e.mu.Unlock()
 
-	readonly = readonly || x.ReadOnly
+	readonly = readonly || x.ReadOnly || x.Disk.Snapshot != ""
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.device != nil && d.clients == 0 && (d.readOnly && !readonly || d.device.Lost() != nil) {
 		if err := d.close(); d.device != nil {
+			return nil, describe(x, err)
+		}
+	}
+	if d.device != nil {
+		if err := d.full(x.Disk.Clients); err != nil {
 			return nil, describe(x, err)
 		}
 	}
@@ -158,22 +168,40 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		if err != nil {
 			return nil, describe(x, err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), e.params.timeout)
+		ctx, cancel := context.WithTimeout(context.Background(), x.Disk.Timeout)
 		defer cancel()
-		d.device, err = device.Open(ctx, device.Options{
-			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly,
-			WriteThrough: e.params.writeThrough, Cache: e.params.cache,
-			Connections: e.params.connections, Readahead: e.params.readahead,
-			Age: e.params.age, Timeout: e.params.timeout,
+		o := device.Options{
+			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot,
+			WriteThrough: x.Disk.WriteThrough, Cache: x.Disk.Cache,
+			Connections: x.Disk.Connections, Readahead: x.Disk.Readahead,
+			Age: x.Disk.Age, FlushTime: x.Disk.FlushTime, GC: x.Disk.GC, Timeout: x.Disk.Timeout,
 			Log: func(format string, args ...any) {
 				nbdkit.Errorf("%s: %s", x.Container, fmt.Sprintf(format, args...))
 			},
-		})
-		if err != nil {
-			return nil, describe(x, err)
 		}
-		d.readOnly = readonly
-		d.counts = e.metrics.Watch(x.Container, d.device.Cache())
+		d.device, err = device.Open(ctx, o)
+		if !readonly && errors.Is(err, store.ErrForbidden) {
+			// The container may belong to another account, whose ACL lets us
+			// read it. The lock is in its metadata, which we may not change. A
+			// refusal to the owner is an error.
+			why := err
+			if foreign, ferr := e.foreign(ctx, x); ferr == nil && foreign {
+				readonly, o.ReadOnly = true, true
+				if d.device, err = device.Open(ctx, o); err == nil {
+					nbdkit.Errorf("%s: served read-only, since these credentials may read it and not lock it: %v", x.Container, why)
+				}
+			}
+		}
+		var small *device.CacheSizeError
+		if errors.As(err, &small) {
+			err = e.current().Blame(x.Container, "cache", err)
+		}
+		if err != nil {
+			return nil, describe(x, refused(err, func() (bool, error) { return e.foreign(ctx, x) }))
+		}
+		d.readOnly, d.clients = readonly, 0
+		dev := d.device
+		d.counts = e.metrics.Watch(x.Container, func() metrics.Counts { return metrics.Counts(dev.Stats()) })
 		if debugCache() {
 			go report(x.Container, d.device)
 		}
@@ -182,15 +210,19 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		}
 	}
 	if err := d.device.Lost(); err != nil {
-		return nil, describe(x, err) // until those who had it have left
+		return nil, describe(x, err) // until the clients of the lost device have left
 	}
 	d.clients++
-	return &connection{disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, description: describeVolume(d.device, readonly || d.readOnly)}, nil
+	d.removed = x.Disk.EndRemoved
+	return &connection{
+		disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, alone: x.Disk.Clients == 1,
+		description: describeVolume(d.device, readonly || d.readOnly),
+	}, nil
 }
 
-// closeAll is nbdkit's end: connections may be open still. With last, what
-// cannot be written is said and given up; without it, there is time yet: it is
-// tried until it is done, or until closeAll is called for the last time.
+// closeAll is called at nbdkit's end. Connections may still be open. With last,
+// data that cannot be written is reported and given up. Without last, closeAll
+// tries until all is written, or until it is called for the last time.
 func (e *exports) closeAll(last bool) {
 	e.mu.Lock()
 	e.closing = true
@@ -219,8 +251,8 @@ type listed struct{ name, description string }
 // listTimeout bounds looking at all exports for their descriptions.
 const listTimeout = 5 * time.Second
 
-// list returns the exports with their descriptions. One that cannot be reached
-// is listed with what is wrong.
+// list returns the exports with their descriptions. If an export cannot be
+// reached, its description says what is wrong.
 func (e *exports) list() []listed {
 	names := e.names()
 	out := make([]listed, len(names))
@@ -244,13 +276,13 @@ func (e *exports) describe(ctx context.Context, name string) string {
 	if err != nil {
 		return err.Error()
 	}
-	s, err := e.look(x)
+	s, err := e.reader(x)
 	if err != nil {
 		return err.Error()
 	}
-	meta, err := volume.Read(store.WithHint(store.WithClass(ctx, store.Unlimited)), s)
+	meta, err := volume.ReadHint(ctx, s)
 	if err != nil {
 		return describe(x, err).Error()
 	}
-	return description(meta.Geometry, x.ReadOnly)
+	return description(meta, x.ReadOnly || x.Disk.Snapshot != "")
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 
-// Command plugin is nbdkit-swift-plugin.so: nbdkit's callbacks, turned into
-// requests of a device. It reads the parameters, checks before nbdkit forks
-// that they can work, finds the export that a client asks for, and translates
-// errors into errnos. What a disk in Swift is, the packages below it know.
+// Command plugin is nbdkit-swift-plugin.so. It turns nbdkit's callbacks into
+// requests of a device. It reads the parameters and checks before nbdkit forks
+// that they can work. It finds the export that a client asks for, and translates
+// errors into errnos. The packages below it know what a disk in Swift is.
 package main
 
 /*
@@ -19,6 +19,7 @@ import (
 	"libguestfs.org/nbdkit"
 
 	"swiftnbd/internal/version"
+	"swiftnbd/internal/volume"
 )
 
 func init() { nbdkit.Register("swift", new(plugin)) }
@@ -47,40 +48,58 @@ func (*plugin) ConfigHelp() string { return configHelp() }
 func (*plugin) DumpPlugin() {
 	fmt.Printf("swift_version=%s\n", version.Version)
 	fmt.Printf("swift_volume_format=%d\n", volumeFormat)
-	fmt.Printf("swift_auth=v1 v2 v3password v3applicationcredential\n")
+	fmt.Printf("swift_volume_formats=%d %d\n", volume.Version1, volume.Version2)
+	fmt.Printf("swift_auth=v1 v2 v3password v3applicationcredential v3token v3trust clouds.yaml\n")
 }
 
 // Config takes one parameter. It only records and checks its form: nothing is
 // read before Preflight.
 func (p *plugin) Config(key, value string) error { return p.params.set(key, value) }
 
-func (p *plugin) ConfigComplete() error { return p.params.complete() }
+// Preflight finds out what would fail later, while the user still sees errors
+// and nbdkit has the privileges with which it was started.
+func (p *plugin) Preflight() ([]byte, error) {
+	// Before all that takes time: that it cannot be opened is soon found.
+	counters, err := openMetrics(p.params.metrics)
+	if err != nil {
+		return nil, err
+	}
+	state, err := preflight(&p.params)
+	if err == nil {
+		err = counters.pass()
+	}
+	if err != nil {
+		counters.remove()
+	}
+	return state, err
+}
 
-// Preflight finds out on the command line, and with the privileges that nbdkit
-// was started with, whatever would fail later.
-func (p *plugin) Preflight() ([]byte, error) { return preflight(&p.params) }
-
-// AfterFork begins to serve, with what Preflight has learned.
+// AfterFork begins to serve, with the results of Preflight.
 func (p *plugin) AfterFork() error {
 	e, err := newExports(&p.params, nbdkit.PreflightState(), os.Getenv)
 	if err != nil {
 		return err
 	}
 	p.exports = e
-	// What is large lies outside Go's heap. The rest is garbage of requests,
-	// which may be collected sooner than Go would for a program of its own.
+	// All large memory is outside Go's heap. The rest is garbage of requests.
+	// It is collected sooner than Go would collect it by default.
 	debug.SetGCPercent(40)
+	if p.params.container == "" {
+		goLogged(e.watch)
+	}
 	serveMetrics(e.metrics, p.params.metrics)
-	if err := onStop(func() { e.closeAll(false) }); err != nil {
+	if err := onStop(func() { e.closeAll(false); tellClosed() }); err != nil {
 		nbdkit.Errorf("signals: %v (what is dirty is written when the last client has left)", err)
 	}
 	return nil
 }
 
-// Cleanup writes back and gives back whatever clients did not live to close.
+// Cleanup closes the disks whose clients have not closed them: it writes back
+// their data and gives back their leases.
 func (p *plugin) Cleanup() {
 	if p.exports != nil {
 		p.exports.closeAll(true)
+		removeMetrics(p.params.metrics)
 		summary(p.exports.metrics)
 	}
 }

@@ -9,42 +9,36 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"time"
+	"syscall"
 
 	"libguestfs.org/nbdkit"
 
+	"swiftnbd/internal/clouds"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/volume"
 )
 
 const (
-	defaultSecrets     = "/etc/swiftnbd/secrets.conf"
-	defaultConnections = 16
-	defaultTimeout     = 60 * time.Second
-	maxConnections     = 4096
-	// defaultLease is long enough for a few lost requests in a row, and for a
-	// restart of Swift's proxies, and short enough to wait for after a crash.
-	defaultLease = 30 * time.Second
-	// minLease leaves a holder more than the second by which it may misread
-	// Swift's clock.
-	minLease     = 5 * time.Second
-	volumeFormat = volume.FormatVersion
+	defaultSecrets = "/etc/swiftnbd/secrets.conf"
+	volumeFormat   = volume.Version1 // for programs that know one version only
 )
 
-// params are nbdkit's key=value, read.
+// params are the values of nbdkit's key=value parameters.
 type params struct {
 	container    string // empty: every section of the secrets file is an export
 	secrets      string // absolute; empty: the default file, if it is there
 	authURL      string
 	caCert       string // absolute
-	connections  int
-	timeout      time.Duration
-	cache        int64 // bytes; 0: chosen from the object size
-	writeThrough bool
-	readahead    int64 // bytes; 0: chosen, negative: none
-	age          time.Duration
-	lease        time.Duration
-	metrics      string // "HOST:PORT" or "unix:PATH"; empty: not served
+	storageURL   string
+	cloud        string // of clouds.yaml
+	region       string
+	endpointType string
+	cert, key    string // absolute
+	insecure     bool
+	keystone     config.KeystoneOptions
+	keystoneAuth bool        // swiftnbd 0.11's -k: keystone counts
+	metrics      string      // "HOST:PORT" or "unix:PATH"; empty: not served
+	disk         config.Disk // for the disks whose sections do not set them
 
 	seen map[string]bool
 }
@@ -56,9 +50,9 @@ type param struct {
 	set   func(p *params, value string) error
 }
 
-// paramTable has every parameter by its key.
+// paramTable has every parameter by its key; init adds those of a disk.
 var paramTable = map[string]param{
-	"container": {"[container=]NAME", "The container that holds the disk; without it, each section of the secrets file is an export.",
+	"container": {"[container=]NAME", "The container that holds the disk. Without it each section of the secrets file is an export.",
 		func(p *params, v string) error {
 			p.container = v
 			return config.CheckContainer(v)
@@ -68,82 +62,95 @@ var paramTable = map[string]param{
 			p.secrets, err = absolute(v)
 			return err
 		}},
-	"authurl": {"authurl=URL", "Authentication URL, for containers whose section names none.",
+	"authurl": {"authurl=URL", "The authentication URL, for containers whose section names none.",
 		func(p *params, v string) error {
 			p.authURL = v
 			return config.CheckURL(v)
 		}},
-	"cacert": {"cacert=FILE", "Authorities to trust (PEM), for containers whose section names none.",
+	"storage-url": {"storage-url=URL", "The account's URL instead of the login's, for containers whose section names none.",
+		func(p *params, v string) error {
+			p.storageURL = v
+			return config.CheckStorageURL(v)
+		}},
+	"cacert": {"cacert=FILE", "Certificates of authorities to trust (PEM), for containers whose section names none.",
 		func(p *params, v string) (err error) {
 			p.caCert, err = absolute(v)
 			return err
 		}},
-	"connections": {"connections=N", fmt.Sprintf("Requests to Swift at once (default: %d).", defaultConnections),
+	"cloud": {"cloud=NAME", "A cloud of clouds.yaml, whose credentials replace those of the sections.",
+		func(p *params, v string) error { p.cloud = v; return nil }},
+	"region": {"region=REGION", "The region of the endpoint, for containers whose section names none.",
+		func(p *params, v string) error { p.region = v; return nil }},
+	"endpoint-type": {"endpoint-type=TYPE", "The interface of the endpoint, for containers whose section names none (default: public).",
 		func(p *params, v string) error {
-			n, err := strconv.Atoi(v)
-			if err != nil || n < 1 || n > maxConnections {
-				return fmt.Errorf("must be a whole number from 1 to %d", maxConnections)
-			}
-			p.connections = n
-			return nil
+			p.endpointType = v
+			return config.CheckEndpointType(v)
 		}},
-	"timeout": {"timeout=SECONDS", fmt.Sprintf("How long Swift may fail before a client sees it (default: %.0f).", defaultTimeout.Seconds()),
+	"cert": {"cert=FILE", "A client's certificate (PEM), for containers whose section names none.",
 		func(p *params, v string) (err error) {
-			p.timeout, err = seconds(v)
+			p.cert, err = absolute(v)
 			return err
 		}},
-	"cache": {"cache=SIZE", "Memory for the cache, clean and dirty (default: 64M, or more for large objects).",
+	"key": {"key=FILE", "The key of the client's certificate, if it is not in the same file.",
 		func(p *params, v string) (err error) {
-			if p.cache, err = config.ParseSize(v); err == nil && p.cache < 1 {
-				err = errors.New("must be more than 0")
-			}
+			p.key, err = absolute(v)
 			return err
 		}},
-	"cache-mode": {"cache-mode=writeback|writethrough", "When writes go to Swift: by and by and on flush, or at once (default: writeback).",
+	"insecure": {"insecure=0|1", "Do not verify the cloud's certificates (default: 0).",
+		func(p *params, v string) (err error) {
+			p.insecure, err = config.ParseBool(v)
+			return err
+		}},
+	"keystone-auth": {"keystone-auth=0|1", "Log in to Keystone with a user name TENANT.USERNAME, as swiftnbd 0.11's -k does (default: 0).",
+		func(p *params, v string) (err error) {
+			p.keystoneAuth, err = config.ParseBool(v)
+			return err
+		}},
+	"keystone-endpoint": {"keystone-endpoint=TYPE", "With keystone-auth=1, the type of the endpoint (default: publicURL).",
 		func(p *params, v string) error {
-			if v != "writeback" && v != "writethrough" {
-				return errors.New("must be writeback or writethrough")
-			}
-			p.writeThrough = v == "writethrough"
-			return nil
+			p.keystone.EndpointType = v
+			return config.CheckEndpointType(v)
 		}},
-	"lease": {"lease=SECONDS", fmt.Sprintf("How long the volume stays ours after our last sign of life; 0 sets the mark only (default: %.0f).", defaultLease.Seconds()),
-		func(p *params, v string) (err error) {
-			if v == "0" {
-				p.lease = -1
-				return nil
-			}
-			p.lease, err = seconds(v)
-			if err == nil && p.lease < minLease {
-				err = fmt.Errorf("must be 0 or at least %.0f", minLease.Seconds())
-			}
-			return err
-		}},
-	"metrics": {"metrics=HOST:PORT|unix:PATH", "Serve counters to Prometheus there (default: not at all).",
+	"keystone-region": {"keystone-region=REGION", "With keystone-auth=1, the region of the endpoint.",
+		func(p *params, v string) error { p.keystone.RegionName = v; return nil }},
+	"keystone-separator": {"keystone-separator=TEXT", "With keystone-auth=1, the text between tenant and user name (default: .).",
+		func(p *params, v string) error { p.keystone.TenantSeparator = v; return nil }},
+	"keystone-service": {"keystone-service=TYPE", "With keystone-auth=1, the type of the service in the catalogue (default: object-store).",
+		func(p *params, v string) error { p.keystone.ServiceType = v; return nil }},
+	"metrics": {"metrics=HOST:PORT|unix:PATH", "Serve counters to Prometheus at this address (default: none).",
 		func(p *params, v string) (err error) {
 			if path, ok := strings.CutPrefix(v, "unix:"); ok {
+				if path == "" {
+					return errors.New("the socket's path is missing (unix:PATH)")
+				}
 				path, err = absolute(path)
+				if err == nil && len(path) > maxSocketPath {
+					err = fmt.Errorf("the path of a Unix socket may have at most %d bytes, and this one has %d: %s", maxSocketPath, len(path), path)
+				}
 				p.metrics = "unix:" + path
 				return err
 			}
 			p.metrics = v
-			if _, port, err := net.SplitHostPort(v); err != nil || port == "" {
+			_, port, err := net.SplitHostPort(v)
+			if err != nil || port == "" {
 				return errors.New("must be HOST:PORT or unix:PATH")
+			}
+			if n, err := strconv.Atoi(port); err == nil && (n < 0 || n > 65535) {
+				return fmt.Errorf("there is no port %s: they go from 1 to 65535", port)
 			}
 			return nil
 		}},
-	"readahead": {"readahead=SIZE", "How far to read ahead of a sequential reader; 0 is not at all (default: connections x object size).",
-		func(p *params, v string) (err error) {
-			if p.readahead, err = config.ParseSize(v); err == nil && p.readahead == 0 {
-				p.readahead = -1
-			}
-			return err
-		}},
-	"writeback-age": {"writeback-age=SECONDS", "When a part-written object is written to Swift without a flush (default: 5).",
-		func(p *params, v string) (err error) {
-			p.age, err = seconds(v)
-			return err
-		}},
+}
+
+// maxSocketPath is how long a Unix socket's path may be, bytes: what fits into
+// sockaddr_un with a zero behind it.
+const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+func init() {
+	for _, d := range config.DiskParameters {
+		paramTable[d.Key] = param{d.Key + "=" + d.Usage, d.Help,
+			func(p *params, v string) error { return d.Set(&p.disk, v) }}
+	}
 }
 
 func configHelp() string {
@@ -184,26 +191,16 @@ func (p *params) set(key, value string) error {
 	return nil
 }
 
-// complete fills in the defaults.
-func (p *params) complete() error {
-	if p.connections == 0 {
-		p.connections = defaultConnections
+// defaults are the settings for sections that name none, with the clouds that
+// there are.
+func (p *params) defaults(c *clouds.Set) config.Defaults {
+	d := config.Defaults{AuthURL: p.authURL, CACert: p.caCert, StorageURL: p.storageURL, Disk: p.disk,
+		Cloud: p.cloud, Clouds: c, Region: p.region, EndpointType: p.endpointType,
+		ClientCert: p.cert, ClientKey: p.key, Insecure: p.insecure}
+	if p.keystoneAuth {
+		d.Keystone = &p.keystone
 	}
-	if p.timeout == 0 {
-		p.timeout = defaultTimeout
-	}
-	if p.lease == 0 {
-		p.lease = defaultLease
-	}
-	return nil
-}
-
-// leaseTerm returns the lease's length, 0 for none.
-func (p *params) leaseTerm() time.Duration { return max(0, p.lease) }
-
-// defaults are the settings for sections that name none.
-func (p *params) defaults() config.Defaults {
-	return config.Defaults{AuthURL: p.authURL, CACert: p.caCert}
+	return d
 }
 
 // secretsPath returns the secrets file's path.
@@ -216,13 +213,4 @@ func (p *params) secretsPath() string {
 
 func absolute(path string) (string, error) {
 	return nbdkit.AbsolutePath(path)
-}
-
-// seconds reads a positive number of seconds, which may have a fraction.
-func seconds(v string) (time.Duration, error) {
-	f, err := strconv.ParseFloat(strings.TrimSuffix(v, "s"), 64)
-	if err != nil || !(f > 0 && f <= 24*3600) {
-		return 0, errors.New("must be a number of seconds, more than 0 and at most 86400")
-	}
-	return time.Duration(f * float64(time.Second)), nil
 }

@@ -14,27 +14,8 @@ import (
 	"swiftnbd/internal/metrics"
 )
 
-// What is shown of the counters: to Prometheus, every second with
-// -D swift.cache=1, and at the end with -v.
-
-// serveMetrics serves the counters at address, if there is one. Preflight has
-// seen that it can be opened. If it cannot any more, the disk is served without:
-// under --run nbdkit would hang on an error here.
-func serveMetrics(m *metrics.Metrics, address string) {
-	if address == "" {
-		return
-	}
-	l, err := metrics.Listen(address)
-	if err != nil {
-		nbdkit.Errorf("metrics=%s: %v", address, err)
-		return
-	}
-	goLogged(func() {
-		if err := m.Serve(l); err != nil {
-			nbdkit.Errorf("metrics=%s: %v", address, err)
-		}
-	})
-}
+// The ways to show the counters: to Prometheus, every second with -D
+// swift.cache=1, and at the end with -v.
 
 // summary logs the counters.
 func summary(m *metrics.Metrics) {
@@ -53,12 +34,11 @@ func report(name string, d *device.Device) {
 	defer recovered()
 	var last string
 	for d.Open() {
-		c := d.Cache()
-		s := c.Stats()
-		dirty, chunks := c.Dirty()
+		s := d.Stats()
+		dirty, chunks := d.Dirty()
 		line := fmt.Sprintf("used=%d dirty=%d chunks=%d hits=%d misses=%d fetches=%d fills=%d ahead=%d uploads=%d deletes=%d failures=%d evicted=%d flushes=%d",
-			c.Used(), dirty, chunks, s.Hits.Load(), s.Misses.Load(), s.Fetches.Load(), s.Fills.Load(), s.Ahead.Load(),
-			s.Uploads.Load(), s.Deletes.Load(), s.Failures.Load(), s.Evicted.Load(), s.Flushes.Load())
+			s.Used, dirty, chunks, s.Hits, s.Misses, s.Fetches, s.Fills, s.Ahead,
+			s.Uploads, s.Deletes, s.Failures, s.Evicted, s.Flushes)
 		if line != last {
 			nbdkit.Debugf("%s: cache: %s", name, line)
 			last = line
@@ -67,7 +47,8 @@ func report(name string, d *device.Device) {
 	}
 }
 
-// goLogged runs f in a goroutine whose panic is logged, and is not nbdkit's end.
+// goLogged runs f in a goroutine. A panic there is logged and does not end
+// nbdkit.
 func goLogged(f func()) {
 	go func() {
 		defer recovered()

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 
-/* nbdkit ends when it is told to by a signal, but not before every client has
- * left, and calls no callback until then: the plugin would write back and
- * unlock minutes or days later. So nbdkit's own handlers are wrapped: the
- * signal is noted in a pipe, and then handled as it would have been.
+/* After a signal, nbdkit ends only when every client has left, and calls no
+ * callback until then. The plugin would write back and unlock minutes or days
+ * later. So we wrap nbdkit's own handlers: our handler writes the signal to a
+ * pipe, and then calls nbdkit's handler.
  *
  * A handler may run on any thread and at any time: write(2) and nothing else.
  */
@@ -31,7 +31,7 @@ noted (int sig, siginfo_t *info, void *context)
   int saved = errno;
   char c = (char) sig;
 
-  /* A full pipe has been noted often enough. */
+  /* If the pipe is full, enough signals are in it. */
   if (write (stop_pipe, &c, 1) == -1)
     ;
   errno = saved;
@@ -46,8 +46,9 @@ noted (int sig, siginfo_t *info, void *context)
   }
 }
 
-/* swiftnbd_watch_stop wraps the handlers of those signals that have one, and
- * returns the descriptor on which a byte comes for each, or -1 and errno.
+/* swiftnbd_watch_stop wraps the handlers of the signals that have one. It
+ * returns a descriptor from which one byte can be read for each signal, or -1
+ * and errno.
  */
 int
 swiftnbd_watch_stop (void)
@@ -64,7 +65,7 @@ swiftnbd_watch_stop (void)
       return -1;
     if (!(before[i].sa_flags & SA_SIGINFO) &&
         (before[i].sa_handler == SIG_DFL || before[i].sa_handler == SIG_IGN))
-      continue;                 /* not one that ends nbdkit in good order */
+      continue;                 /* such a signal does not end nbdkit normally */
     wrap = before[i];
     wrap.sa_sigaction = noted;
     wrap.sa_flags |= SA_SIGINFO | SA_ONSTACK; /* Go asks for its own stack */
@@ -74,13 +75,13 @@ swiftnbd_watch_stop (void)
   return fds[0];
 }
 
-/* nbdkit gives a plugin no say in its exit status, and ends with 0 although
- * data could not be written.  So the status is changed on the way out, in the
- * last of the functions that run then: it is registered before all others of
- * nbdkit's, when the plugin is loaded.
+/* A plugin cannot set nbdkit's exit status: nbdkit would end with 0 although
+ * data could not be written. So the status is changed in a function that runs at
+ * exit. It runs last, since it is registered when the plugin is loaded, before
+ * all functions of nbdkit.
  *
- * Under --run the server is a child, for whose end nbdkit waits, and whose
- * status it does not look at: so the two share the page that says it.
+ * Under --run the server is a child process. nbdkit waits for its end and does
+ * not look at its status. So the two processes share the page with the flag.
  */
 static volatile int *failed;
 
@@ -107,7 +108,7 @@ register_exit_status (void)
                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
   if (page == MAP_FAILED)
-    return;                     /* the log says it all the same */
+    return;                     /* the log still has the error */
   failed = page;
   on_exit (exit_status, NULL);
 }

@@ -1,30 +1,39 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# check.sh [STEP...]: what `make check` does. Without steps, all of them in
-# this order; each goes on to the next where it failed, and the summary at the
-# end says which. A real Swift with Keystone, started from saio.sh in a private
-# directory for as long as this script runs, serves the steps that need one,
-# unless SWIFTNBD_TEST_AUTH names one that runs already.
+# check.sh [STEP...]: does the work of `make check`.
 #
-#   lint         gofmt, go vet, shellcheck, podchecker
+# Without steps, it first installs the missing Debian packages. As another user
+# than root it says what to type, and fails. Then it does all steps in this
+# order. If a step fails, it goes on with the next one, and the summary at the
+# end names the failed ones. With steps it installs nothing, and names what is
+# missing.
+#
+# For the steps that need a real Swift, it starts one with Keystone (saio.sh) in
+# a private directory, and stops it at the end. If SWIFTNBD_TEST_AUTH is set, it
+# uses that Swift instead. The same is true of Ceph's gateway (rgw.sh) and
+# SWIFTNBD_TEST_RGW_AUTH.
+#
+#   lint         gofmt, go vet, shellcheck, podchecker, staticcheck, govulncheck
 #   build        make all, from sources as they are
-#   race         unit tests, under the race detector; those of the stores on the
-#                embedded and on the real Swift
-#   binding      the nbdkit binding, a module of its own, on nbdkit
+#   race         unit tests under the race detector; the tests of the stores run
+#                on the embedded and on the real Swift
+#   binding      tests of the nbdkit binding, which is a module of its own
 #   quickstart   make quickstart
 #   blackbox     tests/: all nbdkit modes, bad input, Keystone, a kernel client
-# Not part of the whole:
-#   unit         what race runs, without the race detector
+# These steps run only if you name them:
+#   golangci     golangci-lint, with the rules of .golangci.yml
+#   unit         like race, without the race detector
 #   fuzz         each fuzz target for FUZZTIME (10s)
 set -eu
 cd "$(dirname "$0")/.."
-export GOFLAGS='-mod=readonly -buildvcs=false' # as in the Makefile
+if [ -e vendor/modules.txt ]; then mod='vendor'; else mod='readonly'; fi
+export GOFLAGS="-mod=$mod -buildvcs=false" # as in the Makefile
 
 # The packages that have unit tests of their own, and the black-box ones.
 unit_packages() { go list ./... | grep -v '/tests\(/\|$\)'; }
 # What is the project's own: git's list, or in an unpacked tarball all files.
 sources() {
-  git ls-files 2>/dev/null || find . -name .git -prune -o -path ./build -prune -o -path ./dist -prune -o -type f -print
+  git ls-files 2>/dev/null || find . -name .git -prune -o -path ./build -prune -o -path ./dist -prune -o -path ./vendor -prune -o -type f -print
 }
 shell_scripts() {
   sources | while read -r f; do
@@ -45,26 +54,72 @@ step_lint() {
   for f in plugin/*.pod ctl/*.pod; do
     [ ! -e "$f" ] || podchecker -warnings -warnings "$f" || rc=1
   done
+  check_go || rc=1
   return $rc
+}
+# check_go runs staticcheck, and govulncheck where its database can be reached.
+# scripts/lint/go.mod says which versions of them; Go gets and builds them, which
+# takes about a minute the first time.
+check_go() {
+  local out rc=0
+  (cd scripts/lint && go build -o ../../build/lint/ honnef.co/go/tools/cmd/staticcheck golang.org/x/vuln/cmd/govulncheck) || return 1
+  build/lint/staticcheck ./... || rc=1
+  (cd plugin/nbdkit && ../../build/lint/staticcheck ./...) || rc=1
+  if ! out=$(build/lint/govulncheck ./... 2>&1); then
+    if [[ $out == *'fetching vulnerabilities'* ]]; then
+      echo 'govulncheck: not done: the database of vulnerabilities cannot be reached' >&2
+    else
+      printf '%s\n' "$out" >&2
+      rc=1
+    fi
+  fi
+  return $rc
+}
+# scripts/lint/golangci is a module apart: nobody who does not run this step gets
+# its two hundred dependencies.
+step_golangci() {
+  (cd scripts/lint/golangci && go build -o ../../../build/lint/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint) || return 1
+  build/lint/golangci-lint run ./...
 }
 step_build() { make all; }
 step_unit() {
   real_swift || return 1
+  real_rgw || return 1
   # shellcheck disable=SC2046 # one word a package
   go test -timeout 10m $(unit_packages)
 }
 step_binding() { (cd plugin/nbdkit && go test -timeout 10m ./...); }
 step_race() {
   real_swift || return 1
+  real_rgw || return 1
   # shellcheck disable=SC2046 # one word a package
   go test -race -timeout 15m $(unit_packages) && (cd plugin/nbdkit && go test -race -timeout 10m .)
 }
 step_quickstart() { make -s quickstart; }
 step_blackbox() {
   real_swift || return 1
+  real_rgw || return 1
   scripts/kernel.sh build/kernel || return 1
-  go test -count 1 -parallel 4 -timeout 25m ./tests/... # they wait more than they work
+  # The tests wait more than they work, but several packages at once, each with a
+  # Swift of its own, are too much for two cores.
+  go test -count 1 -p 1 -parallel 4 -timeout 25m ./tests/... || return 1
+  # What a client sees of version 2 of the format is the same. These are the
+  # quick ones.
+  go test -count 1 -parallel 4 -timeout 10m -run "$BOTH_FORMATS_QUICK" ./tests -args -format 2
 }
+step_formats() {
+  real_swift || return 1
+  scripts/kernel.sh build/kernel || return 1
+  go test -count 1 -parallel 4 -timeout 40m -run "$BOTH_FORMATS" ./tests -args -format 2
+}
+BOTH_FORMATS_QUICK='TestMode(RoundTrip|Signal$|Killed)|TestFeatures(Edges|FUA|MultiConn)|TestOutageShort|TestLeaseKilled|TestRefusedIsEIO'
+# These tests prove version 2 of the format, too; the others are about chunks, or
+# about what both versions share. make check-crash has all of them, and those of
+# tests/crash.
+BOTH_FORMATS='TestMode|TestFeatures(Edges|FUA|ReadOnly$|MultiConn|ConcurrentWrites|Holes|Extents|FastZero|Advertised|Qemu)|TestRealModes'
+BOTH_FORMATS+='|TestFence|TestUnlockAtWork|TestLockForEver|TestLease(Killed|ReadOnly|Alone|Shared)|TestOutage|TestStop|TestFlushTime'
+BOTH_FORMATS+='|TestRefusedIsEIO|TestTokenDies403|TestForeignObject|TestKeystoneGuest|TestClients|TestRemoved|TestMetrics|TestServer|TestKernel'
+BOTH_FORMATS+='|TestExports(SettingsChange|SmallCache|Overridden|List|Use|WrongName|Change|OneIsBroken|NamedContainer)'
 step_fuzz() {
   local package target rc=0
   for package in $(unit_packages); do
@@ -87,23 +142,34 @@ real_swift() {
   eval "$vars"
   export SWIFTNBD_TEST_REQUIRE=1 # a test that finds no Swift then fails
 }
+# real_rgw starts Ceph's gateway, once, and points the tests at it.
+real_rgw() {
+  [ -z "${SWIFTNBD_TEST_RGW_AUTH:-}" ] || return 0
+  RGW_DIR=$(mktemp -d "${TMPDIR:-/tmp}/swiftnbd-check-rgw.XXXXXX") || return 1
+  export RGW_DIR
+  scripts/rgw.sh up || return 1
+  local vars
+  vars=$(scripts/rgw.sh env | grep SWIFTNBD) || return 1
+  eval "$vars"
+}
 finish() {
+  if [ -n "${RGW_DIR:-}" ]; then scripts/rgw.sh wipe || true; fi
   if [ -n "${SAIO_DIR:-}" ]; then scripts/saio.sh wipe || true; fi
 }
 
 steps=("$@")
-purpose=check
+purpose=check set_up=check
 case "${1-}" in
-  '') steps=(lint build race binding quickstart blackbox) ;;
+  '') steps=(lint build race binding quickstart blackbox) set_up=install ;;
   lint) purpose=lint ;;
   fuzz) purpose=build ;;
 esac
 for s in "${steps[@]}"; do
   declare -F "step_$s" >/dev/null || { echo "check.sh: no step '$s'" >&2; exit 2; }
 done
-scripts/deps.sh check "$purpose"
+scripts/deps.sh "$set_up" "$purpose"
 # What the person who runs this has set must not reach into the tests.
-unset SAIO_DIR SAIO_PORT || true
+unset SAIO_DIR SAIO_PORT RGW_DIR RGW_PORT || true
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

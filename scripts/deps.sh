@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# deps.sh: what each purpose needs on the machine, and the Debian package that
-# brings it.
+# deps.sh: names or installs the Debian packages that a purpose needs. It looks
+# for the programs and files themselves, not for packages.
 #
-#   scripts/deps.sh check PURPOSE...     name what is missing; exit 1 if anything is
+#   scripts/deps.sh check PURPOSE...     name what is missing; exit 1 if something is
 #   scripts/deps.sh install PURPOSE...   apt-get install what is missing (Debian, root)
-#   scripts/deps.sh packages PURPOSE...  print the packages, one a line
+#   scripts/deps.sh packages PURPOSE...  print the packages, one on each line
 #
 # Purposes:
 #   build       make
@@ -14,6 +14,9 @@
 #   bench       make bench
 #   swift       scripts/saio.sh up
 #   keystone    scripts/saio.sh up --keystone
+#   rgw         scripts/rgw.sh up
+#   deb         make deb
+#   check-deb   make check-deb
 #   check       make check (all of the above, and qemu for the kernel client)
 set -eu
 # nbd-client, mke2fs and e2fsck are in sbin, which a user's PATH may lack.
@@ -26,7 +29,7 @@ PATH=$PATH:/usr/sbin:/sbin
 needs() {
   case $1 in
     build) cat <<'EOF'
-go:1.25 (none)
+go:1.21 (none)
 cmd:gcc gcc
 file:/usr/include/stdlib.h libc6-dev
 cmd:ld binutils
@@ -70,7 +73,34 @@ py:keystonemiddleware python3-keystonemiddleware
 py:keystoneclient python3-keystoneclient
 EOF
       ;;
-    check) needs quickstart; needs lint; needs keystone; cat <<'EOF'
+    rgw) cat <<'EOF'
+cmd:ceph-mon ceph-mon
+cmd:ceph-osd ceph-osd
+cmd:ceph-mgr ceph-mgr
+cmd:ceph ceph-common
+cmd:ceph-authtool ceph-common
+cmd:monmaptool ceph-common
+cmd:radosgw radosgw
+cmd:radosgw-admin radosgw
+cmd:curl curl
+cmd:setsid util-linux
+EOF
+      ;;
+    deb) cat <<'EOF'
+cmd:dh debhelper
+cmd:dpkg-buildpackage dpkg-dev
+cmd:fakeroot fakeroot
+EOF
+      ;;
+    check-deb) cat <<'EOF'
+cmd:lintian lintian
+cmd:mmdebstrap mmdebstrap
+cmd:buildah buildah
+cmd:rpmbuild rpm
+cmd:rpmlint rpmlint
+EOF
+      ;;
+    check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'
 file:/usr/bin/nbdsh python3-libnbd
 cmd:nbdfuse libnbd-bin
 cmd:fio fio
@@ -81,6 +111,11 @@ cmd:nbd-client nbd-client
 file:/bin/busybox busybox-static
 cmd:dpkg-deb dpkg
 cmd:openssl openssl
+py:openstack.config python3-openstacksdk
+file:/usr/share/bash-completion/bash_completion bash-completion
+cmd:prometheus prometheus
+cmd:promtool prometheus
+cmd:systemd-analyze systemd
 EOF
       ;;
     *) echo "deps.sh: unknown purpose '$1'" >&2; exit 2 ;;
@@ -134,6 +169,11 @@ check() {
       *) echo "missing: $(what "$probe"): Debian package $package" >&2 ;;
     esac
   done <<<"$lines"
+  # The usual reason why Go is there and not found: sudo has a PATH of its own.
+  if [ -n "${SUDO_USER:-}" ] && grep -q '^go:' <<<"$lines"; then
+    # shellcheck disable=SC2016 # to be typed as it stands
+    echo 'where Go is in your own PATH, pass that on: sudo env "PATH=$PATH" make ...' >&2
+  fi
   mapfile -t packages < <(packages_of "$lines")
   [ ${#packages[@]} = 0 ] || echo "to install: apt-get install ${packages[*]}" >&2
   return 1
@@ -150,11 +190,12 @@ install() {
   fi
   if [ "$(id -u)" != 0 ]; then
     check "$@" || true
-    echo "deps.sh: not root, so the above cannot be installed from here" >&2
+    echo "deps.sh: only root can install packages: as root, type 'apt-get update', then the line above; then try again" >&2
     return 1
   fi
+  # What no package brings comes first: nothing is installed in vain.
+  if grep -q ' (none)$' <<<"$lines"; then check "$@"; return; fi
   mapfile -t packages < <(packages_of "$lines")
-  [ ${#packages[@]} != 0 ] || { check "$@"; return; }
   echo "deps.sh: installing ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
   # memcached's package would start a service; ours is started by saio.sh only.
@@ -165,20 +206,33 @@ install() {
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
   fi
-  if ! apt-get install -y -q --no-install-recommends "${packages[@]}" </dev/null; then
-    # A new machine has no package lists yet, or old ones.
-    apt-get update -q </dev/null
-    apt-get install -y -q --no-install-recommends "${packages[@]}" </dev/null
+  if ! get "${packages[@]}"; then
+    echo "deps.sh: once more with new package lists: a new machine has none yet, or old ones"
+    # An update that lacks one source of several is a failure too, but the
+    # packages may be there all the same.
+    apt-get update -q -o DPkg::Lock::Timeout=300 </dev/null || echo "deps.sh: apt-get update failed" >&2
+    if ! get "${packages[@]}"; then
+      echo "deps.sh: apt-get could not install what is missing; its own words are above" >&2
+      return 1
+    fi
   fi
   check "$@"
 }
 
-[ $# -ge 2 ] || { sed -n '3,17p' "$0" >&2; exit 2; }
+# get PACKAGE...: apt-get install them. It asks nothing: there may be nobody to
+# answer. A machine that has just started may be busy with updates of its own,
+# so it waits for dpkg's lock.
+get() {
+  apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 \
+    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "$@" </dev/null
+}
+
+[ $# -ge 2 ] || { sed -n '3,18p' "$0" >&2; exit 2; }
 command=$1
 shift
 case $command in
   check) check "$@" ;;
   install) install "$@" ;;
   packages) packages_of "$(for p in "$@"; do needs "$p"; done)" ;;
-  *) sed -n '3,17p' "$0" >&2; exit 2 ;;
+  *) sed -n '3,18p' "$0" >&2; exit 2 ;;
 esac

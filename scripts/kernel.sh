@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# kernel.sh DIR: puts Debian's kernel in DIR (vmlinuz, modules/*.ko) for the
-# test of the kernel's own NBD client, which boots it in qemu. Nothing is
-# installed: the package is only downloaded and opened. Does nothing when it is
-# there already.
+# kernel.sh DIR: puts Debian's kernel in DIR (vmlinuz, modules/*.ko). The test of
+# the kernel's own NBD client boots it in qemu. The script installs nothing: it
+# downloads the package and unpacks it. If the kernel is there already, it does
+# nothing.
 set -eu
 [ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
 dir=$1

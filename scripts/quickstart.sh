@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# quickstart.sh: what `make quickstart` does. Gets what is missing, builds,
-# starts the embedded Swift, copies a real file system onto a disk in it and
-# back, compares, and cleans up after itself, also when it fails or is
-# interrupted. It writes to build/ and to a temporary directory only.
+# quickstart.sh: does the work of `make quickstart`. It installs what is missing,
+# builds, and starts the embedded Swift. It copies a real file system onto a disk
+# there and back, and compares the two. It always cleans up, even if it fails or
+# is interrupted. It writes only to build/ and to a temporary directory.
 set -eu
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin # mke2fs and e2fsck
-# What the person has set for a Swift of their own is not meant here.
+# Ignore variables that the user has set for another Swift.
 for v in $(env | sed -n 's/^\(\(OS\|ST\)_[A-Z_]*\)=.*/\1/p'); do unset "$v"; done
 
 step() { printf '\n* %s\n' "$*"; }

@@ -1,33 +1,37 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# saio.sh: one-node OpenStack Swift (and optionally Keystone) on loopback, as
-# plain processes under one private directory.  Needs no systemd, no
-# /etc/swift, no /srv, and no root once the packages are installed.
+# saio.sh: runs OpenStack Swift on one node, and Keystone if you want, on loopback,
+# as plain processes with one private directory. It needs no systemd, no
+# /etc/swift and no /srv. It needs root only to install the packages.
 #
-#   saio.sh install [--keystone]    apt-get what is needed (root)
-#   saio.sh up      [--keystone]    make configuration and rings, start (idempotent)
-#   saio.sh down                    stop (data stays)
+#   saio.sh install [--keystone]    install the packages (root)
+#   saio.sh up      [--keystone]    make configuration and rings, and start what does not run
+#   saio.sh down                    stop; the data stays
 #   saio.sh wipe                    stop and remove the directory
-#   saio.sh status                  one line per process; exit 1 if one is down
-#   saio.sh stop NAME...            stop some of them, by status's names
-#   saio.sh start NAME...           start them again, as up would
+#   saio.sh status                  print one line for each process; exit 1 if one is down
+#   saio.sh stop NAME...            stop some processes, by the names that status prints
+#   saio.sh start NAME...           start them again
+#   saio.sh sync                    run container-sync once (SAIO_PIPELINE=container_sync)
 #   saio.sh env                     print ST_*, SWIFTNBD_TEST_* and OS_* to eval
 #
 # Settings (environment):
 #   SAIO_DIR      state directory             ($TMPDIR/swiftnbd-saio-$UID)
-#   SAIO_PORT     proxy port; the next ones are used too (the directory's last one,
-#                 or else the first twelve free ports in a row from 18500 on):
+#   SAIO_PORT     proxy port; the next ones are used too (the last port of the
+#                 directory, or else twelve free ports in a row from 18500 on):
 #                 +0 proxy tempauth, +1 proxy keystone, +2 object, +3 container,
 #                 +4 account, +5 memcached, +6 keystone, +7 +8 more object servers,
 #                 +9 +10 more container servers, +11 the slow proxy
-#   SAIO_FSYNC    1: real fsync (default); 0: fsync becomes a no-op (tests, CI)
-#   SAIO_MEMOBJ   1: objects in the object server's memory (swift.obj.mem_server)
-#   SAIO_WORKERS  processes per proxy, object and container server; 0 = one, no fork (0)
-#   SAIO_LOG      INFO (one line per request in log/proxy.log) or WARNING (INFO)
-#   SAIO_REPLICAS 1 (default) .. 3: that many devices, an object and a container server each
-#   SAIO_SKEW     seconds: one more proxy, proxy-slow, whose clock is so much behind
-#   SAIO_ERROR_LIMIT  errors of a server after which a proxy leaves it alone for a minute (10)
-#   SAIO_TOKEN_LIFE, SAIO_KS_EXPIRATION  seconds that a token is good for (86400, 3600)
+#   SAIO_FSYNC    1: real fsync (default); 0: fsync does nothing (tests, CI)
+#   SAIO_MEMOBJ   1: keep objects in the object server's memory (swift.obj.mem_server)
+#   SAIO_WORKERS  processes of each proxy, object and container server; 0: one, no fork (0)
+#   SAIO_LOG      INFO (one line for each request in log/proxy.log) or WARNING (INFO)
+#   SAIO_REPLICAS 1 (default) to 3 devices, each with an object and a container server
+#   SAIO_SKEW     start one more proxy, proxy-slow, with a clock this many seconds behind
+#   SAIO_ERROR_LIMIT  after this many errors of a server, a proxy avoids it for a minute (10)
+#   SAIO_PIPELINE more filters for the proxies: name_check, container_sync, staticweb, encryption ("");
+#                 with container_sync, "saio.sh sync" runs Swift's container-sync once
+#   SAIO_MAX_FILE_SIZE  size of the largest object in bytes (Swift's own limit, 5 GiB)
+#   SAIO_TOKEN_LIFE, SAIO_KS_EXPIRATION  life of a token in seconds (86400, 3600)
 set -eu
 SELF=$(cd "$(dirname "$0")" && pwd)
 DIR=${SAIO_DIR:-${TMPDIR:-/tmp}/swiftnbd-saio-$(id -u)}
@@ -37,6 +41,16 @@ WORKERS=${SAIO_WORKERS:-0}
 LOG=${SAIO_LOG:-INFO}
 REPLICAS=${SAIO_REPLICAS:-1}
 SKEW=${SAIO_SKEW:-}
+NAME_CHECK='' SYNC='' STATICWEB='' ENCRYPTION=''
+for f in ${SAIO_PIPELINE:-}; do
+  case $f in
+    name_check) NAME_CHECK=name_check;;
+    container_sync) SYNC=container_sync;;
+    staticweb) STATICWEB=staticweb;;
+    encryption) ENCRYPTION='keymaster encryption';;
+    *) echo "saio: SAIO_PIPELINE: there is no filter \"$f\"" >&2; exit 2;;
+  esac
+done
 PY=/usr/bin/python3            # Debian's own, which sees Debian's Swift
 ME=$(id -un)
 export PYTHONNOUSERSITE=1
@@ -55,6 +69,15 @@ choose_port() { # prints the first of twelve free ports in a row
   echo "saio: no twelve free ports in a row from 18500 to 19999; set SAIO_PORT" >&2
   return 1
 }
+# Holds this user's lock on the choice of ports, which rgw.sh takes too. Without
+# it two that start at once find the same ports free. Who chooses passes over a row
+# of which any port is taken, so the lock is held until the first server listens.
+# That server must not inherit the descriptor.
+lock_ports() {
+  exec 8>>"/tmp/swiftnbd-ports-$(id -u).lock"
+  flock -n 8 || { echo "saio: waiting for another start" >&2; flock 8; }
+}
+unlock_ports() { exec 8>&-; }
 # Sets the ports. The one in use is kept in the directory, so that later
 # commands need SAIO_DIR only.
 ports() {
@@ -69,6 +92,19 @@ object_port() { # 1..3
 container_port() { # 1..3
   if [ "$1" = 1 ]; then echo "$CON"; else echo $((P+7+$1)); fi
 }
+port_of() { # name -> the server's port
+  case $1 in
+    memcached) echo "$MEM";;
+    account-server) echo "$ACC";;
+    container-server[1-3]) container_port "${1#container-server}";;
+    object-server[1-3]) object_port "${1#object-server}";;
+    proxy-server) echo "$P";;
+    proxy-keystone) echo "$KPORT";;
+    proxy-slow) echo "$SLOW";;
+    keystone) echo "$KS";;
+    *) echo "saio: there is no $1" >&2; return 2;;
+  esac
+}
 
 alive() { # name -> 0 if the pid file names a live process of ours
   local pid
@@ -76,10 +112,23 @@ alive() { # name -> 0 if the pid file names a live process of ours
   [ -n "$pid" ] && { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF "$DIR/"
 }
 start() { # name command... : start unless alive; the command line must mention $DIR/
-  local name=$1; shift
+  local name=$1 port i end; shift
   alive "$name" && return 0
-  setsid "$@" </dev/null >>"$DIR/log/$name.log" 2>&1 &
+  port=$(port_of "$name")
+  # Another's server there would answer in this one's place. One of ours that
+  # was stopped may need a moment.
+  end=$((SECONDS+10))
+  until free "$port"; do
+    [ "$SECONDS" -lt "$end" ] || { echo "saio: $name's port $port is taken; see SAIO_PORT, or wipe $DIR" >&2; return 1; }
+    sleep 0.1
+  done
+  setsid "$@" </dev/null >>"$DIR/log/$name.log" 2>&1 8>&- &
   echo $! >"$DIR/run/$name.pid"
+  # alive knows it by its command line, from its exec on.
+  for i in $(seq 100); do
+    if alive "$name" || ! kill -0 $! 2>/dev/null; then break; fi
+    sleep 0.01
+  done
 }
 stop() { # names... : TERM to all, then wait; a zombie counts as gone (its cmdline is empty)
   local n pid i
@@ -113,8 +162,7 @@ install() {
 }
 
 config() {
-  mkdir -p "$DIR"/{conf,log,run,cache}
-  echo "$P" >"$DIR/port"
+  mkdir -p "$DIR"/{conf,cache}
   local i; for i in $(seq 1 "$REPLICAS"); do mkdir -p "$DIR/node/sd$i"; done
   cd "$DIR/conf"
   [ -e swift.conf ] || cat >swift.conf <<X
@@ -124,6 +172,10 @@ swift_hash_path_suffix = saio
 [storage-policy:0]
 name = Policy-0
 default = yes
+[storage-policy:1]
+name = Second
+${SAIO_MAX_FILE_SIZE:+[swift-constraints]
+max_file_size = $SAIO_MAX_FILE_SIZE}
 X
   cat >memcache.conf <<X
 [memcache]
@@ -177,7 +229,7 @@ user = $ME
 log_level = $LOG
 backlog = 4096
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck proxy-logging cache listing_formats bulk tempurl $3 copy container-quotas account-quotas slo dlo versioned_writes symlink proxy-logging proxy-server
+pipeline = catch_errors gatekeeper healthcheck proxy-logging $NAME_CHECK cache listing_formats $SYNC bulk tempurl $3 $STATICWEB copy container-quotas account-quotas slo dlo versioned_writes symlink $ENCRYPTION proxy-logging proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 allow_account_management = true
@@ -252,8 +304,45 @@ allow_versioned_writes = true
 allow_object_versioning = true
 [filter:symlink]
 use = egg:swift#symlink
+[filter:name_check]
+use = egg:swift#name_check
+[filter:container_sync]
+use = egg:swift#container_sync
+current = //REALM/ONE
+[filter:staticweb]
+use = egg:swift#staticweb
+$CRYPTO
 X
   }
+  # Only for tests: a root secret that everybody knows.
+  local CRYPTO="[filter:keymaster]
+use = egg:swift#keymaster
+encryption_root_secret = c3dpZnRuYmQgdGVzdHMsIG5vIHNlY3JldCBhdCBhbGwsIDQ4IGJ5dGVz
+[filter:encryption]
+use = egg:swift#encryption"
+  cat >container-sync-realms.conf <<X
+[REALM]
+key = realmkey
+cluster_ONE = http://127.0.0.1:$P/v1/
+X
+  # What container-sync reads objects with: it must decrypt them.
+  cat >internal-client.conf <<X
+[DEFAULT]
+swift_dir = $DIR/conf
+[pipeline:main]
+pipeline = catch_errors cache symlink $ENCRYPTION proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:$MEM
+[filter:symlink]
+use = egg:swift#symlink
+$CRYPTO
+X
   proxy "$P" proxy-server.conf "s3api tempauth"
   proxy "$KPORT" proxy-keystone.conf "authtoken keystoneauth"
   proxy "$SLOW" proxy-slow.conf "s3api tempauth"
@@ -306,6 +395,12 @@ class NoSyslog(logging.NullHandler):
     def __init__(self, *a, **kw):
         logging.NullHandler.__init__(self)
 utils.ThreadSafeSysLogHandler = NoSyslog
+if role == 'container-sync':
+    from swift.container.sync import ContainerSync
+    # The container server's port says which databases are this node's.
+    c = utils.readconf(conf, 'app:container-server')
+    ContainerSync(dict(c, internal_client_conf_path=os.path.join(os.path.dirname(conf), 'internal-client.conf'))).run_once()
+    sys.exit(0)
 sys.exit(run_wsgi(conf, role, **kw))
 X
   if [ ! -e object.ring.gz ]; then
@@ -313,7 +408,7 @@ X
     for i in $(seq 2 "$REPLICAS"); do
       o="$o,$(object_port "$i")" c="$c,$(container_port "$i")" a="$a,$ACC"
     done
-    $PY swiftd.py rings "$DIR/conf/x" object="$o" container="$c" account="$a"
+    $PY swiftd.py rings "$DIR/conf/x" object="$o" object-1="$o" container="$c" account="$a"
   fi
 }
 
@@ -406,7 +501,8 @@ def find(kind, name):
 def ensure(kind, name, **kw):
     return find(kind, name) or call('POST', '/%ss' % kind, {kind: dict(kw, name=name)}, t)[0][kind]['id']
 roles = {r: ensure('role', r) for r in ('admin', 'service', 'member', 'swiftoperator')}
-for project, user, pw, role in (('service', 'swift', 'swiftpass', 'admin'), ('test', 'tester', 'testing', 'member')):
+for project, user, pw, role in (('service', 'swift', 'swiftpass', 'admin'), ('guests', 'guest', 'guesting', 'member'),
+                                 ('test', 'tester', 'testing', 'member')):
     p = ensure('project', project, domain_id='default')
     u = ensure('user', user, domain_id='default', password=pw, default_project_id=p)
     call('PUT', '/projects/%s/users/%s/roles/%s' % (p, u, roles[role]), token=t)
@@ -444,25 +540,27 @@ launch() { # name: start it unless it runs
     proxy-server|proxy-keystone) start "$1" $PY "$conf/swiftd.py" proxy-server "$conf/$1.conf";;
     proxy-slow) start "$1" $PY "$conf/swiftd.py" proxy-server "$conf/$1.conf" "${SKEW:-0}";;
     keystone) start "$1" $PY "$DIR/keystone/keystoned.py" "$DIR/keystone/keystone.conf" $KS;;
-    *) echo "saio: there is no $1" >&2; return 2;;
+    *) port_of "$1";; # which says that there is none
   esac
 }
 await() { # name: wait until it answers
-  local port
   case $1 in
-    memcached) return;;
-    account-server) port=$ACC;;
-    container-server*) port=$(container_port "${1#container-server}");;
-    object-server*) port=$(object_port "${1#object-server}");;
-    proxy-server) port=$P;;
-    proxy-keystone) port=$KPORT;;
-    proxy-slow) port=$SLOW;;
-    keystone) wait_http "http://127.0.0.1:$KS/v3" "$1"; return;;
+    memcached)
+      while free "$MEM"; do
+        alive "$1" || { echo "saio: $1 did not come up; see $DIR/log/$1.log" >&2; return 1; }
+        sleep 0.05
+      done;;
+    keystone) wait_http "http://127.0.0.1:$KS/v3" "$1";;
+    *) wait_http "http://127.0.0.1:$(port_of "$1")/healthcheck" "$1";;
   esac
-  wait_http "http://127.0.0.1:$port/healthcheck" "$1"
 }
 up() {
   local s
+  mkdir -p "$DIR"/{log,run}
+  echo "$P" >"$DIR/port"
+  launch memcached
+  await memcached
+  unlock_ports
   [ -n "${SAIO_NOCONFIG:-}" ] || config   # SAIO_NOCONFIG=1: keep hand-edited files
   [ "$KEYSTONE" != 1 ] || keystone_config
   for s in $(services); do launch "$s"; done
@@ -507,12 +605,14 @@ case $cmd in
 esac
 case $cmd in
   install) install;;
-  up) ports
+  up) lock_ports
+    ports
     UP=0
     trap '[ $UP = 1 ] || down' EXIT
     up
     UP=1;;
   down) down;;
+  sync) SAIO_FSYNC=$FSYNC $PY "$DIR/conf/swiftd.py" container-sync "$DIR/conf/container-server1.conf";;
   stop) stop "$@";;
   start) ports
     for s in "$@"; do launch "$s"; done
@@ -523,5 +623,5 @@ case $cmd in
     for s in $(services); do
       if alive "$s"; then echo "$s up pid $(cat "$DIR/run/$s.pid")"; else echo "$s down"; rc=1; fi
     done; exit $rc;;
-  *) sed -n '3,30p' "$0" >&2; exit 2;;
+  *) sed -n '3,36p' "$0" >&2; exit 2;;
 esac

@@ -56,9 +56,15 @@ var badInputs = []badInput{
 	{name: "connections-negative", input: params("connections=-1"), words: []string{"connections", "-1"}},
 	{name: "connections-word", input: params("connections=many"), words: []string{"connections", "many"}},
 	{name: "connections-huge", input: params("connections=99999999999999999999"), words: []string{"connections"}},
+	{name: "metrics-empty-path", input: params("metrics=unix:"), words: []string{"metrics=unix:", "the socket's path is missing"}},
+	{name: "metrics-long-path", input: params("metrics=unix:/tmp/" + strings.Repeat("x", 120)), words: []string{"at most 107 bytes, and this one has 125"}},
+	{name: "metrics-port", input: params("metrics=127.0.0.1:99999"), words: []string{"there is no port 99999"}},
 	{name: "timeout-word", input: params("timeout=x"), words: []string{"timeout", "x"}},
 	{name: "timeout-zero", input: params("timeout=0"), words: []string{"timeout"}},
 	{name: "timeout-negative", input: params("timeout=-5"), words: []string{"timeout", "-5"}},
+	{name: "keystone-auth-word", input: params("keystone-auth=perhaps"), words: []string{"keystone-auth", "perhaps"}},
+	{name: "keystone-endpoint-word", input: params("keystone-auth=1", "keystone-endpoint=private"), words: []string{"keystone-endpoint", "private"}},
+	{name: "keystone-region-empty", input: params("keystone-region="), words: []string{"keystone-region", "empty"}},
 	{name: "cacert-missing", input: params("cacert=/nonexistent/ca.pem"), words: []string{"/nonexistent/ca.pem"}},
 	{name: "cacert-no-certificate", words: []string{"cacert", "SECRETS"},
 		input: func(_ *testing.T, _ *harness.Cloud, volume, secrets string) []string {
@@ -118,6 +124,18 @@ var badInputs = []badInput{
 		})},
 	{name: "read-only-bad", words: []string{"SECRETS", "VOLUME", "read-only", "perhaps"}, input: section(
 		func(c *harness.Cloud, volume string) string { return c.Section(volume, "read-only = perhaps") })},
+	{name: "key-cache-bad", words: []string{"SECRETS:5: [VOLUME] cache", "64MB"}, input: section(
+		func(c *harness.Cloud, volume string) string { return c.Section(volume, "cache = 64MB") })},
+	{name: "key-cache-small", words: []string{"SECRETS:5: [VOLUME] cache", "1000", "65536"}, input: section(
+		func(c *harness.Cloud, volume string) string { return c.Section(volume, "cache = 1000") })},
+	{name: "key-default-lease-bad", words: []string{"SECRETS:2: [DEFAULT] lease", "3"}, input: section(
+		func(c *harness.Cloud, volume string) string {
+			return harness.Section("DEFAULT", "lease = 3") + c.Section(volume)
+		})},
+	{name: "key-of-another-section-bad", words: []string{"SECRETS", "[another] connections", "many"}, input: section(
+		func(c *harness.Cloud, volume string) string {
+			return c.Section(volume) + c.Section("another", "connections = many")
+		})},
 	{name: "endpoint-type-bad", words: []string{"SECRETS", "VOLUME", "endpoint-type"}, input: section(
 		func(c *harness.Cloud, volume string) string { return c.Section(volume, "endpoint-type = secret") })},
 	{name: "key-cacert-missing", words: []string{"VOLUME", "certificate", "/nonexistent/ca.pem"}, input: section(
@@ -175,6 +193,18 @@ var badInputs = []badInput{
 	{name: "objects-zero", words: []string{"VOLUME", "objects", "0"}, input: meta("Objects", "0")},
 	{name: "objects-overflow", words: []string{"VOLUME", "objects"}, input: meta("Objects", "9223372036854775807")},
 	{name: "objects-missing", words: []string{"VOLUME", "set up"}, input: meta("Objects", "")},
+	{name: "version-two-whole", words: []string{"VOLUME", "version 2 of the format"}, input: func(t *testing.T, c *harness.Cloud, volume, secrets string) []string {
+		for key, value := range map[string]string{"Version": "2", "Uuid": "000102030405060708090a0b0c0d0e0f", "Size": "1048576", "Objects": "", "Object-Size": ""} {
+			c.Account(t).SetMeta(t, volume, key, value)
+		}
+		return []string{volume, "secrets=" + secrets}
+	}},
+	{name: "version-two-no-lease", words: []string{"VOLUME", "version 2 of the format needs a lease", "lease=0"}, input: func(t *testing.T, c *harness.Cloud, volume, secrets string) []string {
+		for key, value := range map[string]string{"Version": "2", "Uuid": "000102030405060708090a0b0c0d0e0f", "Size": "1048576", "Root": "00000000-00000001", "Objects": "", "Object-Size": ""} {
+			c.Account(t).SetMeta(t, volume, key, value)
+		}
+		return []string{volume, "secrets=" + secrets, "lease=0"}
+	}},
 	{name: "version-two", words: []string{"VOLUME", "version", "2"}, input: meta("Version", "2")},
 
 	// The environment.

@@ -3,7 +3,11 @@
 package tests
 
 import (
+	"bytes"
+	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,10 +47,175 @@ func threeExports(t testing.TB, o harness.Options) (n *harness.Nbdkit, names []s
 	account.Setup(t, names[0], 160, 65536)
 	account.Setup(t, names[1], 3, 1000)
 	account.Setup(t, names[2], 4, 1<<20)
-	account.Put(t, names[2], "disk.part/00000001", harness.Random(2, 1<<20))
+	account.Write011(t, names[2], map[int][]byte{1: harness.Random(2, 1<<20)})
 	secrets = harness.Secrets(t, c.Section(names[0]), c.Section(names[1]), c.Section(names[2], "read-only = 1"))
 	o.Params = append(o.Params, "secrets="+secrets)
 	return harness.Serve(t, o), names, secrets, account
+}
+
+// TestExportsOwnSettings serves two disks with settings of their own, and one
+// with those of [DEFAULT] and of the command line, each beside the others in
+// one nbdkit.
+func TestExportsOwnSettings(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	account := c.Account(t)
+	base := harness.Name(t)
+	small, large, plain := base+"-small", base+"-large", base+"-plain"
+	const objects, diskSize = 64, 64 * objectSize
+	content := make(map[int][]byte)
+	for i := range objects {
+		content[i] = harness.Random(uint64(i), objectSize)
+	}
+	for _, name := range []string{small, large, plain} {
+		account.Setup(t, name, objects, objectSize)
+		account.Write011(t, name, content)
+	}
+	secrets := harness.Secrets(t, harness.Section("DEFAULT", "cache-mode = writethrough", "writeback-age = 3600"),
+		c.Section(small, "cache = 1M", "lease = 0"),
+		c.Section(large, "Cache: 48M", "cache-mode = writeback", "connections = 3"), c.Section(plain))
+	address := fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t))
+	n := serve(t, "secrets="+secrets, "cache=3M", "metrics="+address)
+
+	var wait []*harness.Process
+	hold := filepath.Join(harness.TempDir(t), "hold")
+	for i, name := range []string{small, large, plain} {
+		wait = append(wait, harness.StartNbdsh(t, n.Export(name), fmt.Sprintf(`
+import os, time
+h.pwrite(bytes([%[1]d + 1]) * 4096, 0)
+for i in range(%[2]d):
+    h.pread(%[3]d, i * %[3]d)
+open("%[4]s.%[1]d", "w").close()
+while not os.path.exists("%[4]s"):
+    time.sleep(0.05)
+`, i, objects, objectSize, hold)))
+	}
+	for i := range wait {
+		wait[i].Until(t, fmt.Sprintf("%s.%d", hold, i))
+	}
+	counters := harness.Must(t, "curl", "-sS", "--fail", "http://"+address+"/metrics")
+	for _, d := range []struct {
+		name        string
+		least, most int64
+		written     bool // without a flush
+		lease       bool
+	}{
+		{small, 1 << 18, 1 << 20, true, false},
+		{large, diskSize, 48 << 20, false, true},
+		{plain, 1 << 20, 3 << 20, true, true},
+	} {
+		m := regexp.MustCompile(`(?m)^swiftnbd_cache_bytes\{container="` + d.name + `"\} (\S+)$`).FindStringSubmatch(counters)
+		if m == nil {
+			t.Fatalf("no cache of %s in\n%s", d.name, counters)
+		}
+		if held, err := strconv.ParseFloat(m[1], 64); err != nil || held < float64(d.least) || held > float64(d.most) {
+			t.Errorf("the cache of %s holds %s bytes after a read of the whole disk, want %d to %d", d.name, m[1], d.least, d.most)
+		}
+		first, _ := account.Get(t, d.name, "disk.part/00000000")
+		if written := first[0] != content[0][0]; written != d.written {
+			t.Errorf("%s: an acknowledged write is in Swift before a flush: %t, want %t", d.name, written, d.written)
+		}
+		if leases := account.Leases(t, d.name); (len(leases) > 0) != d.lease {
+			t.Errorf("%s has the leases %q, want any: %t", d.name, leases, d.lease)
+		}
+	}
+	harness.WriteFile(t, hold, "")
+	for _, p := range wait {
+		if status := p.Wait(t); status != 0 {
+			t.Errorf("a client ended with %d:\n%s", status, p.Output())
+		}
+	}
+	n.Stop(t)
+	for i, name := range []string{small, large, plain} {
+		if data := account.Read011(t, name); !bytes.Equal(data[:8192], append(bytes.Repeat([]byte{byte(i + 1)}, 4096), content[0][4096:8192]...)) {
+			t.Errorf("%s lacks what was written", name)
+		}
+	}
+}
+
+// TestExportsSettingsChange changes a setting of a disk while nbdkit serves: it
+// holds from the next client on that finds the disk closed.
+func TestExportsSettingsChange(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	name, account, _ := volume(t, c)
+	secrets := harness.Secrets(t, c.Section(name, "writeback-age = 3600"))
+	n := serve(t, "secrets="+secrets)
+	for i, mode := range []struct {
+		line    string
+		written bool
+	}{{"", false}, {"cache-mode = writethrough", true}, {"cache-mode = nonesuch", true}, {"cache-mode = writeback", false}} {
+		harness.WriteFile(t, secrets, c.Section(name, "writeback-age = 3600", mode.line))
+		ready, hold := filepath.Join(harness.TempDir(t), "ready"), filepath.Join(harness.TempDir(t), "hold")
+		client := harness.StartNbdsh(t, n.Export(name), fmt.Sprintf(`
+import os, time
+h.pwrite(b"x" * 4096, %d * 65536)
+open("%s", "w").close()
+while not os.path.exists("%s"):
+    time.sleep(0.05)
+`, i, ready, hold))
+		client.Until(t, ready)
+		if written := account.Read011(t, name)[i*65536] == 'x'; written != mode.written {
+			t.Errorf("with %q an acknowledged write is in Swift before a flush: %t, want %t", mode.line, written, mode.written)
+		}
+		harness.WriteFile(t, hold, "")
+		if status := client.Wait(t); status != 0 {
+			t.Errorf("the client ended with %d:\n%s", status, client.Output())
+		}
+		unlocked(t, account, name) // the disk is closed
+	}
+}
+
+// TestExportsSmallCache serves all sections, of which one has a cache that is
+// too small for its objects: its client is refused, the log names the place in
+// the file, and the other disk is served.
+func TestExportsSmallCache(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	good, _, _ := volume(t, c)
+	bad := good + "-bad"
+	c.Account(t).Setup(t, bad, 4, objectSize)
+	secrets := harness.Secrets(t, c.Section(good), c.Section(bad, "cache = 1000"))
+	n := serve(t, "secrets="+secrets)
+	if r := harness.Run(t, "nbdinfo", "--size", n.Export(bad)); r.Status == 0 {
+		t.Errorf("the disk is served: %s", r.Stdout)
+	}
+	if size := harness.Must(t, "nbdinfo", "--size", n.Export(good)); size != fmt.Sprintln(diskSize) {
+		t.Errorf("the other disk has %s bytes", size)
+	}
+	n.Stop(t)
+	text, err := os.ReadFile(secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := strings.Count(strings.Split(string(text), "cache = ")[0], "\n") + 1
+	want := fmt.Sprintf("container %s: %s:%d: [%s] cache: cache=1000 is too small for objects of 65536 bytes", bad, secrets, line, bad)
+	if harness.Format() == 2 {
+		want = strings.Replace(want, "objects of 65536", "chunks of 1048576", 1)
+	}
+	if out, _ := n.Output(); !strings.Contains(out, want) {
+		t.Errorf("the log lacks %q:\n%s", want, out)
+	}
+}
+
+// TestExportsOverridden has the command line and the section of the one disk
+// that is served contradict each other: a warning says which of them counts.
+func TestExportsOverridden(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	name, _, _ := volume(t, c)
+	secrets := harness.Secrets(t, harness.Section("DEFAULT", "timeout = 61"), c.Section(name, "cache = 5M"))
+	r := harness.Run(t, "nbdkit", "-U", "-", harness.Plugin(t), name, "secrets="+secrets, "cache=6M", "timeout=50", "lease=20", "--run", "exit 42")
+	var warnings []string
+	for line := range strings.Lines(r.Stderr) {
+		if strings.Contains(line, "no effect") {
+			warnings = append(warnings, line)
+		}
+	}
+	if r.Status != 42 || len(warnings) != 2 || !strings.Contains(warnings[0], "cache= ") || !strings.Contains(warnings[1], "timeout= ") ||
+		!strings.Contains(warnings[0], secrets) {
+		t.Errorf("status %d, want 42 and a warning each about cache and timeout:\n%s", r.Status, r.Stderr)
+	}
 }
 
 // TestExportsList checks what clients see when no container is named: every
@@ -58,7 +227,11 @@ func TestExportsList(t *testing.T) {
 	if !slices.Equal(got, names) {
 		t.Errorf("nbdinfo --list shows %q, want %q", got, names)
 	}
-	for i, words := range [][]string{{"10", "M", "64"}, {"3000", "1000"}, {"4", "M", "1", "read-only"}} {
+	described := [][]string{{"10", "M", "64"}, {"3000", "1000"}, {"4", "M", "1", "read-only"}}
+	if harness.Format() == 2 { // its objects have no size
+		described = [][]string{{"10", "M", "version 2"}, {"3000", "version 2"}, {"4", "M", "version 2", "read-only"}}
+	}
+	for i, words := range described {
 		for _, w := range words {
 			if !strings.Contains(description[names[i]], w) {
 				t.Errorf("the description of %s is %q, which lacks %q", names[i], description[names[i]], w)

@@ -119,15 +119,53 @@ h.flush()
 	})
 }
 
+// blocks checks that Swift has data for just those blocks of a disk of version 2
+// of which want says so, and that the client is told the same.
+func (s serving) blocks(t *testing.T, when string, want func(block int64) bool) {
+	t.Helper()
+	has := s.account.DataBlocks(t, s.name)
+	told := make([]bool, len(has))
+	var extents []struct{ Offset, Length, Type int64 }
+	out := harness.Must(t, "nbdinfo", "--map", "--json", s.n.URI)
+	if err := json.Unmarshal([]byte(out), &extents); err != nil {
+		t.Fatalf("nbdinfo --map: %v\n%s", err, out)
+	}
+	var next int64
+	for _, e := range extents {
+		if e.Offset != next || e.Length < 1 || e.Type != 0 && e.Type != 3 || e.Offset%4096 != 0 {
+			t.Fatalf("%s: extent %d+%d of type %d where %d comes next", when, e.Offset, e.Length, e.Type, next)
+		}
+		next += e.Length
+		for b := e.Offset / 4096; b*4096 < next; b++ {
+			told[b] = e.Type == 0
+		}
+	}
+	if next != s.objects*s.objectSize {
+		t.Errorf("%s: the extents end at %d of %d", when, next, s.objects*s.objectSize)
+	}
+	wrong := 0
+	for b := range has {
+		if w := want(int64(b)); has[b] != w || told[b] != w {
+			if wrong++; wrong <= 3 {
+				t.Errorf("%s: block %d of %d: data %v, in Swift %v, the client is told %v", when, b, len(has), w, has[b], told[b])
+			}
+		}
+	}
+}
+
 // TestFeaturesHoles checks that whole chunks that are trimmed or zeroed become
-// holes in Swift, while partial ones do not touch their neighbours.
+// holes in Swift, while partial ones do not touch their neighbours. In version 2
+// the blocks do.
 func TestFeaturesHoles(t *testing.T) {
 	forEachGeometry(t, func(t *testing.T, s serving) {
 		harness.Nbdsh(t, s.n.URI, model+`
 for off in range(0, size, 1 << 24): write(off, min(1 << 24, size - off))
 h.flush()
 `)
-		if got := len(s.account.Chunks(t, s.name)); int64(got) != s.objects {
+		logged := harness.Format() == 2
+		if logged {
+			s.blocks(t, "after all was written", func(int64) bool { return true })
+		} else if got := len(s.account.Chunks(t, s.name)); int64(got) != s.objects {
 			t.Errorf("a full disk is %d objects, want %d", got, s.objects)
 		}
 		harness.Nbdsh(t, s.n.URI, model+`
@@ -137,7 +175,9 @@ each(h.trim)
 h.flush()
 each(lambda n, off: check(off, n))
 `)
-		if got := s.account.Chunks(t, s.name); len(got) != 0 {
+		if logged {
+			s.blocks(t, "after a trim of the whole disk", func(int64) bool { return false })
+		} else if got := s.account.Chunks(t, s.name); len(got) != 0 {
 			t.Errorf("after a trim of the whole disk %d objects are left: %.3q", len(got), got)
 		}
 		harness.Nbdsh(t, s.n.URI, model+fmt.Sprintf(`
@@ -147,6 +187,16 @@ zero(0, osize)
 h.flush()
 check(0, min(size, 2 * osize))
 `, s.objectSize))
+		if logged {
+			end := min(2, s.objects) * s.objectSize
+			s.blocks(t, "after zeroing a part", func(b int64) bool {
+				// The block at the border has been written in part, and not zeroed whole.
+				whole := (b+1)*4096 <= s.objectSize || s.objects == 1
+				return b*4096 < end && !whole
+			})
+			s.n.Stop(t)
+			return
+		}
 		want := []string{"disk.part/00000001"}
 		if s.objects == 1 {
 			want = nil
@@ -224,7 +274,11 @@ func TestFeaturesAdvertised(t *testing.T) {
 		if p < 512 || p > 32<<20 || p&(p-1) != 0 {
 			t.Errorf("preferred block size %d", p)
 		}
-		if o := s.objectSize; o&(o-1) == 0 && o >= 512 && o <= 32<<20 && p != o {
+		if harness.Format() == 2 {
+			if p != 4096 {
+				t.Errorf("preferred block size %d, want the block's", p)
+			}
+		} else if o := s.objectSize; o&(o-1) == 0 && o >= 512 && o <= 32<<20 && p != o {
 			t.Errorf("preferred block size %d with objects of %d", p, o)
 		}
 		s.n.Stop(t)
@@ -305,9 +359,29 @@ h.pread(%d, 0)
 }
 
 // TestFeaturesExtents compares the extents with what is in Swift: data is
-// never called a hole, and a hole, once it was read, is.
+// never called a hole, and a hole, once it was read, is. In version 2 they are
+// exact, from the map, without a read.
 func TestFeaturesExtents(t *testing.T) {
 	forEachGeometry(t, func(t *testing.T, s serving) {
+		if harness.Format() == 2 {
+			harness.Nbdsh(t, s.n.URI, fmt.Sprintf(`
+osize, objects = %d, %d
+for i in range(0, objects, 3): h.pwrite(b"x" * osize, i * osize)
+h.flush()
+`, s.objectSize, s.objects))
+			written := make(map[int64]bool)
+			for i := int64(0); i < s.objects; i += 3 {
+				for b := i * s.objectSize / 4096; b*4096 < (i+1)*s.objectSize; b++ {
+					written[b] = true
+				}
+			}
+			s.blocks(t, "after every third chunk was written", func(b int64) bool { return written[b] })
+			s.n.Stop(t)
+			s.n = serve(t, s.name, "secrets="+s.secrets) // from the runs
+			s.blocks(t, "after another start", func(b int64) bool { return written[b] })
+			s.n.Stop(t)
+			return
+		}
 		out := harness.Nbdsh(t, s.n.URI, model+fmt.Sprintf(`
 assert h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
 osize, objects = %d, %d
@@ -409,5 +483,76 @@ check(0, 8 * osize)
 	n.Stop(t)
 	if !bytes.Equal(got, account.Read011(t, name)) {
 		t.Error("what is read over NBD is not what swiftnbd 0.11 would read")
+	}
+}
+
+// TestFeaturesFastZero zeroes with NBD_CMD_FLAG_FAST_ZERO: what is done at once
+// reads as zeroes, and what is not, is refused and left as it was. In version 2
+// whole blocks are always fast, and so is what is a hole already.
+func TestFeaturesFastZero(t *testing.T) {
+	t.Parallel()
+	_, _, params := volume(t, harness.Dev(t))
+	n := serve(t, params...)
+	harness.Nbdsh(t, n.URI, model+fmt.Sprintf(`
+import errno
+assert h.can_fast_zero()
+FAST = nbd.CMD_FLAG_FAST_ZERO
+def fast(off, n):
+    try: zero(off, n, FAST)
+    except nbd.Error as e:
+        assert e.errnum in (errno.EOPNOTSUPP, errno.ENOTSUP), e
+        return False
+    finally: check(max(0, off - 4096), min(n + 8192, size - max(0, off - 4096)))
+    return True
+osize, logged = %d, %d == 2
+write(0, 8 * osize)
+h.flush()
+assert fast(osize, osize), "a whole chunk"
+assert fast(2 * osize, 2 * osize), "two chunks"
+assert fast(osize + 4096, 4096), "a part of a hole"
+got = fast(20 * osize + 512, 512)
+assert got or not logged, "a part of what was never written" # version 1 knows it if the chunk is in the cache
+got = fast(5 * osize + 4096, 8192)
+assert got or not logged, "whole blocks"
+got = fast(5 * osize + 65024, 1024)
+if logged: assert not got, "parts of two blocks with data"
+check()
+h.flush()
+check()
+`, objectSize, harness.Format()))
+	n.Stop(t)
+}
+
+// TestFeaturesQemu has qemu's own client write, zero, discard and read, and
+// compare what is there with its patterns.
+func TestFeaturesQemu(t *testing.T) {
+	t.Parallel()
+	name, account, params := volume(t, harness.Dev(t))
+	n := serve(t, params...)
+	args := []string{"-f", "raw", "-d", "unmap", n.URI}
+	for _, c := range []string{
+		"write -P 1 0 1M", "write -P 2 1000 3000", "write -f -P 3 64k 512", "write -z 128k 100k", "write -z -u 300k 64k",
+		"discard 512k 128k", "aio_write -P 4 2M 1M", "aio_write -P 5 3M 1M", "aio_flush", "flush",
+		"read -P 1 0 1000", "read -P 2 1000 3000", "read -P 1 4000 1440", "read -P 3 64k 512", "read -P 0 128k 100k", "read -P 0 300k 64k",
+		"read -P 4 2M 1M", "read -P 5 3M 1M", "read -P 0 4M 1M",
+	} {
+		args = append(args, "-c", c)
+	}
+	r := harness.Run(t, "qemu-io", args...)
+	if r.Status != 0 || strings.Contains(r.Stdout, "Pattern verification failed") {
+		t.Errorf("qemu-io: status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
+	}
+	if out := harness.Must(t, "qemu-img", "map", "--output=json", n.URI); !strings.Contains(out, `"zero": true`) {
+		t.Errorf("qemu-img map shows no hole:\n%s", out)
+	}
+	n.Stop(t)
+	disk := account.Read011(t, name)
+	for _, part := range []struct {
+		at, n int
+		b     byte
+	}{{0, 1000, 1}, {1000, 3000, 2}, {64 << 10, 512, 3}, {128 << 10, 100 << 10, 0}, {2 << 20, 1 << 20, 4}, {3 << 20, 1 << 20, 5}} {
+		if !bytes.Equal(disk[part.at:][:part.n], bytes.Repeat([]byte{part.b}, part.n)) {
+			t.Errorf("Swift does not hold %d at %d+%d", part.b, part.at, part.n)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -87,7 +88,7 @@ until("end")
 		client.tell("taken")
 		client.done()
 		first.Said(t, "the lock is not ours any more: locked by "+r.holder())
-		first.Said(t, "65536 bytes in 16 chunks were not written and are lost")
+		first.Said(t, harness.Dirty(65536, 16)+" were not written and are lost")
 		if n := r.wrote(before); n > 0 {
 			t.Errorf("the first has written %d objects after its lease had gone", n)
 		}
@@ -202,7 +203,13 @@ h.pwrite(b"B" * C, 3 * C)
 fails(("flush", h.flush))
 `)
 		client.reached("flushed")
+		object := "disk.part/00000002"
+		var half atomic.Value // the object of version 2 that is sent in half
 		r.wire.CutAt(chunk/2, func(q *harness.Request) bool {
+			if _, at, is := strings.Cut(q.Path, "/swiftnbd/log/"); is && q.Writes(r.name) {
+				half.Store("swiftnbd/log/" + at)
+				return true
+			}
 			return q.Writes(r.name) && strings.HasSuffix(q.Path, "/00000002")
 		})
 		client.tell("go")
@@ -230,7 +237,12 @@ assert h.pread(C, 2 * C) == b"D" * C
 		if first.Server.Signal(t, syscall.SIGTERM); first.Server.Wait(t) != 1 {
 			t.Error("the first has lost data, and does not say so by its status")
 		}
-		if got, _ := r.account.Get(t, r.name, "disk.part/00000002"); !bytes.Equal(got, bytes.Repeat([]byte("A"), chunk)) {
+		if name, ok := half.Load().(string); ok {
+			object = name
+		}
+		switch got, there := r.account.Get(t, r.name, object); {
+		case harness.Format() == 2 && !there: // it was a new one
+		case !bytes.Equal(got, bytes.Repeat([]byte("A"), chunk)):
 			t.Error("a PUT that was half sent has come to its end under somebody else's lease")
 		}
 		rival.tell("late")

@@ -125,7 +125,7 @@ func TestInfo(t *testing.T) {
 		client.done()
 		n.Stop(t)
 		in = wantInfo(t, params, "lock none, no holder, no since, no until, no expired, fencing tempurl, map saved, last, 1 known, 7 holes",
-			"unlocked", "1 chunks with data, 7 holes, 0 unknown")
+			"unlocked", "1 chunk with data, 7 holes, 0 unknown")
 		if *in.MapSession != *in.Last {
 			t.Errorf("the map is of %s, the last session was %s", *in.MapSession, *in.Last)
 		}
@@ -217,4 +217,71 @@ func TestInfoFenced(t *testing.T) {
 			check(t, account, name, section, l.env)
 		})
 	}
+}
+
+// TestInfoLog has a disk of version 2 go through the states that info tells apart:
+// set up, in use, left, killed, and unlocked.
+func TestInfoLog(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	name, account := harness.Name(t), c.Account(t)
+	params := []string{name, "secrets=" + harness.Secrets(t, c.Section(name)), "lease=30"}
+	ctl(t, params, "setup", "--format", "2", "--size", "1M", name)
+	t.Cleanup(func() { account.Remove(t, name) })
+	type logInfo struct {
+		Version       int
+		Lock, Opens   string
+		Size          int64
+		Root          *string
+		Data          int64    `json:"data_objects"`
+		Bytes         int64    `json:"data_bytes"`
+		Live          int64    `json:"live_bytes"`
+		Garbage       int64    `json:"garbage_bytes"`
+		Use           float64  `json:"use_percent"`
+		Amplification *float64 `json:"amplification"`
+		Log           int64    `json:"log_objects"`
+	}
+	want := func(what, lock, opens string, live, log int64, lines ...string) (in logInfo) {
+		t.Helper()
+		out := ctl(t, params, "info", "--json", name)
+		if err := json.Unmarshal([]byte(out), &in); err != nil {
+			t.Fatalf("%s: %v\n%s", what, err, out)
+		}
+		if in.Version != 2 || in.Size != 1<<20 || in.Root == nil || in.Lock != lock || in.Opens != opens || in.Live != live || in.Log != log {
+			t.Errorf("%s: info --json says %s", what, out)
+		}
+		text := ctl(t, params, "info", name)
+		for _, line := range lines {
+			if !strings.Contains(text, line) {
+				t.Errorf("%s: info does not say %q:\n%s", what, line, text)
+			}
+		}
+		return in
+	}
+	want("set up", "none", "at once", 0, 0, "unlocked")
+	n := serve(t, params...)
+	client := act(t, n.URI, `
+h.pwrite(b"x" * 65536, 0)
+h.flush()
+h.pwrite(b"y" * 65536, 0)
+h.flush()
+reached("there")
+until("go")
+`)
+	client.reached("there")
+	// Two objects, of which the first is garbage now.
+	in := want("in use", "lease", "log", 65536, 2, " % of the log", "garbage", "2.01 bytes are stored for each byte of data")
+	if in.Data != 2 || in.Bytes < 2*16*4100 || in.Garbage < 16*4100 || in.Use > 50 || in.Amplification == nil || *in.Amplification < 2 {
+		t.Errorf("in use: %+v", in)
+	}
+	client.tell("go")
+	client.done()
+	n.Stop(t)
+	want("left", "none", "at once", 65536, 0, "unlocked", "of the map")
+	n = serve(t, params...)
+	act(t, n.URI, hold).reached("there")
+	n.Kill(t)
+	want("killed", "lease", "log", 65536, 1)
+	ctl(t, params, "unlock", name)
+	want("unlocked", "none", "log", 65536, 1, "unlocked", "after the map and the log were read")
 }

@@ -65,7 +65,7 @@ func TestLeaseMark(t *testing.T) {
 	}
 	holder, _, _ := strings.Cut(account.Holder(t, name), "@")
 	n.Kill(t)
-	time.Sleep(pastLease)
+	time.Sleep(pastLease) // a lease would have ended
 	for _, lease := range []string{"lease=0", "lease=5"} {
 		f := harness.Fail(t, harness.Options{Params: append(params, lease)})
 		f.Want(t, name, "locked by "+holder+" since", "swiftnbd-ctl unlock")
@@ -125,9 +125,9 @@ else: raise SystemExit("a read-only export was written")
 func TestLeaseShared(t *testing.T) {
 	t.Parallel()
 	name, account, params := volume(t, harness.Dev(t))
-	n := serve(t, params...)
+	n := harness.Serve(t, harness.Options{Params: params, Args: tellsOfClients})
 	numbers := ""
-	for range 2 {
+	for round := 1; round <= 2; round++ {
 		one, two := act(t, n.URI, hold), act(t, n.URI, hold)
 		one.reached("there")
 		two.reached("there")
@@ -137,7 +137,7 @@ func TestLeaseShared(t *testing.T) {
 		}
 		one.tell("go")
 		one.done()
-		time.Sleep(200 * time.Millisecond) // the close of the first
+		harness.Eventually(t, "the first has left", func() bool { return oneLeft(n) == round })
 		if now := account.Leases(t, name); len(now) != 1 || now[0] != leases[0] || account.Holder(t, name) == "" {
 			t.Errorf("one of two connections has left, and the lease %v is now %v", leases, now)
 		}
@@ -147,8 +147,12 @@ func TestLeaseShared(t *testing.T) {
 		harness.Eventually(t, "the lease goes", func() bool { return len(account.Leases(t, name)) == 0 })
 		numbers += strings.TrimPrefix(leases[0], name+".swiftnbd-lease.") + " "
 	}
-	// Each session has saved a map; that of the one before is of no use.
+	// Each session has saved a map; that of the one before is of no use. In
+	// version 2 it goes ten minutes later.
 	harness.Eventually(t, "one map is left", func() bool {
+		if harness.Format() == 2 {
+			return true
+		}
 		maps := 0
 		for _, object := range account.List(t, name) {
 			if strings.HasPrefix(object, "swiftnbd/map/") && strings.HasSuffix(object, "/index") {
@@ -263,7 +267,9 @@ everything(3)
 		if !strings.HasSuffix(holder, fmt.Sprintf(":%d", first.Server.Pid)) {
 			t.Errorf("the volume is held by %q", holder)
 		}
-		time.Sleep(2 * time.Second) // a second after it came the holder looks once more
+		// A second after it came the holder renews its lease and looks once
+		// more. After that it does not look by itself for long.
+		harness.Eventually(t, "the holder has looked once more", r.lookedAgain)
 		unlockedAt := len(r.wire.Requests())
 		said := ctl(t, r.second, "unlock", r.name)
 		for _, want := range []string{holder, "its lease was good until", "is refused by Swift", "is unlocked"} {
@@ -297,7 +303,7 @@ assert h.pread(4, 0) == b"CCCC"
 			t.Errorf("after unlock Swift has taken %d writes of the former holder, and refused %d", n, refused)
 		}
 		first.Said(t, "the lock is not ours any more")
-		first.Said(t, " bytes in 1 chunks were not written and are lost")
+		first.Said(t, harness.Dirty(1000, 1)+" were not written and are lost")
 		rival.tell("end")
 		rival.done()
 		second.Stop(t)
@@ -319,7 +325,7 @@ func TestLockForEver(t *testing.T) {
 	params = append(params, "lease=5")
 	serving := serve(t, params...) // from before; without a client it holds nothing
 	ctl(t, params, "lock", name)
-	time.Sleep(pastLease)
+	time.Sleep(pastLease) // a lease would have ended
 	f := harness.Fail(t, harness.Options{Params: params})
 	f.Want(t, name, "locked by ctl since", "swiftnbd-ctl unlock")
 	if strings.Contains(f.Stderr, "renewed") {

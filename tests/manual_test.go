@@ -19,6 +19,7 @@ import (
 const (
 	pluginManual = "plugin/nbdkit-swift-plugin.pod"
 	ctlManual    = "ctl/swiftnbd-ctl.pod"
+	serverManual = "ctl/swiftnbd-server.pod"
 )
 
 func manual(t testing.TB, path string) *pod.Page {
@@ -82,7 +83,9 @@ func TestManualPages(t *testing.T) {
 		pluginManual: {"NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "PARAMETERS", "CONSISTENCY AND DURABILITY",
 			"CACHE", "LOCKING", "CREDENTIALS", "PERFORMANCE", "DUMP-PLUGIN OUTPUT", "DEBUG FLAGS", "FILES",
 			"ENVIRONMENT VARIABLES", "VERSION", "SEE ALSO", "AUTHORS", "COPYRIGHT"},
-		ctlManual: {"NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "COMMANDS", "GLOBAL OPTIONS", "EXIT STATUS", "FILES",
+		ctlManual: {"NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "COMMANDS", "GLOBAL OPTIONS", "RESTARTING THE SERVER OF AN ATTACHED DISK", "UNITS OF SYSTEMD", "EXIT STATUS", "FILES",
+			"ENVIRONMENT VARIABLES", "VERSION", "SEE ALSO", "AUTHORS", "COPYRIGHT"},
+		serverManual: {"NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "OPTIONS", "EXIT STATUS", "FILES",
 			"ENVIRONMENT VARIABLES", "VERSION", "SEE ALSO", "AUTHORS", "COPYRIGHT"},
 	} {
 		r := harness.Run(t, "podchecker", "-warnings", "-warnings", filepath.Join(harness.Root(t), path))
@@ -182,13 +185,17 @@ func TestManualDebugFlags(t *testing.T) {
 }
 
 // TestManualCounters holds PERFORMANCE, "Counters", against what metrics= serves
-// of a disk that was read, written and flushed.
+// of a disk of each version that was read, written and flushed.
 func TestManualCounters(t *testing.T) {
 	t.Parallel()
-	_, _, params := volume(t, harness.Dev(t))
+	c := harness.Dev(t)
+	chunks, account, _ := volume(t, c)
+	logged := harness.Name(t) + "-log"
+	account.SetupLog(t, logged, diskSize)
 	address := fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t))
-	n := serve(t, append(params, "metrics="+address)...)
-	out := harness.Nbdsh(t, n.URI, fmt.Sprintf(`
+	n := serve(t, "secrets="+harness.Secrets(t, c.Section(chunks), c.Section(logged)), "metrics="+address)
+	harness.Nbdsh(t, n.Export(chunks), `h.pwrite(b"x" * 65536, 0)`)
+	out := harness.Nbdsh(t, n.Export(logged), fmt.Sprintf(`
 import urllib.request
 h.pread(4096, 65536)
 h.pwrite(b"x" * 65536, 0)
@@ -226,7 +233,7 @@ func TestManualSecrets(t *testing.T) {
 	if len(examples) < 5 {
 		t.Errorf("CREDENTIALS has %d examples of a secrets file, want one for each kind of login at least", len(examples))
 	}
-	ca := authority(t)
+	ca := harness.Authority(t)
 	for _, text := range examples {
 		secrets := harness.Secrets(t, strings.ReplaceAll(text, "/etc/swiftnbd/ca.pem", ca))
 		r := harness.Run(t, "nbdkit", "-U", "-", harness.Plugin(t), "secrets="+secrets, "--run", "exit 42")
@@ -237,12 +244,16 @@ func TestManualSecrets(t *testing.T) {
 }
 
 // TestManualEnvironment holds ENVIRONMENT VARIABLES against the variables that
-// internal/config reads.
+// internal/config and internal/clouds read.
 func TestManualEnvironment(t *testing.T) {
 	t.Parallel()
-	source, err := os.ReadFile(filepath.Join(harness.Root(t), "internal", "config", "environ.go"))
-	if err != nil {
-		t.Fatal(err)
+	var source []byte
+	for _, file := range []string{"config/environ.go", "config/export.go", "config/cloud.go", "clouds/files.go"} {
+		one, err := os.ReadFile(filepath.Join(harness.Root(t), "internal", filepath.FromSlash(file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		source = append(source, one...)
 	}
 	var variables []string
 	for _, m := range regexp.MustCompile(`"((?:OS|ST)_[A-Z_]+)"`).FindAllStringSubmatch(string(source), -1) {
@@ -253,198 +264,22 @@ func TestManualEnvironment(t *testing.T) {
 	same(t, "environment variable", names(manual(t, pluginManual).Items("ENVIRONMENT VARIABLES")), variables)
 }
 
-// command is what --help says of one command of swiftnbd-ctl.
-type command struct {
-	usage    string   // without the program's name and "[flags]"
-	flags    []string // "-a, --auth-url URL", upper case in the variable part
-	defaults map[string]string
-	verbs    []string
-}
-
-var (
-	flagLine  = regexp.MustCompile(`^ +(-\w, )?(--[\w-]+)(?: (\S+))?  +(.*)$`)
-	defaultOf = regexp.MustCompile(`\(default "?([^"]*)"?\)$`)
-)
-
-// help reads the help of `swiftnbd-ctl VERBS...`.
-func help(t testing.TB, verbs ...string) command {
-	t.Helper()
-	out := harness.Must(t, harness.Built(t, "swiftnbd-ctl"), append(verbs, "--help")...)
-	c := command{defaults: make(map[string]string)}
-	section := ""
-	for line := range strings.Lines(out) {
-		line = strings.TrimRight(line, "\n")
-		switch {
-		case strings.HasSuffix(line, ":") && !strings.HasPrefix(line, " "):
-			section = line
-		case section == "Usage:" && c.usage == "" && line != "":
-			usage := strings.TrimPrefix(strings.TrimSpace(line), "swiftnbd-ctl ")
-			c.usage = strings.TrimSuffix(usage, " [flags]")
-		case section == "Available Commands:" && line != "":
-			c.verbs = append(c.verbs, strings.Fields(line)[0])
-		case section == "Flags:" && strings.HasPrefix(line, " "):
-			m := flagLine.FindStringSubmatch(line)
-			if m == nil {
-				t.Fatalf("a flag that this test cannot read: %q", line)
-			}
-			flag := strings.TrimSpace(m[1] + m[2] + " " + strings.ToUpper(m[3]))
-			c.flags = append(c.flags, flag)
-			if d := defaultOf.FindStringSubmatch(m[4]); d != nil {
-				c.defaults[flag] = d[1]
-			}
-		}
-	}
-	return c
-}
-
-// TestManualCtl holds swiftnbd-ctl's manual against its --help, that of each
-// command, and that of the commands of commands.
-func TestManualCtl(t *testing.T) {
+// TestManualExample has the plugin take the secrets file that is installed as an
+// example, with every comment that holds a setting uncommented as well.
+func TestManualExample(t *testing.T) {
 	t.Parallel()
-	page := manual(t, ctlManual)
-	root := help(t)
-	check := func(what string, items []pod.Item, c command) {
-		t.Helper()
-		same(t, what, names(items), append(c.flags, c.verbs...))
-		for _, item := range items {
-			sameDefault(t, what+" "+item.Text, item.Body, c.defaults[item.Text])
-		}
-	}
-	check("option", page.Items("GLOBAL OPTIONS"), command{flags: root.flags, defaults: root.defaults})
-
-	headings := make(map[string]string) // verb to heading
-	shared := make(map[string][]pod.Item)
-	var documented []string
-	for _, h := range page.Subsections("COMMANDS") {
-		if of, ok := strings.CutPrefix(h, "Options of "); ok {
-			for _, verb := range strings.Split(of, " and ") {
-				shared[verb] = page.Items("COMMANDS", h)
-			}
-			continue
-		}
-		verb, _, _ := strings.Cut(h, " ")
-		headings[verb] = h
-		documented = append(documented, verb)
-	}
-	same(t, "command", documented, root.verbs)
-	if !slices.IsSorted(documented) {
-		t.Errorf("COMMANDS are not in alphabetical order: %q", documented)
-	}
-	synopsis := page.Text("SYNOPSIS")
-	for _, verb := range root.verbs {
-		if !strings.Contains(synopsis, "swiftnbd-ctl "+verb) {
-			t.Errorf("SYNOPSIS lacks %s", verb)
-		}
-		c := help(t, verb)
-		if verb == "help" {
-			c = command{usage: "help [command]"} // `help --help` is the whole program's
-		}
-		if headings[verb] != c.usage {
-			t.Errorf("the heading of %s is %q, the usage %q", verb, headings[verb], c.usage)
-		}
-		for _, sub := range c.verbs {
-			for _, flag := range help(t, verb, sub).flags {
-				if !slices.Contains(c.flags, flag) {
-					c.flags = append(c.flags, flag)
-				}
-			}
-		}
-		// -h is told once, among the options of all.
-		c.flags = slices.DeleteFunc(c.flags, func(f string) bool { return f == "-h, --help" })
-		items := append(page.Items("COMMANDS", headings[verb]), shared[verb]...)
-		if len(c.flags)+len(c.verbs) == 0 {
-			if len(items) > 0 {
-				t.Errorf("%s takes no options, the manual has %q", verb, names(items))
-			}
-			continue
-		}
-		check("option of "+verb, items, c)
-	}
-}
-
-// TestManualReadme checks the README's first commands, that each file which it
-// or the other documents link to exists, and that no parameter is unknown.
-func TestManualReadme(t *testing.T) {
-	t.Parallel()
-	root := harness.Root(t)
-	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
-	for _, doc := range []string{"README.md", "CONTRIBUTING.md", "docs/DESIGN.md", "docs/FORMAT.md"} {
-		text, err := os.ReadFile(filepath.Join(root, doc))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
-			if _, err := os.Stat(filepath.Join(root, filepath.Dir(doc), m[1])); err != nil {
-				t.Errorf("%s links to %s: %v", doc, m[1], err)
-			}
-		}
-		if doc != "README.md" {
-			continue
-		}
-		var commands []string
-		for _, m := range regexp.MustCompile(`(?m)^    (\S.*)$`).FindAllStringSubmatch(string(text), -1) {
-			commands = append(commands, m[1])
-		}
-		if len(commands) < 2 || commands[0] != "make quickstart" || commands[1] != "make check" {
-			t.Errorf("the README's first commands are %.2q, want make quickstart and make check", commands)
-		}
-	}
-	failures := table(t, filepath.Join(root, "docs", "DESIGN.md"), "Failure table")
-	if len(failures) == 0 {
-		t.Error("docs/DESIGN.md has no failure table")
-	}
-	all := testFunctions(t, root)
-	for _, row := range failures {
-		cited := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(row, -1)
-		if len(cited) == 0 {
-			t.Errorf("no test shows this row of the failure table: %s", row)
-		}
-		for _, c := range cited {
-			if !all[c[1]] {
-				t.Errorf("the failure table cites %s, which does not exist", c[1])
-			}
-		}
-	}
-}
-
-// table returns the rows of the table in a section of a Markdown file.
-func table(t testing.TB, path, section string) (rows []string) {
-	t.Helper()
-	text, err := os.ReadFile(path)
+	example, err := os.ReadFile(filepath.Join(harness.Root(t), "docs", "secrets.conf.example"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(text), "\n## "+section+"\n")
-	rest, _, _ = strings.Cut(rest, "\n## ")
-	for line := range strings.Lines(rest) {
-		if strings.HasPrefix(line, "|") && !strings.HasPrefix(line, "|--") {
-			rows = append(rows, strings.TrimSpace(line))
+	full := regexp.MustCompile(`(?m)^#(\[|[a-z-]+ = )`).ReplaceAllString(string(example), "$1")
+	if full == string(example) {
+		t.Error("no setting stands behind a #")
+	}
+	for _, text := range []string{string(example), full} {
+		r := harness.Run(t, "nbdkit", "-U", "-", harness.Plugin(t), "secrets="+harness.Secrets(t, text), "--run", "exit 42")
+		if r.Status != 42 || r.Stderr != "" {
+			t.Errorf("the plugin does not take it: status %d, %s\n%s", r.Status, r.Stderr, text)
 		}
 	}
-	if len(rows) > 0 {
-		rows = rows[1:] // the head
-	}
-	return rows
-}
-
-// testFunctions returns the names of all tests of the project.
-func testFunctions(t testing.TB, root string) map[string]bool {
-	t.Helper()
-	found := make(map[string]bool)
-	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
-	for _, dir := range []string{"tests", "internal", "ctl", "plugin", "scripts"} {
-		for _, name := range filesUnder(t, filepath.Join(root, dir)) {
-			if !strings.HasSuffix(name, "_test.go") {
-				continue
-			}
-			text, err := os.ReadFile(filepath.Join(root, dir, name))
-			if err != nil {
-				t.Fatal(fmt.Errorf("look for tests: %w", err))
-			}
-			for _, m := range function.FindAllStringSubmatch(string(text), -1) {
-				found[m[1]] = true
-			}
-		}
-	}
-	return found
 }

@@ -217,13 +217,22 @@ for t in threads: t.join()
 	unlocked(t, account, name)
 }
 
+// tellsOfClients are the options with which nbdkit tells of clients that leave.
+var tellsOfClients = []string{"-v", "-D", "swift.lock=1"}
+
+// oneLeft returns how often a client has left a disk of which another stays.
+func oneLeft(n *harness.Nbdkit) int {
+	output, _ := n.Output()
+	return strings.Count(output, "a client has left, and 1 stay")
+}
+
 // TestModeMarkFollowsClients checks that the lock mark is there from the first
 // client's open to the last one's close, and that nbdkit then takes clients on.
 func TestModeMarkFollowsClients(t *testing.T) {
 	t.Parallel()
 	name, account, params := volume(t, harness.Dev(t))
-	n := serve(t, params...)
-	for range 2 {
+	n := harness.Serve(t, harness.Options{Params: params, Args: tellsOfClients})
+	for round := 1; round <= 2; round++ {
 		if holder := account.Holder(t, name); holder != "" {
 			t.Errorf("locked by %q before a client came", holder)
 		}
@@ -237,8 +246,8 @@ while not os.path.exists(%q): time.sleep(0.02)
 g.pwrite(b"x", 0)
 g.shutdown()
 `, ready, release))
-		client.Until(t, ready)             // two came and one left
-		time.Sleep(100 * time.Millisecond) // the close of the first
+		client.Until(t, ready) // two came and one left
+		harness.Eventually(t, "the first has left", func() bool { return oneLeft(n) == round })
 		if account.Holder(t, name) == "" {
 			t.Error("one client is left, but the mark has gone")
 		}

@@ -134,6 +134,23 @@ func (r *rivals) wrote(from int) (n int) {
 	return n
 }
 
+// lookedAgain says whether the first has renewed its lease since it got it, and
+// has looked at the volume's mark after that.
+func (r *rivals) lookedAgain() bool {
+	times, looked := 0, false
+	for _, q := range r.wire.Requests() {
+		switch {
+		case q.Status/100 != 2:
+		case q.Method == "POST" && strings.Contains(q.Path, "/"+r.name+".swiftnbd-lease."):
+			times++
+			looked = false
+		case q.Method == "HEAD" && strings.HasSuffix(q.Path, "/"+r.name):
+			looked = true
+		}
+	}
+	return times >= 2 && looked
+}
+
 // term sends SIGTERM to an nbdkit that has lost something, and checks that its
 // exit status says so.
 func term(t testing.TB, n *harness.Nbdkit) {

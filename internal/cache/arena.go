@@ -10,25 +10,25 @@ import (
 	"swiftnbd/internal/geometry"
 )
 
-// arena hands out frames, the memory of chunks. It lies outside Go's heap, so
-// that the garbage collector's slack does not come on top of the budget, and
-// it is counted by the page: a frame of 8 MiB that holds one block of 4 KiB
-// costs 4 KiB.
+// arena hands out frames, the memory of chunks. Frames are outside Go's heap,
+// so the garbage collector's slack does not come on top of the budget. They are
+// counted by the page: a frame of 8 MiB that holds one block of 4 KiB costs 4
+// KiB.
 //
-// Frames of more than smallFrame bytes are reserved address space, whose pages
-// come with the first touch and go back to the system when the frame is freed:
-// all but those of a few, the spare ones, which the next chunk that is wanted
-// whole finds there (a page's first touch costs more than filling it). Smaller
-// frames are cut from slabs, counted whole, and kept for reuse.
+// A frame of more than smallFrame bytes is reserved address space. Its pages
+// come with the first touch, and go back to the system when the frame is freed.
+// A few frames, the spare ones, keep their pages. The next chunk that is wanted
+// whole takes one of them, because a page's first touch costs more than filling
+// it. Smaller frames are cut from slabs, counted whole, and kept for reuse.
 type arena struct {
 	size     int64 // bytes of a frame
-	pageSize int64 // what is counted at once
+	pageSize int64 // the unit of counting, bytes
 	spares   int   // how many frames may be spare
 
 	mu    sync.Mutex // guards all below
 	free  []*frame
 	spare []*frame // free, with all their pages still there
-	maps  [][]byte // all memory, to give it back in the end
+	maps  [][]byte // all mappings, for destroy
 }
 
 const (
@@ -46,8 +46,8 @@ func newArena(size int64) *arena {
 	return a
 }
 
-// setAside keeps as many frames spare as are worth it with a budget of n bytes,
-// and returns what is left of it.
+// setAside chooses how many frames are kept spare with a budget of n bytes, and
+// returns the rest of the budget.
 func (a *arena) setAside(n int64) int64 {
 	if a.size > smallFrame {
 		a.spares = int(min(spareBytes, n/8) / a.whole())
@@ -55,15 +55,15 @@ func (a *arena) setAside(n int64) int64 {
 	return n - int64(a.spares)*a.whole()
 }
 
-// frame is the memory of one chunk. What of it is content, its owner knows.
+// frame is the memory of one chunk. Its owner knows which bytes are content.
 type frame struct {
 	buf     []byte
 	touched []uint64 // a bit a page: counted
 	charged int64    // bytes counted
 }
 
-// alloc returns a frame of which nothing is counted. Its bytes are not
-// necessarily zero. whole says that all of it will be touched at once.
+// alloc returns a frame. Nothing of it is counted yet, and its bytes need not
+// be zero. whole says that all of it will be touched at once.
 func (a *arena) alloc(whole bool) (*frame, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -161,7 +161,7 @@ func (a *arena) need(f *frame, r geometry.ByteRange) int64 {
 	return n * a.pageSize
 }
 
-// touch counts the pages of r and returns how many bytes that came to.
+// touch counts the pages of r and returns the bytes that it has added.
 func (a *arena) touch(f *frame, r geometry.ByteRange) int64 {
 	if r.Len == 0 {
 		return 0
@@ -181,7 +181,7 @@ func (a *arena) touch(f *frame, r geometry.ByteRange) int64 {
 	return n
 }
 
-// whole returns what a frame costs that is touched everywhere.
+// whole returns the cost of a frame that is touched everywhere.
 func (a *arena) whole() int64 {
 	return (a.size + a.pageSize - 1) / a.pageSize * a.pageSize
 }
@@ -193,8 +193,8 @@ func mapMemory(n int64) ([]byte, error) {
 
 // discard gives the pages of b back to the system. b begins on a page.
 func discard(b []byte) {
-	// It cannot fail on a private mapping of our own, and if it did, the
-	// memory would only stay.
+	// This cannot fail on a private mapping of our own. If it did, the memory
+	// would stay, and nothing worse.
 	_ = syscall.Madvise(b, syscall.MADV_DONTNEED)
 }
 

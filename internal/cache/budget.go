@@ -17,27 +17,38 @@ const (
 	// foreground is a client's request. It may use the budget less the
 	// reserve.
 	foreground class = iota
-	// writeback is an upload that needs the rest of its chunk. It may use
-	// the reserve too, so that dirty data can always be written and freed.
+	// writeback is an upload that needs the rest of its chunk. It may use the
+	// reserve too, so that dirty data can always be written and freed. While
+	// clients wait, uploads that are being completed take no more than the
+	// reserve. Frozen frames do not count against clients. Otherwise a flush
+	// would stop the clients.
 	writeback
 	classes
 )
 
 // budget is the one account of the cache's memory: clean, dirty and in flight.
-// Those who ask for more than there is wait in order of arrival, each class by
-// itself.
+// A request that asks for more than is free waits. Each class has a line of its
+// own, in order of arrival.
 //
-// Nobody waits here while holding memory that waits for somebody else: a
-// request reserves for one chunk at a time and all at once, and an upload's
-// reservation ends in a clean chunk.
+// Clients may not use the reserve. It is kept for chunks that are dirty in
+// part: they need memory before they can be uploaded, so together they must
+// leave the reserve. Frozen frames need none, and become clean or complete. A
+// client's bytes are therefore within limit less reserve, and frozen frames are
+// not counted there.
+//
+// No request holds memory while it waits here for memory of others. A request
+// reserves for one chunk at a time, all at once. An upload's reservation ends
+// in a clean chunk.
 type budget struct {
 	limit   int64
 	reserve int64 // of limit, for writeback only
 
 	reclaim func(n int64, spare bool) int64 // frees clean chunks; returns the bytes freed
-	starved func()                          // somebody waits: write back
+	starved func()                          // called when a request begins to wait: write back
 
 	used    atomic.Int64
+	filling atomic.Int64 // bytes that uploads under way took as writeback; some may have come back
+	frozen  atomic.Int64 // of used, the frames that are being uploaded; changes with mu held
 	waiting [classes]atomic.Int32
 
 	mu      sync.Mutex // guards waiters
@@ -57,11 +68,29 @@ func (b *budget) bound(cl class) int64 {
 	return b.limit - b.reserve
 }
 
-// take counts n bytes if they are there.
+// take counts n bytes if they are free.
 func (b *budget) take(n int64, cl class) bool {
+	if cl == writeback && b.waiting[foreground].Load() > 0 {
+		if has := b.filling.Load(); has > 0 && has+n > b.reserve {
+			return false
+		}
+	}
+	if b.takeUpTo(n, b.bound(cl)) {
+		return true
+	}
+	if cl == writeback || b.frozen.Load() == 0 {
+		return false
+	}
+	b.mu.Lock() // otherwise a frame that is frozen now could be thawed, and be counted twice
+	defer b.mu.Unlock()
+	return b.takeUpTo(n, b.bound(cl)+min(b.frozen.Load(), b.reserve))
+}
+
+// takeUpTo counts n bytes if the sum stays within bound.
+func (b *budget) takeUpTo(n, bound int64) bool {
 	for {
 		u := b.used.Load()
-		if u+n > b.bound(cl) {
+		if u+n > bound {
 			return false
 		}
 		if b.used.CompareAndSwap(u, u+n) {
@@ -70,18 +99,42 @@ func (b *budget) take(n int64, cl class) bool {
 	}
 }
 
-// get counts n bytes, freeing clean chunks for it and waiting where that is
-// not enough. n must not be larger than bound(cl). The error is the context's,
-// or that of the uploads whose failure keeps memory from coming back.
+// fill notes that an upload under way has taken n bytes as writeback. A
+// negative n notes that an upload which had taken them has ended.
+func (b *budget) fill(n int64) {
+	if n == 0 {
+		return
+	}
+	if b.filling.Add(n); n < 0 {
+		b.freed()
+	}
+}
+
+// freeze notes that a frame of n bytes is being uploaded from now on. With -n
+// it notes that the upload has ended; the caller has not used or freed the
+// frame yet.
+func (b *budget) freeze(n int64) {
+	if n == 0 {
+		return
+	}
+	b.mu.Lock()
+	b.frozen.Add(n)
+	b.wakeFirst()
+	b.mu.Unlock()
+}
+
+// get counts n bytes. It frees clean chunks for this, and waits if that is not
+// enough. n must not be larger than bound(cl). The error is the context's, or
+// the uploads' error if they fail and give no memory back.
 func (b *budget) get(ctx context.Context, n int64, cl class) error {
-	if b.now(n, cl) {
+	if b.takeAtOnce(n, cl) {
 		return nil
 	}
 	w := &waiter{wake: make(chan struct{}, 1), fail: make(chan error, 1), since: time.Now()}
 	b.mu.Lock()
 	e := b.waiters[cl].PushBack(w)
 	b.waiting[cl].Add(1)
-	b.wakeFirst() // if it is we: bytes may have come back just before
+	b.wakeFirst() // this request may be the first: bytes may have come back just before
 	b.mu.Unlock()
 	defer func() {
 		b.mu.Lock()
@@ -105,20 +158,21 @@ func (b *budget) get(ctx context.Context, n int64, cl class) error {
 	}
 }
 
-// now counts n bytes if they are there, or can be made free, without waiting
-// for anybody and out of nobody's turn.
-func (b *budget) now(n int64, cl class) bool {
+// takeAtOnce counts n bytes if they are free or clean chunks can be evicted for
+// them. It does not wait, and fails while another request of its class waits.
+func (b *budget) takeAtOnce(n int64, cl class) bool {
 	return n == 0 || (b.waiting[cl].Load() == 0 && b.reclaimFor(n, cl, false))
 }
 
-// try counts n bytes for a client's request that can do without, freeing clean
-// chunks, but none that was fetched ahead, and waiting for nobody.
+// try counts n bytes for a client's request that can do without them. It evicts
+// clean chunks for this, except those that were fetched ahead. It does not
+// wait.
 func (b *budget) try(n int64) bool {
 	return !b.starving() && b.reclaimFor(n, foreground, true)
 }
 
-// reclaimFor takes n bytes, freeing clean chunks until they are there or no
-// more can be freed.
+// reclaimFor takes n bytes. It evicts clean chunks until the bytes are free or
+// no chunk is left.
 func (b *budget) reclaimFor(n int64, cl class, spare bool) bool {
 	for !b.take(n, cl) {
 		if b.reclaim(n, spare) == 0 {
@@ -128,8 +182,8 @@ func (b *budget) reclaimFor(n int64, cl class, spare bool) bool {
 	return true
 }
 
-// put gives n bytes back.
-func (b *budget) put(n int64) {
+// giveBack returns n bytes to the budget.
+func (b *budget) giveBack(n int64) {
 	if n == 0 {
 		return
 	}
@@ -137,7 +191,7 @@ func (b *budget) put(n int64) {
 	b.freed()
 }
 
-// freed wakes those who wait: bytes came back, or a chunk became clean.
+// freed wakes waiting requests: bytes came back, or a chunk became clean.
 func (b *budget) freed() {
 	if b.waiting[foreground].Load() == 0 && b.waiting[writeback].Load() == 0 {
 		return
@@ -147,7 +201,7 @@ func (b *budget) freed() {
 	b.mu.Unlock()
 }
 
-// wakeFirst lets the first of each class try. b.mu is held.
+// wakeFirst lets the first request of each class try. b.mu is held.
 func (b *budget) wakeFirst() {
 	for cl := range b.waiters {
 		if e := b.waiters[cl].Front(); e != nil {
@@ -159,11 +213,11 @@ func (b *budget) wakeFirst() {
 	}
 }
 
-// failed is told of an upload that failed; the last one that did not ended at
-// lastWin. When that is patience ago it ends all waiting that has lasted as
-// long: nothing can be expected to come back. An upload that waits for the rest
-// of its chunk ends whenever it began: a flush has to end where those that hold
-// the memory fail.
+// failed notes that an upload has failed. The last successful one ended at
+// lastWin. If that is patience ago, failed ends every request that has waited
+// for as long, since no memory can be expected to come back. It ends an upload
+// that waits for the rest of its chunk at once: a flush has to end if the
+// uploads that hold the memory fail.
 func (b *budget) failed(err error, lastWin time.Time, patience time.Duration) {
 	if time.Since(lastWin) < patience {
 		return
@@ -183,7 +237,7 @@ func (b *budget) failed(err error, lastWin time.Time, patience time.Duration) {
 	}
 }
 
-// starving says whether somebody waits for memory.
+// starving says whether a request waits for memory.
 func (b *budget) starving() bool {
 	return b.waiting[foreground].Load() > 0 || b.waiting[writeback].Load() > 0
 }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT
 
-// Package cache stands between the device and the volume: it keeps chunks in
-// memory within one budget, answers reads from them, takes writes into them,
-// and writes them back to Swift, in parallel, by age, by pressure, and when a
-// flush asks for it.
+// Package cache stands between the device and the volume. It keeps chunks in
+// memory within one budget, answers reads from them, and takes writes into them.
+// It writes them back to Swift in parallel: by age, when memory is short, and
+// when a flush asks for it.
 //
-// A write of part of a chunk does not read the rest until the chunk has to be
-// uploaded. An upload carries a frozen copy of the chunk while writes go on
-// beside it. A flush covers every write that was completed before it, on any
-// connection, and waits for nothing newer.
+// A write of a part of a chunk does not read the rest. The rest is read when the
+// chunk has to be uploaded. An upload carries a frozen copy of the chunk, and
+// writes go on beside it. A flush covers every write that was completed before
+// it, on any connection, and waits for nothing newer.
 //
-// LOCK ORDER: chunk.mu, then one of shard.mu, policy.mu, dirtyList.mu,
-// budget.mu, arena.mu, readahead.mu, which are leaves. A chunk may have to be
-// looked up (shard.mu) before it can be locked, so shard.mu is never held
-// while chunk.mu is taken: a chunk that was evicted in between is found dead
-// and looked up again. No mutex is held across a request to Swift or while
-// waiting for memory.
+// LOCK ORDER: chunk.mu first, and then one of shard.mu, policy.mu, dirtyList.mu,
+// budget.mu, pace.mu, meter.mu, arena.mu and readahead.mu. These are leaves. A
+// chunk has to be looked up (shard.mu) before it can be locked, and shard.mu is
+// not held while chunk.mu is taken. If the chunk was evicted in between, it is
+// found dead and is looked up again. No mutex is held across a request to Swift
+// or while waiting for memory.
 package cache
 
 import (
@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,23 +32,27 @@ import (
 )
 
 // Backend is what the cache needs of a volume. The cache has at most one Write
-// or Delete of a chunk in flight at once, and Options.Connections + Queued in all.
+// or Delete of a chunk in flight at once, and at most Options.Connections +
+// Queued of all chunks.
 type Backend interface {
-	// Hole says whether the chunk is known to hold zeroes only, without
-	// asking anybody.
+	// Hole says whether the chunk is known to hold zeroes only. It makes no
+	// request.
 	Hole(i geometry.ChunkIndex) bool
-	// Read fills p with the chunk's bytes from off, or says that the chunk
-	// is a hole; Hole says so then until the next Write.
+	// Holes returns the number of chunks from i on, n at most, that are holes
+	// by Hole.
+	Holes(i geometry.ChunkIndex, n int64) int64
+	// Read fills p with the chunk's bytes from off, or says that the chunk is a
+	// hole. After that Hole is true until the next Write.
 	Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error)
-	// Write stores the whole chunk, durably when it returns nil.
+	// Write stores the whole chunk. If it returns nil, the chunk is durable.
 	Write(ctx context.Context, i geometry.ChunkIndex, p []byte) error
-	// Delete makes the chunk a hole, durably when it returns nil.
+	// Delete makes the chunk a hole. If it returns nil, the hole is durable.
 	Delete(ctx context.Context, i geometry.ChunkIndex) error
-	// Probe finds out whether the chunk is a hole, asking Swift where need
-	// be. It says so only with proof.
+	// Probe finds out whether the chunk is a hole. It asks Swift if it has to.
+	// hole is true only with proof.
 	Probe(ctx context.Context, i geometry.ChunkIndex) (hole bool, err error)
-	// Listed says whether a listing, perhaps an old one, has the chunk: a
-	// hint that a trim would free something.
+	// Listed says whether a listing has the chunk. The listing may be old. This
+	// is a hint that a trim would free something.
 	Listed(ctx context.Context, i geometry.ChunkIndex) (bool, error)
 }
 
@@ -56,10 +61,11 @@ type Backend interface {
 type Options struct {
 	Size        int64         // the budget, bytes; at least MinSize(object size)
 	Connections int           // uploads at once (16)
-	Queued      int           // uploads beyond them, of chunks that are dirty as a whole: they have nothing to fetch and wait in the backend
+	Queued      int           // more uploads, of chunks that are dirty as a whole: they fetch nothing, and wait in the backend
 	Readahead   int64         // the largest window for sequential readers, bytes; negative: none (see New)
 	Age         time.Duration // dirty data older than this is written back (5 s)
-	Patience    time.Duration // how long a write may wait for memory while every upload fails (30 s)
+	FlushTime   time.Duration // dirty data may take this long to upload (2 s); negative: there is no bound
+	Patience    time.Duration // how long a write may wait while every upload fails (30 s)
 	Pause       time.Duration // how long write-back rests after an upload has failed (1 s)
 	Log         func(format string, args ...any)
 	Check       bool // assert the invariants at each step; for tests
@@ -78,22 +84,24 @@ const shards = 64
 // goroutines at once.
 type Cache struct {
 	backend Backend
+	beside  func(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange // a Reader's; nil: there is none
 	geo     geometry.Geometry
 	opts    Options
 	arena   *arena
 	budget  *budget
+	pace    pace
 	policy  *policy
 	ahead   readahead
 	slots   chan struct{} // one for each upload that may be under way
-	queue   chan struct{} // one for each beyond them, of a chunk that is dirty as a whole
+	queue   chan struct{} // one for each upload beyond them, of a chunk that is dirty as a whole
 
 	ctx    context.Context // of uploads and readahead; never a request's
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	kick   chan struct{} // wakes the write-back loop
 
-	lastWin atomic.Int64 // when the last one did, or the cache began, Unix ns
-	pause   atomic.Int64 // write-back rests until then after a failure, Unix ns
+	lastWin atomic.Int64 // when the last upload succeeded, or the cache began, Unix ns
+	pause   atomic.Int64 // after a failure write-back rests until this time, Unix ns
 
 	stats Stats
 	dirty dirtyList
@@ -108,13 +116,36 @@ type shard struct {
 	_      [24]byte
 }
 
-// New returns a cache over backend. Close ends it.
+// New returns a cache over backend that takes writes and writes them back. Close
+// ends it.
 func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
+	c, err := newCache(backend, geo, o)
+	if err != nil {
+		return nil, err
+	}
+	c.wg.Add(1)
+	go c.writebackLoop()
+	return c, nil
+}
+
+// readahead returns the largest window for sequential readers, bytes.
+func (o *Options) readahead(geo geometry.Geometry) int64 {
+	if o.Readahead == 0 {
+		return int64(o.Connections) * geo.ObjectSize()
+	}
+	return o.Readahead
+}
+
+// newCache returns a cache that writes nothing back yet.
+func newCache(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 	if o.Connections == 0 {
 		o.Connections = 16
 	}
 	if o.Age == 0 {
 		o.Age = 5 * time.Second
+	}
+	if o.FlushTime == 0 {
+		o.FlushTime = 2 * time.Second
 	}
 	if o.Patience == 0 {
 		o.Patience = 30 * time.Second
@@ -128,9 +159,7 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 	if m := MinSize(geo.ObjectSize()); o.Size < m {
 		return nil, fmt.Errorf("cache of %d bytes is too small for objects of %d bytes: at least %d", o.Size, geo.ObjectSize(), m)
 	}
-	if o.Readahead == 0 {
-		o.Readahead = int64(o.Connections) * geo.ObjectSize()
-	}
+	o.Readahead = o.readahead(geo)
 	a := newArena(geo.ObjectSize())
 	c := &Cache{
 		backend: backend,
@@ -149,8 +178,12 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 		reclaim: c.reclaim,
 		starved: c.wakeWriteback,
 	}
-	// Not all that a client may use: reading ahead must not push out what was
-	// read ahead before anybody came for it.
+	// A fifth is left for the uploads of what is written during the flush.
+	c.pace.target = max(0, o.FlushTime/5*4)
+	// This many chunks can be completed at once.
+	c.pace.meter.init(min(int64(o.Connections), c.budget.reserve/a.whole()), geo.ObjectSize())
+	// Readahead may not use all the memory that clients may use. It would evict
+	// what it has fetched before its reader comes.
 	c.ahead.limit = min(o.Readahead, (limit-c.budget.reserve)*3/4)
 	c.lastWin.Store(time.Now().UnixNano())
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -158,17 +191,15 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 		c.shard[i].m = make(map[geometry.ChunkIndex]*chunk)
 		c.shard[i].asking = make(map[geometry.ChunkIndex]*asking)
 	}
-	c.wg.Add(1)
-	go c.writebackLoop()
 	return c, nil
 }
 
 // ErrClosed is the cause of requests that end because the cache was closed.
 var ErrClosed = errors.New("cache is closed")
 
-// Close ends the cache without writing anything back: call Flush before. What
-// is still dirty is lost. No other method may be called after it, or be under
-// way.
+// Close ends the cache without writing anything back: call Flush before. Data
+// that is still dirty is lost. No other method may be under way, or be called
+// afterwards.
 func (c *Cache) Close() {
 	c.cancel(ErrClosed)
 	c.wg.Wait()
@@ -183,9 +214,9 @@ func (c *Cache) Abort(cause error) { c.cancel(cause) }
 // requests of clients should end with it.
 func (c *Cache) Context() context.Context { return c.ctx }
 
-// survive is deferred in every goroutine of the cache: a panic there is a bug,
+// recoverPanic is deferred in every goroutine of the cache: a panic there is a bug,
 // which must end this cache and not the process with all its other disks.
-func (c *Cache) survive() {
+func (c *Cache) recoverPanic() {
 	if r := recover(); r != nil {
 		err := fmt.Errorf("internal error in the cache: %v", r)
 		c.opts.Log("%v: the disk is given up\n%s", err, debug.Stack())
@@ -206,8 +237,35 @@ func (c *Cache) find(i geometry.ChunkIndex) *chunk {
 	return ch
 }
 
-// chunk returns the chunk, putting an empty one into the cache where there is
-// none. It waits for memory.
+// present returns the chunks from first to last that are in the cache, in
+// order. It looks few chunks up one by one. For many it goes through the whole
+// cache.
+func (c *Cache) present(first, last geometry.ChunkIndex) []geometry.ChunkIndex {
+	var list []geometry.ChunkIndex
+	if last-first < 1024 {
+		for i := first; i <= last; i++ {
+			if c.find(i) != nil {
+				list = append(list, i)
+			}
+		}
+		return list
+	}
+	for k := range c.shard {
+		s := &c.shard[k]
+		s.mu.RLock()
+		for i := range s.m {
+			if i >= first && i <= last {
+				list = append(list, i)
+			}
+		}
+		s.mu.RUnlock()
+	}
+	slices.Sort(list)
+	return list
+}
+
+// chunk returns the chunk. If it is not in the cache, it puts an empty one
+// there. It waits for memory.
 func (c *Cache) chunk(ctx context.Context, i geometry.ChunkIndex, cl class) (*chunk, error) {
 	if ch := c.find(i); ch != nil {
 		return ch, nil
@@ -215,11 +273,11 @@ func (c *Cache) chunk(ctx context.Context, i geometry.ChunkIndex, cl class) (*ch
 	if err := c.budget.get(ctx, overhead, cl); err != nil {
 		return nil, err
 	}
-	return c.enter(i), nil
+	return c.insert(i), nil
 }
 
-// tryChunk is chunk for what need not be: it returns nil rather than wait for
-// memory.
+// tryChunk is chunk for work that can be left out: if there is no memory, it
+// returns nil and does not wait.
 func (c *Cache) tryChunk(i geometry.ChunkIndex) *chunk {
 	if ch := c.find(i); ch != nil {
 		return ch
@@ -227,22 +285,22 @@ func (c *Cache) tryChunk(i geometry.ChunkIndex) *chunk {
 	if !c.budget.try(overhead) {
 		return nil
 	}
-	return c.enter(i)
+	return c.insert(i)
 }
 
-// enter puts an empty chunk into the cache, for which overhead was counted, or
-// returns the one that is there.
-func (c *Cache) enter(i geometry.ChunkIndex) *chunk {
+// insert puts an empty chunk into the cache, or returns the one that is there.
+// The caller has counted overhead for it.
+func (c *Cache) insert(i geometry.ChunkIndex) *chunk {
 	ch := &chunk{index: i}
 	s := c.shardOf(i)
 	s.mu.Lock()
 	if other := s.m[i]; other != nil {
 		s.mu.Unlock()
-		c.budget.put(overhead)
+		c.budget.giveBack(overhead)
 		return other
 	}
-	// Asked under the lock: what the backend says is true until somebody
-	// writes the chunk, and they need it in the map for that.
+	// The backend is asked while shard.mu is held. Its answer is true until the
+	// chunk is written, and a writer needs the chunk in this map first.
 	if c.backend.Hole(i) {
 		ch.rest = restZero
 	}
@@ -252,9 +310,10 @@ func (c *Cache) enter(i geometry.ChunkIndex) *chunk {
 	return ch
 }
 
-// settle is called with ch.mu held after something has ended: it queues an
-// idle chunk for eviction, and drops one that holds nothing.
-func (c *Cache) settle(ch *chunk) {
+// release is called with ch.mu held when a use of the chunk has ended. It
+// queues an idle chunk for eviction, and drops one that holds nothing.
+func (c *Cache) release(ch *chunk) {
+	c.recount(ch)
 	if c.opts.Check {
 		ch.check(c.geo.ObjectSize())
 	}
@@ -284,13 +343,13 @@ func (c *Cache) drop(ch *chunk) int64 {
 	delete(s.m, ch.index)
 	s.mu.Unlock()
 	c.policy.remove(ch)
-	c.budget.put(n)
+	c.budget.giveBack(n)
 	return n
 }
 
-// reclaim evicts clean chunks until n bytes are free or none is left, with
-// spare none that was fetched ahead and not read yet. It returns the bytes
-// freed.
+// reclaim evicts clean chunks until n bytes are free or no chunk is left. With
+// spare it leaves chunks that were fetched ahead and not read yet. It returns
+// the bytes that it has freed.
 func (c *Cache) reclaim(n int64, spare bool) int64 {
 	var freed int64
 	for freed < n {

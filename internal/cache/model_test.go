@@ -92,6 +92,14 @@ func (v *fakeVolume) Hole(i geometry.ChunkIndex) bool {
 	return v.objects[i] == nil && !v.unknown[i] && (v.blank || v.known[i])
 }
 
+// Holes counts what Hole says.
+func (v *fakeVolume) Holes(i geometry.ChunkIndex, n int64) (holes int64) {
+	for holes < n && v.Hole(i+geometry.ChunkIndex(holes)) {
+		holes++
+	}
+	return holes
+}
+
 func (v *fakeVolume) told(stage string, i geometry.ChunkIndex) {
 	if v.hook != nil {
 		v.hook(stage, i)
@@ -243,7 +251,7 @@ func TestModel(t *testing.T) {
 				go func() {
 					defer wg.Done()
 					rng := rand.New(rand.NewPCG(seed, uint64(w)+10))
-					for k := 0; k < *opsFlag/tc.workers && !t.Failed(); k++ {
+					for k := 0; k < ops()/tc.workers && !t.Failed(); k++ {
 						m.step(ctx, rng, w, tc.workers, tc.stripe)
 					}
 				}()
@@ -259,12 +267,15 @@ func TestModel(t *testing.T) {
 			}
 			m.compare("at the end, cache", got, 0)
 			m.compare("at the end, volume", v.at(geo, 0, geo.Size()), 0)
-			if n, chunks := c.Dirty(); n != 0 {
+			if n, chunks := c.Dirty(); n != 0 || chunks != 0 {
 				t.Errorf("%d bytes in %d chunks are dirty after the last flush", n, chunks)
 			}
 			c.reclaim(1<<62, false)
 			if n := c.Used(); n != 0 {
 				t.Errorf("%d bytes are counted when nothing is left", n)
+			}
+			if owed := c.pace.cost(); owed != 0 || c.pace.chunks.Load() != 0 || c.pace.granted.Load() != 0 || c.pace.tickets.Load() != 0 || c.budget.filling.Load() != 0 || c.budget.frozen.Load() != 0 {
+				t.Errorf("%v in %d chunks is owed when nothing is dirty, %d tickets", owed, c.pace.chunks.Load(), c.pace.tickets.Load())
 			}
 			c.Close()
 		})
@@ -382,4 +393,12 @@ func (m *model) extents(ctx context.Context, off, length int64) {
 	if err == nil && at == off {
 		m.t.Errorf("extents of [%d,+%d): no answer", off, length)
 	}
+}
+
+// ops is how many operations a run of a model test has: a tenth with -short.
+func ops() int {
+	if testing.Short() {
+		return *opsFlag / 10
+	}
+	return *opsFlag
 }

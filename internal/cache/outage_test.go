@@ -17,7 +17,7 @@ import (
 
 // patience is how long what should end at once may take on a busy machine
 // before a test says that it hangs.
-const patience = 60 * time.Second
+const patience = 180 * time.Second
 
 // within fails the test, with all goroutines, when f does not return.
 func within(t *testing.T, what string, f func()) {

@@ -11,14 +11,14 @@ import (
 	"swiftnbd/internal/geometry"
 )
 
-// policy chooses which clean chunk goes when memory is wanted. It is S3-FIFO
-// (Yang et al., SOSP 2023): a small queue through which everything passes once
-// and a main queue for what was used again, so that a scan of the disk washes
-// through the small queue only. A hit costs one atomic store and no lock.
+// policy chooses the clean chunk that is evicted when memory is needed. It is
+// S3-FIFO (Yang et al., SOSP 2023). Every chunk passes once through a small
+// queue. A main queue holds chunks that were used again. A scan of the disk
+// therefore passes through the small queue only. A hit costs one atomic store
+// and no mutex.
 //
-// Only clean, idle chunks stand in the queues. A chunk that is found dirty or
-// busy when its turn comes is dropped from them and comes back when it is
-// clean.
+// Only clean, idle chunks are queued. If a chunk is dirty or busy when its turn
+// comes, it leaves the queues, and comes back when it is clean.
 type policy struct {
 	mu      sync.Mutex // guards all below and chunk.elem, .bytes, .inMain
 	small   list.List  // of *chunk, oldest at the front
@@ -31,16 +31,17 @@ type policy struct {
 
 const maxFreq = 3
 
-// freshLife is how long what was fetched ahead waits for its reader before it
-// is as good as any other: he may have gone elsewhere.
+// freshLife is how long a chunk that was fetched ahead is spared for its
+// reader. After that it counts like any other, since the reader may have gone
+// elsewhere.
 const freshLife = 30 * time.Second
 
 func newPolicy() *policy {
 	return &policy{ghosts: make(map[geometry.ChunkIndex]*list.Element)}
 }
 
-// insert queues a chunk that has become clean and idle and takes n bytes. It
-// does nothing for one that is queued already.
+// insert queues a chunk of n bytes that has become clean and idle. If the chunk
+// is queued already, insert does nothing.
 func (p *policy) insert(ch *chunk, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +63,7 @@ func (p *policy) insert(ch *chunk, n int64) {
 	p.total.Add(n)
 }
 
-// remove takes the chunk out of the queues, where it is in one.
+// remove takes the chunk out of its queue, if it is in one.
 func (p *policy) remove(ch *chunk) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,22 +83,23 @@ func (p *policy) unlink(ch *chunk) {
 	ch.elem = nil
 }
 
-// victim takes the chunk that should go out of the queues and returns it, or
-// nil when there is none. What was fetched ahead and not read yet is the last
-// to go, and of that what is read last; with spare it does not go at all.
+// victim takes the chunk that should be evicted out of the queues and returns
+// it, or nil if there is none. Chunks that were fetched ahead and not read yet
+// come last, and among them the one that will be read last comes first. With
+// spare they are not evicted at all.
 func (p *policy) victim(spare bool) *chunk {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var (
 		spared int
-		latest *chunk // of those spared
+		latest *chunk // of the spared chunks
 		young  = time.Now().Add(-freshLife).UnixNano()
 	)
 	for p.small.Len()+p.main.Len() > 0 {
 		if p.main.Len() == 0 || (p.small.Len() > 0 && p.sizes[0]*10 >= p.sizes[0]+p.sizes[1]) {
 			ch := p.small.Front().Value.(*chunk)
 			if ch.fresh.Load() > 0 && ch.freshAt.Load() > young {
-				// Its reader is on the way.
+				// Its reader is still to come.
 				if spared < p.small.Len() {
 					if latest == nil || ch.freshAt.Load() > latest.freshAt.Load() {
 						latest = ch
@@ -135,8 +137,8 @@ func (p *policy) victim(spare bool) *chunk {
 	return nil
 }
 
-// remember notes that i was let go after one use, for about as many chunks as
-// the queues hold.
+// remember notes that i was evicted after one use. It keeps about as many notes
+// as the queues have chunks.
 func (p *policy) remember(i geometry.ChunkIndex) {
 	if _, ok := p.ghosts[i]; ok {
 		return
@@ -149,8 +151,8 @@ func (p *policy) remember(i geometry.ChunkIndex) {
 	}
 }
 
-// hit notes a use of the chunk at r. Uses that follow each other forward
-// within a chunk are one sweep over it, not many uses.
+// hit notes a use of the chunk at r. Uses that follow each other forward within
+// a chunk are one sweep over it, and count once.
 func (p *policy) hit(ch *chunk, r geometry.ByteRange) {
 	last := ch.lastEnd.Load()
 	ch.lastEnd.Store(r.End())

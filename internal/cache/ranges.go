@@ -60,6 +60,27 @@ func (s *rangeSet) add(r geometry.ByteRange) {
 	*s = append(old[:i+1], old[j:]...)
 }
 
+// remove takes r out of the set.
+func (s *rangeSet) remove(r geometry.ByteRange) {
+	if !s.overlaps(r) {
+		return
+	}
+	var out rangeSet
+	for _, v := range *s {
+		if v.End() <= r.Off || v.Off >= r.End() {
+			out = append(out, v)
+			continue
+		}
+		if v.Off < r.Off {
+			out = append(out, geometry.ByteRange{Off: v.Off, Len: r.Off - v.Off})
+		}
+		if v.End() > r.End() {
+			out = append(out, geometry.ByteRange{Off: r.End(), Len: v.End() - r.End()})
+		}
+	}
+	*s = out
+}
+
 // gaps returns the runs of r that are not in the set.
 func (s rangeSet) gaps(r geometry.ByteRange) rangeSet {
 	var out rangeSet

@@ -10,13 +10,14 @@ import (
 	"swiftnbd/internal/geometry"
 )
 
-// granule is the least that a read fetches from a large chunk, and what its
-// range is aligned to, bytes. A request costs Swift so much more than its
-// bytes that 64 KiB come as fast as 4.
+// granule is the least number of bytes that a read fetches from a large chunk.
+// The range is aligned to it. A request costs Swift so much more than its bytes
+// that 64 KiB come as fast as 4.
 const granule = 64 << 10
 
 // Read fills p with the disk's bytes from off. The range must lie on the disk.
-// The context bounds waiting; a fetch that others may share goes on.
+// The context bounds the waiting. A fetch goes on when it ends, since others
+// may share the fetch.
 func (c *Cache) Read(ctx context.Context, p []byte, off int64) error {
 	n := int64(len(p))
 	if c.geo.Count(off, n) <= 1 {
@@ -25,7 +26,7 @@ func (c *Cache) Read(ctx context.Context, p []byte, off int64) error {
 		}
 		return nil
 	}
-	// Start what is missing first, so that the pieces come in parallel.
+	// Start all missing fetches first, so that the pieces come in parallel.
 	c.prefetch(off, n, false)
 	for piece := range c.geo.Pieces(off, n) {
 		if err := c.readPiece(ctx, p[piece.Buf:piece.Buf+piece.In.Len], piece); err != nil {
@@ -37,7 +38,7 @@ func (c *Cache) Read(ctx context.Context, p []byte, off int64) error {
 
 func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) error {
 	var (
-		pinned *chunk // so that nobody makes room of what it has just got
+		pinned *chunk // pinned so that it is not evicted before its bytes are copied
 		much   bool
 	)
 	defer func() { c.unpin(pinned) }()
@@ -74,7 +75,7 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 			}
 			want = missing
 		}
-		want = c.align(want)
+		want = c.worth(piece.Chunk, want)
 		if first {
 			c.stats.Misses.Add(1)
 			much = c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len)
@@ -91,16 +92,16 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 	}
 }
 
-// unpin takes the pin of a read away. ch may be nil.
+// unpin removes the pin of a read. ch may be nil.
 func (c *Cache) unpin(ch *chunk) {
 	if ch != nil && ch.pins.Add(-1) == 0 {
 		ch.mu.Lock()
-		c.settle(ch)
+		c.release(ch)
 		ch.mu.Unlock()
 	}
 }
 
-// align widens a range of a chunk to what is worth a request.
+// align widens a range of a chunk to a size that is worth a request.
 func (c *Cache) align(r geometry.ByteRange) geometry.ByteRange {
 	size := c.geo.ObjectSize()
 	if size <= 2*granule {
@@ -111,9 +112,18 @@ func (c *Cache) align(r geometry.ByteRange) geometry.ByteRange {
 	return geometry.ByteRange{Off: lo, Len: hi - lo}
 }
 
-// await returns when the bytes r of chunk i have been fetched, or some of them,
-// by a fetch that is under way or by one that it starts. The chunk has a pin of
-// the caller's then, unless it is nil, whatever the error.
+// worth is align, less what a Reader would have to make further requests for.
+func (c *Cache) worth(i geometry.ChunkIndex, r geometry.ByteRange) geometry.ByteRange {
+	wide := c.align(r)
+	if c.beside == nil || wide == r {
+		return wide
+	}
+	return c.beside(i, r, wide)
+}
+
+// await waits for a fetch that brings the bytes r of chunk i, or some of them.
+// The fetch is under way already, or await starts it. If the chunk is not nil,
+// the caller has a pin on it, with or without an error.
 func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) (*chunk, error) {
 	var f *fetch
 	ch := c.find(i)
@@ -125,8 +135,9 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 		ch.mu.RUnlock()
 	}
 	if f == nil {
-		// One asks for all: many who want a part of a large chunk would
-		// each make room for it, and evict what is wanted next.
+		// One read asks for memory for all. If many reads that want a part of a
+		// large chunk each made room for it, they would evict what is wanted
+		// next.
 		a, first := c.ask(i)
 		if !first {
 			select {
@@ -140,9 +151,9 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 		if ch, f, err = c.room(ctx, i, r, a); f == nil {
 			return nil, err
 		}
-		// Not here: the goroutine of a callback from C is bound to its
-		// thread, and each of its many waits within an HTTP request would
-		// cost a change of threads.
+		// The fetch runs in another goroutine. The goroutine of a callback from
+		// C is bound to its thread. Each of its many waits within an HTTP
+		// request would cost a change of threads.
 		c.background(task{ch, f})
 	}
 	select {
@@ -155,12 +166,12 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 
 // asking is a read that asks for memory for a part of a chunk.
 type asking struct {
-	done chan struct{} // closed when its fetch is announced, or it has given up
+	done chan struct{} // closed when its fetch is announced, or when it has given up
 	err  error         // valid after done: there is no memory to be had
 }
 
-// ask says whether nobody else asks for memory for a part of chunk i; the
-// caller has to call room then. Otherwise it returns who does.
+// ask returns the read that asks for memory for a part of chunk i. If first is
+// true, this is the caller, who has to call room.
 func (c *Cache) ask(i geometry.ChunkIndex) (a *asking, first bool) {
 	s := c.shardOf(i)
 	s.mu.Lock()
@@ -174,7 +185,7 @@ func (c *Cache) ask(i geometry.ChunkIndex) (a *asking, first bool) {
 }
 
 // room waits for memory for the bytes r of chunk i, announces their fetch and
-// pins the chunk, unless there is no need of that any more.
+// pins the chunk. If the fetch is not needed any more, it does none of this.
 func (c *Cache) room(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange, a *asking) (*chunk, *fetch, error) {
 	defer func() {
 		s := c.shardOf(i)
@@ -183,44 +194,44 @@ func (c *Cache) room(ctx context.Context, i geometry.ChunkIndex, r geometry.Byte
 		s.mu.Unlock()
 		close(a.done)
 	}()
-	// Memory first, all of it, and the chunk after: an announced fetch must
-	// not wait for memory, since an upload may wait for the fetch; and making
-	// room must not evict the very chunk that it is for.
+	// All memory comes first, and the chunk afterwards. An announced fetch must
+	// not wait for memory, since an upload may wait for the fetch. And making
+	// room must not evict the same chunk.
 	need := c.arena.need(nil, r)
 	if err := c.budget.get(ctx, need+overhead, foreground); err != nil {
 		if ctx.Err() == nil {
-			a.err = err // theirs too; the end of our context is not
+			a.err = err // the others' error too; the end of our context is not
 		}
 		return nil, nil, err
 	}
-	ch := c.enter(i)
+	ch := c.insert(i)
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
 	if ch.fetching(r) == nil && !ch.dead && ch.rest == restSwift && !ch.valid.covers(r) {
 		ch.pins.Add(1)
 		return ch, c.startFetch(ch, r), nil
 	}
-	c.budget.put(need)
+	c.budget.giveBack(need)
 	return nil, nil, nil
 }
 
-// startFetch announces a fetch of r, for whose pages the caller has reserved
-// the memory. ch.mu is held.
+// startFetch announces a fetch of r. The caller has reserved memory for its
+// pages. ch.mu is held.
 func (c *Cache) startFetch(ch *chunk, r geometry.ByteRange) *fetch {
-	f := &fetch{r: r, reserved: c.arena.need(nil, r), done: make(chan struct{})}
+	f := &fetch{r: r, reserved: c.arena.need(nil, r), before: ch.forgotten, done: make(chan struct{})}
 	ch.fetches = append(ch.fetches, f)
 	ch.lastEnd.Store(r.Off)
 	return f
 }
 
-// fetch carries an announced fetch out, with the cache's own context: others
+// fetch does an announced fetch. It uses the cache's own context, since others
 // may wait for it.
 func (c *Cache) fetch(ch *chunk, f *fetch) error {
 	c.stats.Fetches.Add(1)
 	var hole bool
 	fr, err := c.arena.alloc(f.reserved == c.arena.whole())
 	if err != nil {
-		c.budget.put(f.reserved)
+		c.budget.giveBack(f.reserved)
 	} else {
 		c.arena.touch(fr, f.r)
 		hole, err = c.backend.Read(c.ctx, ch.index, f.r.Off, fr.buf[f.r.Off:f.r.End()])
@@ -230,7 +241,9 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 	ch.fetches = slices.DeleteFunc(ch.fetches, func(other *fetch) bool { return other == f })
 	switch {
 	case ch.rest != restSwift || ch.valid.covers(f.r):
-		err = nil // written or zeroed meanwhile: nobody needs what came, or did not
+		err = nil // written or zeroed meanwhile: nobody needs the answer
+	case ch.forgotten != f.before:
+		err = nil // the bytes may be old: readers that wait look again
 	case err != nil:
 	case hole:
 		ch.rest = restZero
@@ -238,17 +251,17 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 		fr = c.merge(ch, fr, f.r)
 	}
 	if fr != nil {
-		c.budget.put(c.arena.release(fr))
+		c.budget.giveBack(c.arena.release(fr))
 	}
 	f.err = err
 	close(f.done)
-	c.settle(ch)
+	c.release(ch)
 	return err
 }
 
-// merge puts the bytes r of fr, as they are in Swift, under what the chunk
-// holds already. It keeps one frame of the two and returns the other, or nil.
-// ch.mu is held.
+// merge puts the bytes r of fr, which came from Swift, under the bytes that the
+// chunk holds already. It keeps one frame of the two and returns the other, or
+// nil. ch.mu is held.
 func (c *Cache) merge(ch *chunk, fr *frame, r geometry.ByteRange) (spare *frame) {
 	switch {
 	case ch.frame == nil:
@@ -264,7 +277,8 @@ func (c *Cache) merge(ch *chunk, fr *frame, r geometry.ByteRange) (spare *frame)
 		ch.valid.add(r)
 		return spare
 	}
-	// What this counts anew is at most what fr counts and gives back at once.
+	// This counts at most the bytes that are counted for fr, and fr is given
+	// back at once.
 	for _, g := range ch.valid.gaps(r) {
 		copy(ch.frame.buf[g.Off:g.End()], fr.buf[g.Off:g.End()])
 		c.budget.used.Add(c.arena.touch(ch.frame, g))
@@ -273,8 +287,8 @@ func (c *Cache) merge(ch *chunk, fr *frame, r geometry.ByteRange) (spare *frame)
 	return fr
 }
 
-// Prefetch brings the range into the cache, as much of it as fits in half of
-// what a client may use, and returns when it is there.
+// Prefetch brings the range into the cache and returns when it is there. It
+// brings no more than half of what clients may use.
 func (c *Cache) Prefetch(ctx context.Context, off, n int64) error {
 	n = min(n, (c.budget.limit-c.budget.reserve)/2)
 	var wait []*fetch
@@ -296,26 +310,26 @@ func (c *Cache) Prefetch(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// Advise is Prefetch that does not wait: it begins to bring the range in.
+// Advise begins what Prefetch does, and does not wait.
 func (c *Cache) Advise(off, n int64) {
 	c.prefetch(off, min(n, (c.budget.limit-c.budget.reserve)/2), false)
 }
 
-// task is a fetch that was announced and has to be carried out.
+// task is a fetch that was announced and has to be done.
 type task struct {
 	ch *chunk
 	f  *fetch
 }
 
-// prefetch starts fetches of what the range lacks and does not wait. It returns
-// how many of its n bytes, from the first, need no more fetches than those.
+// prefetch starts fetches of the missing bytes of the range and does not wait.
+// It returns how many of the n bytes, from the first on, need no further fetch.
 func (c *Cache) prefetch(off, n int64, ahead bool) int64 {
 	tasks, done := c.missing(off, n)
 	now := time.Now().UnixNano()
 	for _, t := range tasks {
 		if ahead {
 			c.stats.Ahead.Add(1)
-			t.ch.ahead.Store(true) // whoever comes here has it topped up
+			t.ch.ahead.Store(true) // a reader that comes here makes the window grow on
 			t.ch.freshAt.Store(now)
 			t.ch.fresh.Add(t.f.r.Len)
 			c.ahead.unread.Add(t.f.r.Len)
@@ -329,15 +343,15 @@ func (c *Cache) background(t task) {
 	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
-		defer c.survive()
-		// The error is in the fetch, for whoever waits for it.
+		defer c.recoverPanic()
+		// The error is in the fetch. Readers that wait for it find it there.
 		_ = c.fetch(t.ch, t.f)
 	}()
 }
 
-// missing announces fetches for those bytes of the range that are in Swift
-// only and that nobody fetches yet. It never waits: where there is no memory
-// for a chunk, it stops. It returns how far it came, bytes.
+// missing announces fetches for the bytes of the range that are in Swift only
+// and that no fetch brings yet. It never waits. It stops at a chunk for which
+// there is no memory, and returns the number of bytes before it.
 func (c *Cache) missing(off, n int64) (tasks []task, done int64) {
 	for piece := range c.geo.Pieces(off, n) {
 		ch := c.find(piece.Chunk)
@@ -364,7 +378,7 @@ func (c *Cache) missing(off, n int64) (tasks []task, done int64) {
 			}
 		}
 		ch.mu.Unlock()
-		c.budget.put(need)
+		c.budget.giveBack(need)
 	}
 	return tasks, n
 }

@@ -9,31 +9,31 @@ import (
 	"swiftnbd/internal/geometry"
 )
 
-// readahead finds sequential readers among all reads and fetches ahead of
-// them. Streams are told apart by where they are expected next, so several
-// connections may read several files, or one file in pieces.
+// readahead finds sequential readers among all reads and fetches ahead of them.
+// It recognises a stream by the place where its next read is expected. Several
+// connections may therefore read several files, or one file in pieces.
 type readahead struct {
 	limit  int64        // bytes that may be ahead of all readers together; <= 0: none
-	unread atomic.Int64 // bytes that are
+	unread atomic.Int64 // bytes that are ahead now
 
 	mu      sync.Mutex // guards streams
 	streams [16]stream
 	turn    int
 }
 
-// behind is how far behind the foremost request of a stream a late one may be,
-// bytes, or 64 of its own length.
+// behind is how far a late request may be behind the foremost one of its
+// stream, bytes. 64 times its own length is allowed too.
 const behind = 4 << 20
 
 type stream struct {
 	start, next int64 // a read in [start, max(next, reach)] continues the stream
-	reach       int64 // where the foremost read of it has ended; next is where the fetches have
+	reach       int64 // where the foremost read has ended; next is where the fetches have ended
 	window      int64 // bytes ahead; 0: unused
-	seen        int64 // bytes that were read of it, as far as they were told of
+	seen        int64 // bytes of it that were read, as far as readahead was called for them
 }
 
-// arrived is told that n bytes of the chunk have been read, or that it is
-// evicted. It says whether that is what the chunk was fetched ahead for.
+// arrived notes that n bytes of the chunk have been read, or that the chunk is
+// evicted. It says whether the chunk was fetched ahead for this read.
 func (a *readahead) arrived(ch *chunk, n int64) bool {
 	for {
 		left := ch.fresh.Load()
@@ -48,9 +48,9 @@ func (a *readahead) arrived(ch *chunk, n int64) bool {
 	}
 }
 
-// readAhead is told of a read that missed, or that reached what was fetched
-// ahead. Where that continues a stream, it fetches the next of it, and says
-// whether the reader reads so much that whole chunks are best for him.
+// readAhead is called for a read that missed, or that reached a chunk which was
+// fetched ahead. If the read continues a stream, readAhead fetches the next
+// part of it. much says that the reader reads enough to get whole chunks.
 func (c *Cache) readAhead(off, n int64) (much bool) {
 	a := &c.ahead
 	if a.limit <= 0 {
@@ -76,16 +76,16 @@ func (c *Cache) readAhead(off, n int64) (much bool) {
 	s.seen += n
 	s.reach = max(s.reach, off+n)
 	s.window = min(2*s.window, max(a.limit, granule))
-	// Of many requests at once some come late: they are the same reader's.
+	// If a reader makes many requests at once, some of them come late.
 	s.start = max(s.start, off-max(64*n, behind))
 	from := max(s.next, off+n)
-	room := max(a.limit-a.unread.Load(), 0) // beside what is ahead already, his and others'
+	room := max(a.limit-a.unread.Load(), 0) // beside the bytes that are ahead already, of all readers
 	to := min(off+n+s.window, from+room, c.geo.Size())
 	much = s.seen >= size/2
 	if much || s.window >= size {
 		to = min(roundUp(to, size), c.geo.Size())
 		if from == off+n {
-			from = off / size * size // with what is wanted now
+			from = off / size * size // from the chunk that is wanted now on
 		}
 	}
 	s.next = max(s.next, to)
@@ -94,7 +94,7 @@ func (c *Cache) readAhead(off, n int64) (much bool) {
 		return much
 	}
 	if done := c.prefetch(from, to-from, true); done < to-from {
-		// There was no memory: the next one tries again from there.
+		// There was no memory. The next read tries again from there.
 		a.mu.Lock()
 		if s.next == to {
 			s.next = from + done

@@ -42,6 +42,7 @@ func (f *far) Read(_ context.Context, _ geometry.ChunkIndex, _ int64, p []byte) 
 }
 
 func (f *far) Hole(geometry.ChunkIndex) bool                             { return false }
+func (f *far) Holes(geometry.ChunkIndex, int64) int64                    { return 0 }
 func (f *far) Write(context.Context, geometry.ChunkIndex, []byte) error  { return nil }
 func (f *far) Delete(context.Context, geometry.ChunkIndex) error         { return nil }
 func (f *far) Probe(context.Context, geometry.ChunkIndex) (bool, error)  { return false, nil }

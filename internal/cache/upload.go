@@ -11,9 +11,9 @@ import (
 )
 
 // sync returns when Swift holds the chunk's content of generation want, or a
-// newer one. It waits for an upload that is under way, and for one more where
-// that one carries too little; how much is written meanwhile does not matter.
-// The error is the upload's.
+// newer one. It waits for an upload that is under way, and for one more if the
+// first one carries too little. Writes that come meanwhile do not make it wait
+// longer. The error is the upload's.
 func (c *Cache) sync(ctx context.Context, ch *chunk, want uint64) error {
 	for {
 		ch.mu.Lock()
@@ -40,12 +40,12 @@ func (c *Cache) sync(ctx context.Context, ch *chunk, want uint64) error {
 			queue = nil
 		}
 		ch.mu.Unlock()
-		// In a goroutine of its own, with the cache's context: an upload
-		// must not end because somebody stopped waiting for it.
+		// The upload runs in a goroutine of its own, with the cache's context.
+		// It must not end because a caller stopped waiting for it.
 		c.wg.Add(1)
 		go func() {
 			defer c.wg.Done()
-			defer c.survive()
+			defer c.recoverPanic()
 			select {
 			case c.slots <- struct{}{}:
 				u.slot = c.slots
@@ -69,33 +69,39 @@ func (c *Cache) announce(ch *chunk) *upload {
 	return u
 }
 
-// upload carries an announced upload out. The caller holds a slot.
+// upload does an announced upload. The caller holds a slot.
 func (c *Cache) upload(ch *chunk, u *upload) {
 	err := c.freeze(ch, u)
 	switch {
 	case err != nil:
 	case u.frame == nil || isZero(u.frame.buf):
 		c.stats.Deletes.Add(1)
+		lap := c.pace.meter.begin()
 		err = c.backend.Delete(c.ctx, ch.index)
+		c.pace.meter.end(kindDelete, lap, err)
 	default:
 		c.stats.Uploads.Add(1)
+		lap := c.pace.meter.begin()
 		err = c.backend.Write(c.ctx, ch.index, u.frame.buf)
+		c.pace.meter.end(kindPut, lap, err)
 	}
 	c.finish(ch, u, err)
 }
 
-// freeze completes the chunk and fixes its content for the upload. Where part
-// of it is in Swift only, that is fetched, unless it is written meanwhile. It
-// gives up the slot and retakes it where it waits for memory.
+// freeze completes the chunk and fixes its content for the upload. It fetches
+// the parts that are in Swift only, unless they are written meanwhile. If it
+// has to wait for memory, it gives up the slot and takes it again.
 func (c *Cache) freeze(ch *chunk, u *upload) error {
 	whole := geometry.ByteRange{Len: c.geo.ObjectSize()}
-	var got int64 // reserved: nobody waits for memory under ch.mu
-	defer func() { c.budget.put(got) }()
+	var got int64 // reserved before, since no one waits for memory under ch.mu
+	defer func() { c.budget.giveBack(got) }()
 	reserve := func(n int64) error {
-		c.budget.put(got)
-		got = 0
-		if !c.budget.now(n, writeback) {
-			// Without the slot: what frees the memory may need it.
+		c.budget.fill(-u.filling)
+		c.budget.giveBack(got)
+		u.filling, got = 0, 0
+		if !c.budget.takeAtOnce(n, writeback) {
+			// Wait without the slot: the upload that frees the memory may need
+			// it.
 			<-u.slot
 			err := c.budget.get(c.ctx, n, writeback)
 			u.slot <- struct{}{}
@@ -103,7 +109,8 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 				return err
 			}
 		}
-		got = n
+		u.filling, got = n, n
+		c.budget.fill(n)
 		return nil
 	}
 	for {
@@ -134,7 +141,10 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 			got -= f.reserved
 			ch.mu.Unlock()
 			c.stats.Fills.Add(1)
-			if err := c.fetch(ch, f); err != nil {
+			lap := c.pace.meter.begin()
+			err := c.fetch(ch, f)
+			c.pace.meter.end(kindFetch, lap, err)
+			if err != nil {
 				return fmt.Errorf("complete chunk %d: %w", ch.index, err)
 			}
 			continue
@@ -154,12 +164,14 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 			}
 		}
 		if len(ch.valid) == 0 && ch.frame != nil {
-			c.budget.put(c.arena.release(ch.frame))
+			c.budget.giveBack(c.arena.release(ch.frame))
 			ch.frame = nil
 		}
-		u.frozen, u.frame, u.gen = true, ch.frame, ch.gen
+		u.frozen, u.frame, u.gen, u.lacked = true, ch.frame, ch.gen, ch.dirty
+		c.budget.freeze(u.charged())
 		ch.frame, ch.valid, ch.dirty, ch.zeroed = nil, nil, nil, false
 		ch.rest = restFrozen
+		c.recount(ch)
 		if c.opts.Check {
 			ch.check(c.geo.ObjectSize())
 		}
@@ -168,13 +180,15 @@ func (c *Cache) freeze(ch *chunk, u *upload) error {
 	}
 }
 
-// finish ends an upload: what was frozen and what was written meanwhile become
-// one again.
+// finish ends an upload. It merges the frozen frame with what was written
+// meanwhile.
 func (c *Cache) finish(ch *chunk, u *upload, err error) {
 	size := c.geo.ObjectSize()
 	ch.mu.Lock()
 	ch.up, u.err = nil, err
+	c.budget.fill(-u.filling) // before any caller learns of the end
 	if u.frozen {
+		c.budget.freeze(-u.charged())
 		if err == nil {
 			ch.synced = u.gen
 		}
@@ -182,7 +196,7 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 		case ch.rest != restFrozen:
 			// The whole chunk was zeroed meanwhile and hides it.
 			if u.frame != nil {
-				c.budget.put(c.arena.release(u.frame))
+				c.budget.giveBack(c.arena.release(u.frame))
 			}
 		case u.frame == nil:
 			ch.rest = restZero
@@ -192,7 +206,7 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 				copy(u.frame.buf[r.Off:r.End()], ch.frame.buf[r.Off:r.End()])
 			}
 			if ch.frame != nil {
-				c.budget.put(c.arena.release(ch.frame))
+				c.budget.giveBack(c.arena.release(ch.frame))
 			}
 			ch.frame, ch.valid, ch.rest = u.frame, rangeSet{{Len: size}}, restSwift
 			if err != nil {
@@ -201,23 +215,25 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 		}
 	}
 	if ch.isDirty() {
-		c.dirty.end(ch, ch.allDirty(size))
+		c.dirty.end(ch, ch.allDirty(size), err != nil)
 	} else {
 		c.dirty.remove(ch)
 	}
 	close(u.done)
-	c.settle(ch)
+	c.release(ch)
 	ch.mu.Unlock()
 
 	switch {
 	case err == nil:
 		c.lastWin.Store(time.Now().UnixNano())
 		c.pause.Store(0)
+		c.pace.uploaded()
 	case c.ctx.Err() == nil:
 		c.stats.Failures.Add(1)
 		c.opts.Log("write back: %v (kept, and tried again)", err)
 		c.pause.Store(time.Now().Add(c.opts.Pause).UnixNano())
 		c.budget.failed(err, time.Unix(0, c.lastWin.Load()), c.opts.Patience)
+		c.pace.failed(err, time.Unix(0, c.lastWin.Load()), c.opts.Patience)
 	}
 	c.budget.freed()
 	c.wakeWriteback()

@@ -4,6 +4,8 @@ package cache
 
 import (
 	"time"
+
+	"swiftnbd/internal/geometry"
 )
 
 // wakeWriteback makes the write-back loop look whether there is work.
@@ -17,26 +19,37 @@ func (c *Cache) wakeWriteback() {
 // held returns the bytes that cannot be evicted: dirty and in flight.
 func (c *Cache) held() int64 { return c.budget.used.Load() - c.policy.total.Load() }
 
-// pressed says whether so much is dirty that it should be written back without
-// regard to its age.
+// pressed says whether enough memory is dirty to write back without regard to
+// age.
 func (c *Cache) pressed() bool {
-	return c.budget.starving() || c.held() > (c.budget.limit-c.budget.reserve)/2
+	return c.budget.starving() || c.pace.half() || c.held() > (c.budget.limit-c.budget.reserve)/2
 }
 
-// partlyDirty says whether it is chunks dirty in part that hold the memory. If
-// it is not, whoever writes them may be about to complete them, and the chunks
-// that are complete will give memory enough.
+// partlyDirty says whether chunks that are dirty in part hold the memory. If
+// they do not, complete chunks will give enough memory, and the client that
+// writes the others may be about to complete them.
 func (c *Cache) partlyDirty() bool {
-	complete, busy := c.dirty.lens()
+	_, complete, busy := c.dirty.lens()
 	rest := c.held() - int64(complete+busy)*c.arena.whole()
 	return rest > (c.budget.limit-c.budget.reserve)/2 || (complete+busy == 0 && c.budget.starving())
+}
+
+// partlyCostly says whether a flush would wait mostly for chunks that are dirty
+// in part. It is to time what partlyDirty is to memory.
+func (c *Cache) partlyCostly() bool {
+	if !c.pace.half() {
+		return false
+	}
+	part, complete, busy := c.dirty.lens()
+	all := part + complete + busy
+	return part > 0 && (complete+busy == 0 || c.pace.cost()*time.Duration(part)/time.Duration(all) > c.pace.target/4)
 }
 
 // writebackLoop starts uploads by age and by pressure, as many at once as
 // there are slots.
 func (c *Cache) writebackLoop() {
 	defer c.wg.Done()
-	defer c.survive()
+	defer c.recoverPanic()
 	tick := time.NewTicker(writebackTick)
 	defer tick.Stop()
 	for {
@@ -53,14 +66,17 @@ func (c *Cache) writebackLoop() {
 
 const (
 	writebackTick = 100 * time.Millisecond
-	// fullRest is how long a chunk that is dirty as a whole is left alone
-	// in case it is written again at once. It costs no read to upload, so
-	// there is no reason to wait for longer.
+	// fullRest is how long a chunk that is dirty as a whole is left alone, in
+	// case it is written again at once. Its upload needs no read, so there is
+	// no reason to wait for longer.
 	fullRest = 200 * time.Millisecond
+	// partRest is how long a chunk that is dirty in part is left alone although
+	// a flush would cost too much: a client may be about to write all of it.
+	partRest = 50 * time.Millisecond
 )
 
 // writeBackOne begins one upload in the background, if there is a slot for it
-// and a chunk whose time has come.
+// and a chunk is due.
 func (c *Cache) writeBackOne() bool {
 	now := time.Now().UnixNano()
 	if c.ctx.Err() != nil || now < c.pause.Load() {
@@ -75,16 +91,23 @@ func (c *Cache) writeBackOne() bool {
 	full, partial := now-int64(fullRest), now-int64(c.opts.Age)
 	if c.pressed() {
 		full = now
-		if c.partlyDirty() {
+		switch {
+		case c.partlyDirty():
 			partial = now
+		case c.partlyCostly():
+			// A chunk that has just become dirty may be complete in a moment.
+			partial = now - int64(min(partRest, c.pace.target/8))
 		}
 	} else if c.held() > (c.budget.limit-c.budget.reserve)/8 {
 		full = now
 	}
 	if slot == c.queue || c.budget.waiting[writeback].Load() > 0 {
-		partial = 0 // one more would only wait, too
+		partial = 0 // one more upload would only wait, too
 	}
 	ch := c.dirty.next(full, partial)
+	if ch == nil && c.budget.waiting[writeback].Load() > 0 {
+		ch = c.completeDirty()
+	}
 	if ch == nil {
 		<-slot
 		return false
@@ -101,12 +124,29 @@ func (c *Cache) writeBackOne() bool {
 	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
-		defer c.survive()
+		defer c.recoverPanic()
 		c.upload(ch, u)
 		<-slot
 		c.wakeWriteback()
 	}()
 	return true
+}
+
+// completeDirty returns a chunk that is dirty in part and complete in memory,
+// or nil. While uploads wait for memory, only such a dirty chunk can give
+// memory back without needing any first. It may hold memory of the reserve, and
+// a flush may wait for other chunks.
+func (c *Cache) completeDirty() *chunk {
+	whole := geometry.ByteRange{Len: c.geo.ObjectSize()}
+	for _, ch := range c.dirty.all() {
+		ch.mu.RLock()
+		ok := !ch.dead && ch.up == nil && ch.isDirty() && (ch.frame == nil || ch.valid.covers(whole))
+		ch.mu.RUnlock()
+		if ok {
+			return ch
+		}
+	}
+	return nil
 }
 
 // occupy takes a place among slots, if there is one.

@@ -8,11 +8,10 @@ import (
 	"strings"
 )
 
-// fromEnviron builds the login that the environment gives: of the OS_*
-// variables of the OpenStack tools, or else of the ST_* variables of the older
-// swift tool. ok is false where neither names a user or an application
-// credential. Half-given credentials are an error that names the variable that
-// is missing.
+// fromEnviron builds the login from the environment: from the OS_* variables of
+// the OpenStack tools, or otherwise from the ST_* variables of the older swift
+// tool. ok is false if neither names a user or an application credential. If
+// credentials are incomplete, the error names the missing variable.
 func fromEnviron(env Environ) (l Login, ok bool, err error) {
 	if l, ok, err = osEnviron(env); ok || err != nil {
 		return l, ok, err
@@ -23,8 +22,22 @@ func fromEnviron(env Environ) (l Login, ok bool, err error) {
 // osEnviron reads the OS_* variables.
 func osEnviron(env Environ) (l Login, ok bool, err error) {
 	kind := env.get("OS_AUTH_TYPE")
-	user, appID := env.get("OS_USERNAME"), env.get("OS_APPLICATION_CREDENTIAL_ID")
-	if user == "" && appID == "" {
+	user, userID, appID := env.get("OS_USERNAME"), env.get("OS_USER_ID"), env.get("OS_APPLICATION_CREDENTIAL_ID")
+	appName := env.get("OS_APPLICATION_CREDENTIAL_NAME")
+	token := env.first("OS_AUTH_TOKEN", "OS_TOKEN")
+	l.StorageURL = env.get("OS_STORAGE_URL")
+	if l.StorageURL != "" {
+		if err := CheckStorageURL(l.StorageURL); err != nil {
+			return l, false, fmt.Errorf("OS_STORAGE_URL: %w", err)
+		}
+	}
+	named := user != "" || userID != "" || appID != ""
+	if token != "" && (l.StorageURL != "" || !named) {
+		// No login is needed then, as with the swift tool.
+		l.Version, l.Token, l.CACert = 1, Secret(token), env.get("OS_CACERT")
+		return l, true, nil
+	}
+	if !named {
 		return Login{}, false, nil
 	}
 	l.AuthURL = env.get("OS_AUTH_URL")
@@ -35,7 +48,7 @@ func osEnviron(env Environ) (l Login, ok bool, err error) {
 	}
 	switch kind {
 	case "", "password", "v3password", "v2password":
-		if kind == "" && user == "" {
+		if kind == "" && user == "" && userID == "" {
 			kind = "v3applicationcredential"
 		}
 	case "v3applicationcredential":
@@ -46,18 +59,28 @@ func osEnviron(env Environ) (l Login, ok bool, err error) {
 	if kind == "v3applicationcredential" {
 		secret := env.get("OS_APPLICATION_CREDENTIAL_SECRET")
 		switch {
-		case appID == "":
+		case appID == "" && appName == "":
 			return l, false, errors.New("OS_AUTH_TYPE is v3applicationcredential, but OS_APPLICATION_CREDENTIAL_ID is not set")
+		case appID == "" && secret == "":
+			return l, false, errors.New("OS_APPLICATION_CREDENTIAL_NAME is set, but OS_APPLICATION_CREDENTIAL_SECRET is not")
 		case secret == "":
 			return l, false, errors.New("OS_APPLICATION_CREDENTIAL_ID is set, but OS_APPLICATION_CREDENTIAL_SECRET is not")
 		}
 		l.Version = 3
 		l.AppCredentialID, l.AppCredentialSecret = appID, Secret(secret)
+		if appID == "" {
+			// The name is the user's, who must be named too: named is true.
+			l.AppCredentialName, l.Username, l.UserID = appName, user, userID
+			l.UserDomain, l.UserDomainID = env.get("OS_USER_DOMAIN_NAME"), env.get("OS_USER_DOMAIN_ID")
+			l.preferIDs()
+		}
 	} else {
 		password := env.get("OS_PASSWORD")
 		switch {
-		case user == "":
-			return l, false, fmt.Errorf("OS_AUTH_TYPE is %s, but OS_USERNAME is not set", kind)
+		case user == "" && userID == "":
+			return l, false, fmt.Errorf("OS_AUTH_TYPE is %s, but neither OS_USERNAME nor OS_USER_ID is set", kind)
+		case password == "" && user == "":
+			return l, false, errors.New("OS_USER_ID is set, but OS_PASSWORD is not")
 		case password == "":
 			return l, false, errors.New("OS_USERNAME is set, but OS_PASSWORD is not")
 		}
@@ -67,11 +90,14 @@ func osEnviron(env Environ) (l Login, ok bool, err error) {
 		case "v2password":
 			l.Version = 2
 		}
-		l.Username, l.Password = user, Secret(password)
+		l.Username, l.UserID, l.Password = user, userID, Secret(password)
 		l.Project, l.ProjectID = env.first("OS_PROJECT_NAME", "OS_TENANT_NAME"), env.first("OS_PROJECT_ID", "OS_TENANT_ID")
 		l.UserDomain, l.UserDomainID = env.get("OS_USER_DOMAIN_NAME"), env.get("OS_USER_DOMAIN_ID")
 		l.ProjectDomain, l.ProjectDomainID = env.get("OS_PROJECT_DOMAIN_NAME"), env.get("OS_PROJECT_DOMAIN_ID")
 		l.preferIDs()
+		if l.TrustID = env.get("OS_TRUST_ID"); l.TrustID != "" { // which names the project
+			l.Project, l.ProjectID, l.ProjectDomain, l.ProjectDomainID = "", "", "", ""
+		}
 	}
 	if err := l.environRest(env); err != nil {
 		return l, false, err
@@ -79,9 +105,13 @@ func osEnviron(env Environ) (l Login, ok bool, err error) {
 	return l, true, nil
 }
 
-// preferIDs drops the names beside which the ID of the same thing is given: an
-// openrc file gives both, and an ID is never ambiguous.
+// preferIDs drops a name if the ID of the same thing is given. An openrc file
+// gives both, and an ID is never ambiguous.
 func (l *Login) preferIDs() {
+	if l.UserID != "" {
+		// A user's ID needs no domain.
+		l.Username, l.UserDomain, l.UserDomainID = "", "", ""
+	}
 	if l.ProjectID != "" {
 		// A project's ID needs no domain.
 		l.Project, l.ProjectDomain, l.ProjectDomainID = "", "", ""
@@ -144,6 +174,26 @@ func stEnviron(env Environ) (l Login, ok bool, err error) {
 		}
 	}
 	return l, true, nil
+}
+
+// Lacks says why the environment gives no credentials, as a clause for the end
+// of a message. It is empty if the environment has no such variable at all.
+func (e Environ) Lacks() string {
+	var set []string
+	for _, name := range []string{"OS_AUTH_URL", "OS_PASSWORD", "OS_PROJECT_NAME", "OS_PROJECT_ID", "OS_STORAGE_URL", "ST_AUTH", "ST_KEY"} {
+		if e.get(name) != "" {
+			set = append(set, name)
+		}
+	}
+	const users = "OS_USERNAME, OS_USER_ID, OS_APPLICATION_CREDENTIAL_ID, OS_AUTH_TOKEN or ST_USER"
+	switch {
+	case len(set) == 0:
+		return ""
+	case len(set) == 1:
+		return fmt.Sprintf(", and the environment has %s, but lacks a user: %s", set[0], users)
+	}
+	return fmt.Sprintf(", and the environment has %s and %s, but lacks a user: %s",
+		strings.Join(set[:len(set)-1], ", "), set[len(set)-1], users)
 }
 
 // first returns the value of the first of these variables that is set.

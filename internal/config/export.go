@@ -5,13 +5,14 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 )
 
-// Export resolves one container in the order that the package's comment gives.
-// A container without a section is the environment's, where that gives
-// credentials, and ErrNoContainer otherwise. Other errors name the file, the
-// section and the key, or the variable, at fault.
+// Export resolves one container in the order of the package's comment. If the
+// container has no section, the environment's credentials count. Without them,
+// Export returns ErrNoContainer. Other errors name the file, section and key,
+// or the variable, at fault.
 func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, error) {
 	if err := CheckContainer(container); err != nil {
 		return Export{}, fmt.Errorf("container %q: %w", container, err)
@@ -21,48 +22,123 @@ func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, err
 			return Export{}, fmt.Errorf("authentication URL: %w", err)
 		}
 	}
-	x := Export{Container: container}
+	if d.StorageURL != "" {
+		if err := CheckStorageURL(d.StorageURL); err != nil {
+			return Export{}, fmt.Errorf("storage URL: %w", err)
+		}
+	}
+	x := Export{Container: container, Disk: d.Disk.complete()}
+	if s.Has(container) {
+		x.Disk = s.disk(container, d.Disk)
+		if v, from := s.get(container, "read-only"); from != "" {
+			x.ReadOnly, _ = ParseBool(v) // checked when the file was parsed
+		}
+	}
+	by, ok, err := s.choose(container, d)
+	if err != nil {
+		return Export{}, err
+	}
+	if ok {
+		return s.fromCloud(x, by, d, env)
+	}
+	osCloud := choice{name: env.get("OS_CLOUD"), from: byEnvironment}
 	if !s.Has(container) {
+		if osCloud.name != "" {
+			return s.fromCloud(x, osCloud, d, env)
+		}
+		x.From = "the environment"
 		login, ok, err := fromEnviron(env)
 		switch {
 		case err != nil:
 			return Export{}, fmt.Errorf("container %s: %w", printable(container), err)
 		case !ok:
-			return Export{}, &noContainerError{container, s.path}
+			return Export{}, &noContainerError{container, s.path, env.Lacks()}
 		}
-		x.Login, err = s.settle(container, login, d)
-		return x, err
+		if x.Login, err = s.fitLogin(container, login, d); err != nil {
+			return x, err
+		}
+		return s.certificates(x, d)
 	}
 
-	if v, from := s.get(container, "read-only"); from != "" {
-		x.ReadOnly, _ = parseBool(v) // checked when the file was parsed
-	}
+	x.From = s.path
 	login, ok, err := s.credentials(container, d)
 	if err != nil {
 		return Export{}, err
 	}
 	if ok {
 		x.Login = login
-		return x, nil
+		return s.certificates(x, d)
 	}
+	if osCloud.name != "" {
+		return s.fromCloud(x, osCloud, d, env)
+	}
+	x.From = "the environment"
 	login, ok, err = fromEnviron(env)
 	if err != nil {
 		return Export{}, &FileError{Path: s.path, Section: container, Err: err}
 	}
 	if !ok {
 		return Export{}, s.fault(container, "username", errors.New(
-			"missing (nor is there an application-credential-id, nor credentials in the environment)"))
+			"missing (nor is there an application-credential-id, nor credentials in the environment)"+env.Lacks()))
 	}
-	x.Login, err = s.settle(container, login, d)
-	return x, err
+	if x.Login, err = s.fitLogin(container, login, d); err != nil {
+		return x, err
+	}
+	return s.certificates(x, d)
 }
 
-// credentials builds the login that the file gives a container. ok is false
-// where the file gives neither a username nor an application credential.
+// fromCloud gives an export the credentials of a cloud of clouds.yaml.
+func (s *Secrets) fromCloud(x Export, by choice, d Defaults, env Environ) (_ Export, err error) {
+	x.From = "cloud " + printable(by.name)
+	if x.Login, x.InsecureBy, err = s.cloudLogin(x.Container, by, d, env); err != nil {
+		return Export{}, err
+	}
+	return x, nil
+}
+
+// certificates fills in the client's certificate, and whether the server's are
+// verified, where no cloud of clouds.yaml is used.
+func (s *Secrets) certificates(x Export, d Defaults) (_ Export, err error) {
+	get := func(key string) (value, from string) {
+		if !s.Has(x.Container) {
+			return "", ""
+		}
+		return s.get(x.Container, key)
+	}
+	if d.Region != "" && x.Login.Region == "" {
+		x.Login.Region = d.Region
+	}
+	if d.EndpointType != "" && x.Login.EndpointType == "" {
+		if x.Login.EndpointType, err = parseEndpointType(d.EndpointType); err != nil {
+			return Export{}, fmt.Errorf("endpoint-type: %w", err)
+		}
+	}
+	for _, f := range []struct {
+		to        *string
+		key, flag string
+	}{{&x.Login.ClientCert, "cert", d.ClientCert}, {&x.Login.ClientKey, "key", d.ClientKey}} {
+		if v, from := get(f.key); v != "" {
+			if *f.to, err = resolve(s.path, v); err != nil {
+				return Export{}, s.fault(from, f.key, err)
+			}
+		} else if f.flag != "" {
+			*f.to = f.flag
+		}
+	}
+	if x.Login.ClientKey != "" && x.Login.ClientCert == "" {
+		return Export{}, s.blame(x.Container, "key", errors.New("there is a key for a client certificate, and no certificate (cert)"))
+	}
+	x.InsecureBy = s.insecure(&x.Login, get, d, "")
+	return x, nil
+}
+
+// credentials builds the login that the file gives a container. ok is false if
+// the file gives neither a username nor an application credential.
 func (s *Secrets) credentials(container string, d Defaults) (l Login, ok bool, err error) {
 	username, userFrom := s.get(container, "username")
 	appID, appFrom := s.get(container, "application-credential-id")
-	// The section's own kind of credentials beats [DEFAULT]'s other kind.
+	// The section's own kind of credentials counts more than another kind in
+	// [DEFAULT].
 	if userFrom != "" && appFrom != "" {
 		switch {
 		case userFrom == appFrom:
@@ -112,6 +188,9 @@ func (s *Secrets) credentials(container string, d Defaults) (l Login, ok bool, e
 	if err := s.version(container, &l, d.Keystone); err != nil {
 		return l, false, err
 	}
+	if l.StorageURL, _ = s.get(container, "storage-url"); l.StorageURL == "" {
+		l.StorageURL = d.StorageURL
+	}
 	l.Region, _ = s.get(container, "region")
 	if v, from := s.get(container, "endpoint-type"); from != "" {
 		l.EndpointType, _ = parseEndpointType(v) // checked when the file was parsed
@@ -123,9 +202,10 @@ func (s *Secrets) credentials(container string, d Defaults) (l Login, ok bool, e
 	return l, err == nil, err
 }
 
-// version decides how to authenticate: what auth-version says, else what the
-// kind of credentials, the URL, the keys of Keystone v3, -k say, else 1, which
-// is all that swiftnbd's secrets knew.
+// version decides which version of authentication to use. auth-version counts
+// first. Then come the kind of credentials, the URL, the keys of Keystone v3,
+// and -k. Otherwise the version is 1, the only one that 0.11's secrets file
+// knew.
 func (s *Secrets) version(container string, l *Login, k *KeystoneOptions) error {
 	byURL := VersionOf(l.AuthURL)
 	if v, from := s.get(container, "auth-version"); from != "" {
@@ -173,7 +253,7 @@ func (s *Secrets) keystone(container string, l *Login, k *KeystoneOptions) error
 		if l.EndpointType == "" && k.EndpointType != "" {
 			t, err := parseEndpointType(k.EndpointType)
 			if err != nil {
-				return fmt.Errorf("--keystone-endpoint-type: %w", err)
+				return fmt.Errorf("keystone-endpoint: %w", err)
 			}
 			l.EndpointType = t
 		}
@@ -197,13 +277,13 @@ func (s *Secrets) keystone(container string, l *Login, k *KeystoneOptions) error
 	return nil
 }
 
-// defaultDomains names "Default" where the user named no domain. An
-// application credential carries its own.
+// defaultDomains sets a domain that the user did not name to "Default". An
+// application credential has its own domain.
 func (l *Login) defaultDomains() {
 	if l.AppCredentialID != "" {
-		return
+		return // it has its own
 	}
-	if l.UserDomain == "" && l.UserDomainID == "" {
+	if l.UserDomain == "" && l.UserDomainID == "" && l.UserID == "" && l.Token == "" {
 		l.UserDomain = "Default"
 	}
 	if l.ProjectDomain == "" && l.ProjectDomainID == "" && l.Project != "" {
@@ -211,23 +291,35 @@ func (l *Login) defaultDomains() {
 	}
 }
 
-// settle fits the environment's login into what the file and the command line
-// say about the same container. An authentication URL that differs from the
-// environment's is an error: its password belongs to the other cloud.
-func (s *Secrets) settle(container string, l Login, d Defaults) (Login, error) {
+// fitLogin combines the environment's login with the settings of the file and
+// the command line for the same container. If the authentication URLs differ,
+// it is an error: the environment's password belongs to another cloud.
+func (s *Secrets) fitLogin(container string, l Login, d Defaults) (Login, error) {
 	if !s.Has(container) {
 		// [DEFAULT] is the defaults of the file's containers.
-		return l.settled(d.AuthURL, d.CACert)
+		if err := l.storage(d.StorageURL, environToken); err != nil {
+			return l, err
+		}
+		return l.forURL(d.AuthURL, d.CACert)
 	}
-	url, from := s.get(container, "authurl")
-	if url == "" {
-		url = d.AuthURL
+	storage, storageFrom := s.get(container, "storage-url")
+	if storage == "" {
+		storage = d.StorageURL
+	}
+	if err := l.storage(storage, environToken); err != nil && storageFrom != "" {
+		return l, s.fault(storageFrom, "storage-url", err)
+	} else if err != nil {
+		return l, &FileError{Path: s.path, Section: container, Err: err}
+	}
+	authURL, from := s.get(container, "authurl")
+	if authURL == "" {
+		authURL = d.AuthURL
 	}
 	cacert, err := s.cacert(container, l.CACert, d)
 	if err != nil {
 		return l, err
 	}
-	l, err = l.settled(url, cacert)
+	l, err = l.forURL(authURL, cacert)
 	if err != nil && from != "" {
 		return l, s.fault(from, "authurl", err)
 	}
@@ -240,14 +332,39 @@ func (s *Secrets) settle(container string, l Login, d Defaults) (Login, error) {
 	return l, err
 }
 
-// settled checks the environment's login against the authentication URL that
-// was given elsewhere, takes that where the environment has none, and puts the
-// CA file in where one is given.
-func (l Login) settled(authURL, cacert string) (Login, error) {
+// environToken names the environment's token in messages.
+const environToken = "the environment's token"
+
+// storage replaces the login's storage URL by one that was given elsewhere, if
+// there is one. If a token came with a storage URL, it is not sent to another
+// host. whose names the token.
+func (l *Login) storage(given, whose string) error {
+	if l.Token != "" && given != "" && l.StorageURL != "" {
+		mine, err := url.Parse(l.StorageURL)
+		theirs, err2 := url.Parse(given)
+		if err != nil || err2 != nil || mine.Scheme != theirs.Scheme || mine.Host != theirs.Host {
+			return fmt.Errorf("the only credentials are %s, and that is for %s, not for %s", whose, l.StorageURL, given)
+		}
+	}
+	if given != "" {
+		l.StorageURL = given
+	}
+	if l.Token != "" && l.StorageURL == "" && l.AuthURL == "" {
+		return errors.New("the environment has a token (OS_AUTH_TOKEN or OS_TOKEN), but lacks OS_STORAGE_URL, and nothing else gives a storage URL")
+	}
+	return nil
+}
+
+// forURL compares the environment's login with the authentication URL that was
+// given elsewhere. If the environment has no such URL, it takes this one. If a
+// CA file is given, it takes that too.
+func (l Login) forURL(authURL, cacert string) (Login, error) {
 	if cacert != "" {
 		l.CACert = cacert
 	}
 	switch {
+	case l.Token != "":
+		return l, nil
 	case l.AuthURL == "" && authURL == "":
 		return l, errors.New("the environment gives credentials but no authentication URL (OS_AUTH_URL or ST_AUTH), and nothing else does")
 	case authURL == "":
@@ -266,7 +383,7 @@ func (l Login) settled(authURL, cacert string) (Login, error) {
 	byURL := VersionOf(l.AuthURL)
 	switch {
 	case l.Version == 0 && byURL == 0:
-		// The environment of the OpenStack tools, whose URLs often lack it.
+		// The URLs of the OpenStack tools' environment often lack the version.
 		l.Version = 3
 	case l.Version == 0:
 		l.Version = byURL
@@ -280,8 +397,8 @@ func (l Login) settled(authURL, cacert string) (Login, error) {
 	return l, nil
 }
 
-// cacert returns the authorities' file: the file's, the command line's, or
-// otherwise.
+// cacert returns the path of the authorities' file: from the secrets file, or
+// from the command line, or otherwise.
 func (s *Secrets) cacert(container, otherwise string, d Defaults) (string, error) {
 	v, from := s.get(container, "cacert")
 	if v == "" {

@@ -20,13 +20,14 @@ const defaultSection = "DEFAULT"
 // FileError is a fault in the secrets file: where, and what.
 type FileError struct {
 	Path    string
-	Line    int    // from 1; 0 where the fault is in no line
-	Section string // empty where no section is concerned
-	Key     string // empty where no key is
+	Line    int    // from 1; 0 if the fault is in no line
+	Section string // empty if the fault is in no section
+	Key     string // empty if the fault is in no key
 	Err     error
 }
 
-// Error renders "PATH:LINE: [SECTION] KEY: what", without what is not known.
+// Error returns "PATH:LINE: [SECTION] KEY: what", without the parts that are
+// not known.
 func (e *FileError) Error() string {
 	var b strings.Builder
 	b.WriteString(e.Path)
@@ -50,7 +51,7 @@ func (e *FileError) Error() string {
 // Unwrap returns what was wrong.
 func (e *FileError) Unwrap() error { return e.Err }
 
-// printable keeps an error to one line, whatever the file holds.
+// printable makes s safe for an error of one line.
 func printable(s string) string {
 	q := fmt.Sprintf("%q", s)
 	if q[1:len(q)-1] == s {
@@ -62,58 +63,72 @@ func printable(s string) string {
 // place is a key of a section.
 type place struct{ section, key string }
 
-// parseINI reads data as Python 3's configparser.RawConfigParser would, for
-// that is what swiftnbd 0.11 read its secrets with: every character behind the
-// delimiter belongs to the value, quotes, backslashes, "%", ";" and "#" too;
-// comments have a line of their own; "=" or ":" delimit where the first of them
-// stands; keys are lower-cased and sections are not; a section or key given
-// twice is an error. It returns the file and the line of each key.
+// pythonic are the options with which ini.v1 is most like Python 3's
+// configparser.RawConfigParser. inspect does what no option can do.
+var pythonic = ini.LoadOptions{
+	KeyValueDelimiters:      "=:", // whichever comes first
+	InsensitiveKeys:         true, // keys are lower-cased; sections are not
+	IgnoreContinuation:      true, // a backslash at the end is a character of the value
+	IgnoreInlineComment:     true, // and ";" and "#" are, after a space too
+	PreserveSurroundedQuote: true, // and quotes
+}
+
+// parseINI reads data as Python 3's configparser.RawConfigParser would, because
+// swiftnbd 0.11 read its secrets with it: every character behind the delimiter
+// belongs to the value, quotes, backslashes, "%", ";" and "#" too; comments
+// have a line of their own; "=" or ":" delimit where the first of them stands;
+// keys are lower-cased and sections are not; a section or key given twice is an
+// error. ini.v1 parses, and inspect does what it cannot. parseINI returns the
+// file and the line of each key.
 //
-// Only two things differ, on purpose. A byte order mark is skipped. And a
-// value that goes on on indented lines is an error here and now: no setting of
-// ours can have a line break, and Python's silent joining turns one indented
-// "password = …" into a part of the username above it.
+// Only two things differ from Python, on purpose. A byte order mark is skipped.
+// And a value that continues on indented lines is an error. None of our
+// settings can have a line break, and Python would silently make an indented
+// "password = …" a part of the username above it.
 func parseINI(path string, data []byte, known func(key string) bool) (*ini.File, map[place]int, error) {
-	text, lines, err := rephrase(path, data, known)
+	text, lines, err := inspect(path, data, known)
 	if err != nil {
 		return nil, nil, err
 	}
-	file, err := ini.LoadSources(ini.LoadOptions{KeyValueDelimiters: "="}, text)
+	file, err := ini.LoadSources(pythonic, text)
 	if err != nil {
-		// rephrase leaves nothing to complain of. The library's words
-		// could quote a password, so they are not passed on.
+		// inspect has found every fault already. The library's error could
+		// quote a password, so it is not passed on.
 		return nil, nil, &FileError{Path: path, Err: errors.New("cannot be read as an INI file")}
 	}
 	return file, lines, nil
 }
 
-// rephrase applies Python's rules to the lines of data and writes what they say
-// in the one form that ini.v1 reads to the letter: no comments, no blank lines,
-// `key=value` with the value between backquotes (the library takes all up to
-// the line's last backquote, so that those in the value stay). It is also where
-// faults are found, since here their lines are known.
-func rephrase(path string, data []byte, known func(key string) bool) ([]byte, map[place]int, error) {
+// inspect does what ini.v1 has no option for. It finds the faults: ini.v1 names
+// no line, lets the last of two equal keys win, joins two equal sections, and
+// takes an indented line for a setting. And it returns the lines for ini.v1 to
+// parse, which are those of the sections and keys as they stand in the file, but
+// for what ini.v1 would read differently:
+//
+//   - a carriage return ends a line, alone and before a line feed;
+//   - the four ASCII separators are blanks (see isSpace), and are cut off where
+//     they stand at the edge of a line, a key or a value;
+//   - a value that begins with ` or """ is put between backquotes. ini.v1 takes
+//     these marks for quotes, over many lines, and no option stops that; between
+//     backquotes it takes all up to the last one of the line.
+func inspect(path string, data []byte, known func(key string) bool) ([]byte, map[place]int, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	data = bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n"))
 	data = bytes.ReplaceAll(data, []byte("\r"), []byte("\n"))
 
 	var (
-		out       bytes.Buffer
-		section   string // the section we are in, or ""
-		key       string // the option that an indented line would continue, or ""
-		indent    int    // characters before the line that opened section or key
-		lines     = make(map[place]int)
-		sections  = make(map[string]int)
-		lineno    int
-		failAt    = func(line int, sec, k string, err error) error { return &FileError{path, line, sec, k, err} }
-		remaining = string(data)
+		out      bytes.Buffer
+		section  string // the section we are in, or ""
+		key      string // the option that an indented line would continue, or ""
+		indent   int    // characters before the line that opened section or key
+		lines    = make(map[place]int)
+		sections = make(map[string]int)
+		lineno   int
 	)
-	for remaining != "" {
-		var line string
-		line, remaining, _ = strings.Cut(remaining, "\n")
+	for line := range strings.Lines(string(data)) {
 		lineno++
 		fail := func(sec, k, format string, a ...any) error {
-			return failAt(lineno, sec, k, fmt.Errorf(format, a...))
+			return &FileError{path, lineno, sec, k, fmt.Errorf(format, a...)}
 		}
 		if !utf8.ValidString(line) {
 			return nil, nil, fail("", "", "not UTF-8 text")
@@ -138,13 +153,13 @@ func rephrase(path string, data []byte, known func(key string) bool) ([]byte, ma
 				return nil, nil, fail(section, "", "given twice, first in line %d", first)
 			}
 			sections[section] = lineno
-			fmt.Fprintf(&out, "[%s]\n", section)
+			out.WriteString(text + "\n")
 			continue
 		}
 		if section == "" {
 			return nil, nil, fail("", "", "there must be a [container] line before the first setting")
 		}
-		i := strings.IndexAny(text, "=:")
+		i := strings.IndexAny(text, pythonic.KeyValueDelimiters)
 		if i < 0 {
 			return nil, nil, fail(section, "", "a line is neither a [container] nor `key = value`")
 		}
@@ -160,14 +175,24 @@ func rephrase(path string, data []byte, known func(key string) bool) ([]byte, ma
 			return nil, nil, fail(section, key, "given twice, first in line %d", first)
 		}
 		lines[at] = lineno
-		fmt.Fprintf(&out, "%s=`%s`\n", key, strings.TrimLeftFunc(text[i+1:], isSpace))
+
+		value := strings.TrimLeftFunc(text[i+1:], isSpace)
+		switch {
+		case strings.HasPrefix(value, "`"), strings.HasPrefix(value, `"""`):
+			text = key + "=`" + value + "`"
+		case strings.ContainsFunc(text, isSeparator):
+			text = key + "=" + value
+		}
+		out.WriteString(text + "\n")
 	}
 	return out.Bytes(), lines, nil
 }
 
-// isSpace is what Python's str.strip and \s take for blank: Unicode's white
-// space and the four ASCII separators.
-func isSpace(r rune) bool { return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f }
+// isSpace says whether Python's str.strip and \s take r for blank: Unicode's
+// white space and the four ASCII separators.
+func isSpace(r rune) bool { return unicode.IsSpace(r) || isSeparator(r) }
+
+func isSeparator(r rune) bool { return r >= 0x1c && r <= 0x1f }
 
 // knownKeys returns the keys of a section, sorted.
 func knownKeys() []string {

@@ -11,23 +11,24 @@ import (
 	"slices"
 )
 
-// DefaultPath is where the secrets file is unless the user says otherwise, as
-// it was for swiftnbd 0.11.
+// DefaultPath is the path of the secrets file unless the user names another.
+// swiftnbd 0.11 had the same default.
 const DefaultPath = "/etc/swiftnbd/secrets.conf"
 
-// maxSecretsSize bounds what is read of a secrets file, bytes: whoever names a
-// disk instead gets an error and not a full memory.
+// maxSecretsSize bounds the bytes that are read of a secrets file. A user who
+// names a disk by mistake gets an error, and the memory is not filled.
 const maxSecretsSize = 16 << 20
 
 // ErrNoContainer says that a container has no section in the secrets file, and
-// that the environment gives no credentials to make up for it.
+// that the environment gives no credentials instead.
 var ErrNoContainer = errors.New("no such container in the secrets file")
 
-// noContainerError is ErrNoContainer in the words of swiftnbd 0.11.
-type noContainerError struct{ container, path string }
+// noContainerError is ErrNoContainer in the words of swiftnbd 0.11, with what
+// the environment lacks.
+type noContainerError struct{ container, path, lacks string }
 
 func (e *noContainerError) Error() string {
-	return fmt.Sprintf("%s not found in %s", printable(e.container), e.path)
+	return fmt.Sprintf("%s not found in %s%s", printable(e.container), e.path, e.lacks)
 }
 func (e *noContainerError) Is(target error) bool { return target == ErrNoContainer }
 
@@ -59,7 +60,8 @@ func ParseSecrets(path string, data []byte) (*Secrets, error) {
 			}
 			s.containers = append(s.containers, name)
 		}
-		// Its own keys: Key would give "a.b" those of "a" too.
+		// KeysHash has only the section's own keys. Key would give the section
+		// "a.b" the keys of "a" too.
 		s.values[name] = section.KeysHash()
 		for _, key := range section.KeyStrings() {
 			check := settings[key]
@@ -74,8 +76,8 @@ func ParseSecrets(path string, data []byte) (*Secrets, error) {
 	return s, nil
 }
 
-// NoSecrets is the Secrets of someone who has no secrets file: every container
-// is the environment's. path is the file that was looked for.
+// NoSecrets returns Secrets without a file: every container uses the
+// environment. path is the file that was looked for.
 func NoSecrets(path string) *Secrets { return &Secrets{path: path} }
 
 // ReadSecrets reads and parses the secrets file at path. warning, when not
@@ -109,8 +111,8 @@ func ReadSecrets(path string) (s *Secrets, warning string, err error) {
 	return s, warning, err
 }
 
-// WorldReadable returns the warning that a secrets file of this mode deserves,
-// or "".
+// WorldReadable returns a warning if others can read a secrets file of this
+// mode, or "".
 func WorldReadable(path string, mode fs.FileMode) string {
 	if mode.Perm()&0o004 == 0 {
 		return ""
@@ -118,8 +120,8 @@ func WorldReadable(path string, mode fs.FileMode) string {
 	return fmt.Sprintf("%s is world readable, please consider changing its permissions to 0600", path)
 }
 
-// bare strips the operation and path from an error of package os, which the
-// caller says better.
+// bare removes the operation and path from an error of package os. The caller's
+// message has them.
 func bare(err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
@@ -137,8 +139,8 @@ func (s *Secrets) Containers() []string { return slices.Clone(s.containers) }
 // Has says whether the container has a section of its own.
 func (s *Secrets) Has(container string) bool { return slices.Contains(s.containers, container) }
 
-// Validate resolves every section with these defaults and this environment and
-// returns what is wrong with each that cannot be, joined; nil where all can.
+// Validate resolves every section with these defaults and this environment. It
+// returns the errors of all sections, joined, or nil.
 func (s *Secrets) Validate(d Defaults, env Environ) error {
 	var errs []error
 	for _, c := range s.containers {
@@ -160,8 +162,8 @@ func (s *Secrets) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "secrets(%s, %d containers)", s.path, len(s.containers))
 }
 
-// get returns the value that the section itself or [DEFAULT] gives for a key,
-// and which of the two did; "" where neither.
+// get returns the value of a key from the section itself or from [DEFAULT], and
+// which of the two has it; "" if neither has.
 func (s *Secrets) get(section, key string) (value, from string) {
 	if v, ok := s.values[section][key]; ok {
 		return v, section
@@ -172,7 +174,7 @@ func (s *Secrets) get(section, key string) (value, from string) {
 	return "", ""
 }
 
-// fault is an error about a key, with the line of the place that gave it.
+// fault returns an error about a key, with the line on which it is set.
 func (s *Secrets) fault(section, key string, err error) error {
 	return &FileError{Path: s.path, Line: s.lines[place{section, key}], Section: section, Key: key, Err: err}
 }

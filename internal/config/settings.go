@@ -16,7 +16,7 @@ import (
 var settings = map[string]func(value string) error{
 	"username":                      nil,
 	"password":                      nil,
-	"read-only":                     func(v string) error { _, err := parseBool(v); return err },
+	"read-only":                     func(v string) error { _, err := ParseBool(v); return err },
 	"authurl":                       CheckURL,
 	"auth-version":                  func(v string) error { _, err := parseVersion(v); return err },
 	"project":                       nil,
@@ -27,14 +27,24 @@ var settings = map[string]func(value string) error{
 	"application-credential-id":     nil,
 	"application-credential-secret": nil,
 	"cacert":                        nil,
+	"cert":                          nil,
+	"key":                           nil,
+	"insecure":                      func(v string) error { _, err := ParseBool(v); return err },
+	"cloud":                         CheckCloud,
+	"storage-url":                   CheckStorageURL,
 }
 
-// secretSettings are those whose values must not appear in a message.
-var secretSettings = map[string]bool{"password": true, "application-credential-secret": true}
+// CheckCloud says why v cannot be the name of a cloud in clouds.yaml, or nil.
+func CheckCloud(v string) error {
+	if v == "" {
+		return errors.New("empty: it is the name of a cloud in clouds.yaml")
+	}
+	return nil
+}
 
-// parseBool reads the values that swiftnbd 0.11 took ("0" and "1") and the
+// ParseBool reads the values that swiftnbd 0.11 took ("0" and "1") and the
 // usual words.
-func parseBool(v string) (bool, error) {
+func ParseBool(v string) (bool, error) {
 	switch strings.ToLower(v) {
 	case "1", "yes", "true", "on":
 		return true, nil
@@ -73,9 +83,10 @@ func CheckEndpointType(v string) error {
 	return err
 }
 
-// CheckURL says why v cannot be an authentication URL, or nil: that is an
-// absolute http or https URL with a host and without a password. The URL is not
-// quoted in the error when it cannot be parsed or carries a password.
+// CheckURL returns why v cannot be an authentication URL, or nil. It must be an
+// absolute http or https URL with a host and without a user name, query or
+// fragment. If the URL cannot be parsed or may carry a password, the error does
+// not quote it.
 func CheckURL(v string) error {
 	u, err := url.Parse(v)
 	switch {
@@ -89,6 +100,18 @@ func CheckURL(v string) error {
 		return fmt.Errorf("%q names no host", v)
 	case u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("%q has a query or fragment", v)
+	}
+	return nil
+}
+
+// CheckStorageURL returns why v cannot be an account's URL, or nil. It must
+// satisfy CheckURL and have a path. The last part of the path is the account.
+func CheckStorageURL(v string) error {
+	if err := CheckURL(v); err != nil {
+		return err
+	}
+	if u, err := url.Parse(v); err != nil || strings.Trim(u.Path, "/") == "" {
+		return fmt.Errorf("%q names no account (http://HOST/v1/ACCOUNT)", v)
 	}
 	return nil
 }
@@ -113,7 +136,7 @@ func CheckContainer(name string) error {
 // authentication URL's path names (…/v1.0, …/v2.0, …/v3), or 0 where it names
 // none.
 func VersionOf(authURL string) int {
-	u, err := url.Parse(authURL)
+	u, err := url.Parse(Base(authURL))
 	if err != nil {
 		return 0
 	}
@@ -128,9 +151,30 @@ func VersionOf(authURL string) int {
 	return v
 }
 
-// versioned returns the URL with its version as the path's last part, which a
-// Keystone's URL in an openrc file often lacks. Version 1 has no such habit.
+// Base returns an authentication URL without the path of a login behind its
+// version (…/v3/auth/tokens, …/v2.0/tokens). Examples with curl have such
+// paths.
+func Base(authURL string) string {
+	u, err := url.Parse(authURL)
+	if err != nil {
+		return authURL
+	}
+	p := strings.TrimRight(u.Path, "/")
+	for _, rest := range []string{"/auth/tokens", "/tokens"} {
+		cut, found := strings.CutSuffix(p, rest)
+		if found && (rest == "/auth/tokens" && path.Base(cut) == "v3" || strings.HasPrefix(path.Base(cut), "v2")) {
+			u.Path, u.RawPath = cut, ""
+			return u.String()
+		}
+	}
+	return authURL
+}
+
+// versioned returns the URL with its version as the path's last part. The URL
+// of a Keystone in an openrc file often lacks it. With version 1 nothing is
+// added.
 func versioned(authURL string, version int) string {
+	authURL = Base(authURL)
 	if VersionOf(authURL) != 0 {
 		return authURL
 	}

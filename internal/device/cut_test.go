@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
@@ -186,7 +187,7 @@ func TestCutSetup(t *testing.T) {
 						t.Fatal(err)
 					}
 					noise(rand.New(rand.NewPCG(1, 1)), want[4096:8192])
-					if err := inner.Put(t.Context(), volume.ObjectName(1), want[4096:8192], ""); err != nil {
+					if err := inner.Put(t.Context(), chunked.ObjectName(1), want[4096:8192], ""); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 
-// Package device is one open volume: the lock that it holds, its cache, and
-// the requests of all its clients. It knows nothing of nbdkit: its face is
-// ReadAt, WriteAt, Size, Sync and the rest, so any server may serve it.
+// Package device is one open volume: its lease, its disk, and the requests of
+// all its clients. It knows nothing of nbdkit. Its methods are ReadAt, WriteAt,
+// Size, Sync and so on, and any server may use them.
 //
-// Open reads the container's metadata, takes the lock and starts the cache.
-// Close turns new requests away, waits for those under way, writes back what
-// is dirty and gives the lock back, in this order.
+// Open reads the container's metadata, takes the lease (for writing) and opens
+// the disk, as its version of the format has it (Disk).
+//
+// Close turns new requests away, ends those that wait, writes back what is dirty
+// and gives the lease back, in this order.
 package device
 
 import (
@@ -17,16 +19,16 @@ import (
 	"time"
 
 	"swiftnbd/internal/cache"
-	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
 
-// DefaultCache is the cache's size in bytes unless the user gives one, as
-// swiftnbd 0.11's was. Where objects are large it is what defaultObjects of
-// them take, but no more than MaxDefaultCache: with less, too few of them would
-// be on their way at once.
+// DefaultCache is the cache's default size in bytes, the same as swiftnbd
+// 0.11's. If objects are large, the default is the size of defaultObjects of
+// them, but no more than MaxDefaultCache. With less, too few objects could be
+// on their way at once.
 const (
 	DefaultCache    = 64 << 20
 	MaxDefaultCache = 256 << 20
@@ -39,12 +41,19 @@ type Options struct {
 	Store store.Store
 	// Holder names this process in the lock mark (lease.Holder).
 	Holder string
-	// Lease is how the volume is taken; Store, Holder and Log are filled in
-	// here. Without a Term there is only the mark. Store must ask its Fence,
-	// a new one for each device.
+	// Lease says how the volume is taken. Open fills in its Store, Holder and
+	// Log. Without a Term there is only the mark. Store must ask Lease's Fence.
+	// Each device needs a new Fence.
 	Lease lease.Options
-	// ReadOnly opens the volume without a lock, beside whoever writes it.
+	// ReadOnly opens the volume without a lock. Another process may write to
+	// it.
 	ReadOnly bool
+	// Snapshot is the snapshot that is served in the place of the disk; empty:
+	// none. ReadOnly must be set with it. Version 2's alone.
+	Snapshot string
+	// Brief says that the disk is opened for one change of what it has, and not
+	// to be served: nothing is done in the background.
+	Brief bool
 	// WriteThrough writes every request to Swift before it is answered.
 	WriteThrough bool
 	// Cache is the cache's size, bytes; 0 is CacheSize's choice.
@@ -57,45 +66,82 @@ type Options struct {
 	// Age is how long data may be dirty before it is written back; 0 is
 	// the cache's choice.
 	Age time.Duration
+	// FlushTime is how long a flush may take: dirty data is limited to what
+	// Swift takes in this time. 0 is the cache's choice, negative is no bound.
+	FlushTime time.Duration
+	// GC is how much of a log is live at least, percent, before garbage is
+	// collected; 0 is the default, negative is never. Version 2's alone.
+	GC int
 	// Timeout is how long Swift may fail before a client sees it.
 	Timeout time.Duration
 	// Log takes one line for the operator.
 	Log func(format string, args ...any)
 }
 
-// CacheSize returns the cache's size for objects of objectSize bytes: asked
-// for, or where that is 0 DefaultCache, or more where objects are large. It
-// ends with an error where less was asked for than works.
+// CacheSize returns the cache's size for objects of objectSize bytes. It is
+// asked, or if that is 0, DefaultCache or more for large objects. If asked is
+// too small to work, CacheSize returns a *CacheSizeError.
 func CacheSize(asked, objectSize int64) (int64, error) {
 	least := cache.MinSize(objectSize)
 	if asked == 0 {
 		return max(DefaultCache, min(defaultObjects*objectSize, MaxDefaultCache), 2*least), nil
 	}
 	if asked < least {
-		return 0, fmt.Errorf("cache=%d is too small for objects of %d bytes: at least %d", asked, objectSize, least)
+		return 0, &CacheSizeError{asked, objectSize, least, "objects"}
 	}
 	return asked, nil
+}
+
+// CacheFor is CacheSize for the volume that meta describes. Version 2 caches in
+// units of its own.
+func CacheFor(asked int64, meta volume.Meta) (int64, error) {
+	if meta.Version == volume.Version2 {
+		size, err := CacheSize(asked, logdisk.ChunkSize)
+		var small *CacheSizeError
+		if errors.As(err, &small) {
+			small.Unit = "chunks"
+		}
+		return size, err
+	}
+	return CacheSize(asked, meta.Geometry.ObjectSize())
+}
+
+// CacheSizeError says that a cache of Asked bytes is too small for objects of
+// ObjectSize bytes. Least is the smallest size that works. Unit is "objects", or
+// what the cache has in their place.
+type CacheSizeError struct {
+	Asked, ObjectSize, Least int64
+	Unit                     string
+}
+
+func (e *CacheSizeError) Error() string {
+	return fmt.Sprintf("cache=%d is too small for %s of %d bytes: at least %d", e.Asked, e.Unit, e.ObjectSize, e.Least)
 }
 
 // Device is an open volume. Its methods may be called by many goroutines at
 // once.
 type Device struct {
 	opts Options
-	geo  geometry.Geometry
-	vol  *volume.Volume
+	disk Disk
+	meta volume.Meta
 	held *lease.Held // nil when read-only
 
-	// fence says whether the volume is ours still; nil when read-only.
+	// fence says whether we still hold the volume; nil when read-only.
 	fence *store.Fence
 
-	cache *cache.Cache
-	ctx   context.Context // of every request: the cache's own
+	// Close and Abandon hold ending from beginning to end. It guards turnAway.
+	// gate is taken after it.
+	ending   sync.Mutex
+	turnAway context.CancelCauseFunc // ends ctx
 
 	gate    sync.RWMutex // held for reading by each request, for writing by Close
 	closing bool         // guarded by gate
+	// ctx is the context of every request. It ends with the disk's own
+	// context, or with ErrClosed when Close begins. Guarded by gate.
+	ctx context.Context
 }
 
-// Errors of requests; anything else is a failure of Swift.
+// Errors of requests. Any other error is a failure of Swift.
 var (
 	ErrReadOnly   = errors.New("read-only")
 	ErrOutOfRange = errors.New("beyond the end of the disk")
@@ -103,57 +149,22 @@ var (
 	ErrSlow       = errors.New("no faster than writing zeroes")
 )
 
-// Open opens the volume. Errors are volume.Read's, a *lease.LockedError, or a
-// wrong cache size; nothing is left behind then.
+// Open opens the volume. Its errors are volume.Read's, a *volume.VersionError,
+// a *lease.LockedError, or a wrong cache size. After an error it leaves nothing
+// behind.
 func Open(ctx context.Context, o Options) (*Device, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
-	d := &Device{opts: o}
-	look := ctx
-	if !o.ReadOnly {
-		look = store.WithHint(ctx) // for the sizes: take reads it again
-	}
-	meta, err := volume.Read(look, o.Store)
+	disk, held, meta, err := openDisk(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	size, err := CacheSize(o.Cache, meta.Geometry.ObjectSize())
-	if err != nil {
-		return nil, err
+	d := &Device{opts: o, disk: disk, held: held, meta: meta}
+	if held != nil {
+		d.fence = held.Fence()
 	}
-	if o.ReadOnly {
-		if err := lease.Locked(meta.Client); err != nil {
-			o.Log("reading a volume that somebody else may be writing: %v", err)
-		}
-	} else {
-		if d.held, meta, err = take(ctx, o); err != nil {
-			return nil, err
-		}
-		d.fence = d.held.Fence()
-	}
-	d.geo = meta.Geometry
-	var warning error
-	if d.vol, warning = volume.Open(ctx, o.Store, meta, o.ReadOnly); warning != nil {
-		o.Log("going on without the map of the last session: %v", warning)
-	}
-	d.vol.Gather(o.Connections)
-	d.cache, err = cache.New(backend{d.vol}, d.geo, cache.Options{
-		Size:        size,
-		Connections: o.Connections,
-		Queued:      volume.Gathered,
-		Readahead:   o.Readahead,
-		Age:         o.Age,
-		Patience:    o.Timeout,
-		Log:         o.Log,
-	})
-	if err != nil {
-		if d.held != nil {
-			err = errors.Join(err, d.held.ReleaseUnchanged(ctx))
-		}
-		return nil, err
-	}
-	d.ctx = d.cache.Context()
+	d.letIn()
 	return d, nil
 }
 
@@ -167,7 +178,7 @@ func take(ctx context.Context, o Options) (*lease.Held, volume.Meta, error) {
 	return lease.Acquire(ctx, l)
 }
 
-// Lost returns why the volume is not ours any more, for good; nil while it is.
+// Lost returns why we have lost the volume for good, or nil if we have not.
 func (d *Device) Lost() error {
 	if d.fence == nil {
 		return nil
@@ -175,46 +186,50 @@ func (d *Device) Lost() error {
 	return d.fence.Lost()
 }
 
-// ours is called at the end of every request, and ends with an error unless the
-// volume is ours: then what was read may be old, and what was written will
-// never be kept. While the lease has lapsed and may come back it waits for as
-// long as a failure of Swift is not to be seen.
-func (d *Device) ours() error {
+// waitForFence is called at the end of every request. It returns an error
+// unless we hold the volume: otherwise the bytes that were read may be old, and
+// written bytes would never be kept. If the lease has lapsed and may come back,
+// waitForFence waits for it as long as clients must not see a failure of Swift.
+func (d *Device) waitForFence(ctx context.Context) error {
 	if d.fence == nil {
 		return nil
 	}
-	return d.fence.Wait(d.ctx, max(d.opts.Timeout, time.Second))
+	return d.fence.Wait(ctx, max(d.opts.Timeout, time.Second))
 }
 
 // Size returns the disk's size, bytes.
-func (d *Device) Size() int64 { return d.geo.Size() }
+func (d *Device) Size() int64 { return d.disk.Size() }
 
-// Geometry returns the disk's shape.
-func (d *Device) Geometry() geometry.Geometry { return d.geo }
+// Preferred returns the size of requests that cost least, bytes.
+func (d *Device) Preferred() int64 { return d.disk.Preferred() }
+
+// Meta returns the container's metadata as they were when the device was opened.
+func (d *Device) Meta() volume.Meta { return d.meta }
+
+// Session returns the mark of this session, and that of the last one before it
+// that may have written to the volume. Both are empty where the volume is open
+// for reading only.
+func (d *Device) Session() (mark, after string) {
+	if d.held == nil {
+		return "", ""
+	}
+	return d.held.Mark(), d.meta.Last
+}
 
 // ReadOnly says whether the disk refuses to be written.
 func (d *Device) ReadOnly() bool { return d.opts.ReadOnly }
 
-// Open says whether the device takes requests still.
+// Open says whether the device still takes requests.
 func (d *Device) Open() bool {
-	d.gate.RLock()
+	if !d.gate.TryRLock() { // it is being closed, and may go on after that
+		return true
+	}
 	defer d.gate.RUnlock()
 	return !d.closing
 }
 
-// Cache returns the device's cache, for its counters.
-func (d *Device) Cache() *cache.Cache { return d.cache }
+// Stats returns what the disk has counted. It may be called after Close.
+func (d *Device) Stats() Stats { return d.disk.Stats() }
 
-// backend makes the volume what the cache needs. A write is done by nobody who
-// waits, or by a flush, which is many; a read has somebody waiting.
-type backend struct{ *volume.Volume }
-
-func (b backend) Hole(i geometry.ChunkIndex) bool { return b.Knowledge(i) == volume.Hole }
-
-func (b backend) Write(ctx context.Context, i geometry.ChunkIndex, p []byte) error {
-	return b.Volume.Write(store.WithClass(ctx, store.Background), i, p)
-}
-
-func (b backend) Delete(ctx context.Context, i geometry.ChunkIndex) error {
-	return b.Volume.Delete(store.WithClass(ctx, store.Background), i)
-}
+// Dirty is Disk.Dirty.
+func (d *Device) Dirty() (bytes int64, chunks int) { return d.disk.Dirty() }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -13,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/faulty"
 	"swiftnbd/internal/store/mem"
@@ -42,6 +45,26 @@ func TestOpenErrors(t *testing.T) {
 	}
 	if _, err := device.Open(ctx, device.Options{Store: bare}); !errors.Is(err, volume.ErrNotSetUp) {
 		t.Errorf("not set up: %v", err)
+	}
+	second := mem.New()
+	if err := volume.Create2(ctx, second, volume.Meta{UUID: volume.NewUUID(), Size: 1 << 20, Root: "00000001-00000001"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := device.Open(ctx, device.Options{Store: second}); err == nil || !strings.Contains(err.Error(), "needs a lease") {
+		t.Errorf("version 2 without a lease: %v", err)
+	}
+	var away *logdisk.AwayError
+	if _, err := device.Open(ctx, device.Options{Store: second, ReadOnly: true, Timeout: time.Millisecond}); !errors.As(err, &away) {
+		t.Errorf("version 2 without its root: %v", err)
+	}
+	if err := second.SetMetadata(ctx, map[string]string{volume.KeyVersion: "3"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, readOnly := range []bool{false, true} {
+		var fe *volume.FormatError
+		if _, err := device.Open(ctx, device.Options{Store: second, ReadOnly: readOnly}); !errors.As(err, &fe) || fe.Key != volume.KeyVersion {
+			t.Errorf("version 3, read-only=%t: %v", readOnly, err)
+		}
 	}
 	w := newWorld(t, inMemory(t), 1<<20, 10, true)
 	w.opts.Cache = 1 << 20
@@ -165,7 +188,7 @@ func TestCloseDrains(t *testing.T) {
 		}
 		copy(want[off:], b)
 	}
-	w.session.SetDriver(only(volume.Prefix, forbidden))
+	w.session.SetDriver(only(chunked.Prefix, forbidden))
 	for range 2 {
 		if err := d.Sync(); !errors.Is(err, store.ErrForbidden) {
 			t.Errorf("flush: %v", err)
@@ -191,6 +214,101 @@ func TestCloseDrains(t *testing.T) {
 	}
 	if m := w.meta(); m.Client != "" {
 		t.Errorf("closed, and %+v", m)
+	}
+}
+
+// TestCloseDrainsTheRest has one chunk refused when the device is to be closed:
+// all the others are written all the same, and what is left is that one.
+func TestCloseDrainsTheRest(t *testing.T) {
+	w := newWorld(t, inMemory(t), 4096, 64, true)
+	w.mustOpen()
+	want := make([]byte, w.geo.Size())
+	for i := range w.geo.Objects() {
+		if _, err := w.device.WriteAt([]byte{byte(i + 1)}, i*4096+7); err != nil {
+			t.Fatal(err)
+		}
+		want[i*4096+7] = byte(i + 1)
+	}
+	w.session.SetDriver(only(chunked.ObjectName(3), forbidden))
+	var de *device.DrainError
+	if err := w.device.Close(); !errors.As(err, &de) || !errors.Is(err, store.ErrForbidden) || de.Chunks != 1 {
+		t.Errorf("close: %v; want one chunk that is left", err)
+	}
+	w.device.Abandon()
+	want[3*4096+7] = 0
+	if got := w.raw(); !bytes.Equal(got, want) {
+		t.Errorf("of what could be written some is not: %s", firstDifference(got, want))
+	}
+}
+
+// TestCloseTurnsAway closes a device while its store answers nothing: requests
+// that wait end at once, those that come later are turned away at once, and
+// none waits for the drain. When the drain fails the device takes requests
+// again.
+func TestCloseTurnsAway(t *testing.T) {
+	w := newWorld(t, inMemory(t), 4096, 64, false)
+	w.mustOpen()
+	d := w.device
+	if _, err := d.WriteAt([]byte("x"), 5); err != nil {
+		t.Fatal(err)
+	}
+	reading, draining := make(chan struct{}, 100), make(chan struct{}, 100)
+	w.session.SetDriver(func(op faulty.Op) faulty.Fault {
+		switch {
+		case op.Name == chunked.ObjectName(0) && op.Kind == store.OpGet: // completing the chunk
+			draining <- struct{}{}
+			return faulty.Fault{Hang: true}
+		case op.Kind == store.OpGet:
+			reading <- struct{}{}
+			return faulty.Fault{Hang: true}
+		}
+		return faulty.Fault{}
+	})
+	waiting := make(chan error, 3)
+	go func() { _, err := d.ReadAt(make([]byte, 10), 8192); waiting <- err }()
+	go func() { waiting <- d.Prefetch(16384, 4096) }()
+	go func() { waiting <- d.WriteFUA([]byte("y"), 32768, true) }()
+	for range 3 {
+		<-reading
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- d.Close() }()
+	<-draining
+	for range 3 {
+		if err := <-waiting; !errors.Is(err, device.ErrClosed) {
+			t.Errorf("a request that was waiting: %v", err)
+		}
+	}
+	_, err := d.ReadAt(make([]byte, 10), 5)
+	for what, err := range map[string]error{
+		"read": err, "write": d.WriteFUA([]byte("z"), 9, false), "flush": d.Sync(), "zero": d.Zero(0, 4096, false, false),
+		"trim": d.Trim(0, 4096, false), "prefetch": d.Prefetch(0, 4096), "advice": d.Advise(0, 4096),
+		"extents": d.Extents(0, 4096, func(int64, int64, bool) bool { return true }),
+	} {
+		if !errors.Is(err, device.ErrClosed) {
+			t.Errorf("a %s while it is being closed: %v", what, err)
+		}
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("closed before the store answered: %v", err)
+	default:
+	}
+	w.session.SetDriver(only(chunked.Prefix, forbidden))
+	var de *device.DrainError
+	if err := <-closed; !errors.As(err, &de) || de.Chunks != 2 {
+		t.Fatalf("close: %v; want the two chunks that were written", err)
+	}
+	got := make([]byte, 1)
+	if _, err := d.ReadAt(got, 5); err != nil || got[0] != 'x' {
+		t.Errorf("after a drain that failed: %q, %v", got, err)
+	}
+	w.session.SetDriver(nil)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.raw(); got[5] != 'x' {
+		t.Error("not written")
 	}
 }
 
@@ -228,7 +346,9 @@ func TestCloseWithoutMap(t *testing.T) {
 func TestSessions(t *testing.T) {
 	w := newWorld(t, inMemory(t), 4096, 64, true)
 	all := make([]byte, w.geo.Size())
+	saved := "" // the map's session
 	for n := range 4 {
+		w.opts.Holder = fmt.Sprintf("host:%d", n)
 		w.mustOpen()
 		opened := w.session.Ops()
 		if _, err := w.device.ReadAt(all, 0); err != nil {
@@ -242,6 +362,10 @@ func TestSessions(t *testing.T) {
 		}
 		if m := w.meta(); m.Map == "" {
 			t.Errorf("session %d left no map: %+v", n, m)
+		} else if n == 0 {
+			saved = m.Map
+		} else if m.Map != saved || m.Last != saved {
+			t.Errorf("session %d has written nothing, and left %+v in place of the map of %s", n, m, saved)
 		}
 	}
 	w.mustOpen()
@@ -371,7 +495,7 @@ func TestLateDuplicate(t *testing.T) {
 	w.mustOpen()
 	d := w.device
 	late := true
-	w.session.SetDriver(only(volume.ObjectName(3), func(faulty.Op) faulty.Fault {
+	w.session.SetDriver(only(chunked.ObjectName(3), func(faulty.Op) faulty.Fault {
 		if late {
 			late = false
 			return faulty.Fault{Late: 1 << 40}
@@ -383,7 +507,7 @@ func TestLateDuplicate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.session.Settle()
+	w.session.LandAll()
 	all := make([]byte, w.geo.Size())
 	for i := range int64(3) { // read other chunks until this one is evicted
 		if _, err := d.ReadAt(all[:3*4096], (20+3*i)*4096); err != nil {
@@ -395,7 +519,7 @@ func TestLateDuplicate(t *testing.T) {
 	}
 	b := make([]byte, 3)
 	_, err := d.ReadAt(b, 3*4096)
-	var ce *volume.ChangedError
+	var ce *chunked.ChangedError
 	switch {
 	case errors.As(err, &ce) && ce.Chunk == 3:
 	case err == nil && string(b) == "new":

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
@@ -57,31 +58,23 @@ func inLease(t *testing.T, test func(t *testing.T, c *mem.Cluster)) {
 func open(t *testing.T, c *mem.Cluster, name string, ro bool) (*leased, error) {
 	t.Helper()
 	l := &leased{t: t, cluster: c, name: name}
-	reach := func(s store.Store) store.Store {
-		return store.Retry(store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
-			if l.cut.Load() {
-				return &store.TransportError{Op: op.String(), Sent: true, Err: errors.New("no route to host")}
-			}
-			return call(ctx)
-		}), store.Policy{Timeout: timeout, Attempt: 5 * time.Second, Base: 100 * time.Millisecond, Max: time.Second})
-	}
-	fence := new(store.Fence)
+	way := cloud.New(mem.Account{Cluster: c}, cloud.Options{
+		Connections: 4,
+		Policy:      store.Policy{Timeout: timeout, Attempt: 5 * time.Second, Base: 100 * time.Millisecond, Max: time.Second},
+		Watch: func(_ string, s store.Store) store.Store {
+			return store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+				if l.cut.Load() {
+					return &store.TransportError{Op: op.String(), Sent: true, Err: errors.New("no route to host")}
+				}
+				return call(ctx)
+			})
+		},
+	})
+	s, take := way.Writer("v", leaseTerm)
 	var err error
 	l.device, err = device.Open(context.Background(), device.Options{
-		Store:  store.Settle(store.Limit(reach(c.Container("v").Fenced(fence)), 4)),
-		Holder: name, ReadOnly: ro, Connections: 4, Age: time.Second, Timeout: timeout, Cache: 1 << 20,
+		Store: s, Lease: take, Holder: name, ReadOnly: ro, Connections: 4, Age: time.Second, Timeout: timeout, Cache: 1 << 20,
 		Log: func(format string, args ...any) { t.Logf(name+": "+format, args...) },
-		Lease: lease.Options{
-			Name: "v", Term: leaseTerm, Fence: fence,
-			Sibling: func(name string) store.Store { return reach(c.Container(name)) },
-			CheckFence: func(ctx context.Context, g store.Grant) error {
-				md, err := c.Container("v").Metadata(ctx)
-				if err == nil && md.Items[lease.KeyFence] != g.Key {
-					err = errors.New("another key")
-				}
-				return err
-			},
-		},
 	})
 	return l, err
 }

@@ -47,6 +47,9 @@ func TestModel(t *testing.T) {
 		{"mem", 150000, 30, 2 << 20, 4, 400000, false, false, 4},
 		{"swift", 16384, 64, 200 << 10, 4, 2048, true, false, 4},
 		{"swift", 200000, 8, 8 << 20, 5, 4096, false, false, 8},
+		{"version 2", 16384, 64, logCache, 4, 4096, true, false, 4},
+		{"version 2", 3 << 20, 2, logCache, 5, 200_000, true, false, 8},
+		{"version 2", 16384, 16, logCache, 3, 3000, true, true, 8},
 	} {
 		t.Run(fmt.Sprintf("%s,%dx%d,cache=%d,clients=%d,through=%t", tc.name, tc.objectSize, tc.objects, tc.cache, tc.clients, tc.through), func(t *testing.T) {
 			t.Parallel()
@@ -55,15 +58,20 @@ func TestModel(t *testing.T) {
 				oracle:  newOracle(tc.objectSize * tc.objects),
 				clients: tc.clients, stripe: tc.stripe, rates: faults,
 			}
-			if tc.name == "swift" {
+			switch tc.name {
+			case "version 2":
+				m.world = newLogWorld(t, overHTTP(t), tc.objectSize, tc.objects)
+				m.policy = slowly
+				m.oracle.mustBePrefix(tc.stripe, tc.clients)
+			case "swift":
 				c := overHTTP(t)
 				m.world = newWorld(t, c.own, tc.objectSize, tc.objects, tc.blank)
 				m.cloud, m.policy = c, slowly
-			} else {
+			default:
 				m.world = newWorld(t, inMemory(t), tc.objectSize, tc.objects, tc.blank)
 			}
 			m.opts.Cache, m.opts.WriteThrough, m.opts.Age = tc.cache, tc.through, 3*time.Millisecond
-			m.run(seed, *opsFlag/tc.part)
+			m.run(seed, ops()/tc.part)
 		})
 	}
 }

@@ -10,11 +10,11 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/geometry"
 	swiftstore "swiftnbd/internal/store/swift"
-	"swiftnbd/internal/volume"
 )
 
 // TestBitRot has Swift send chunks that it holds damaged: those that we wrote,
@@ -45,7 +45,7 @@ func TestBitRot(t *testing.T) {
 	}
 	w.kill()
 	// Chunk 1 becomes 0.11's.
-	req, err := http.NewRequest("PUT", c.Session().StorageURL+"/v/"+volume.ObjectName(1), bytes.NewReader(disk[size:2*size]))
+	req, err := http.NewRequest("PUT", c.Session().StorageURL+"/v/"+chunked.ObjectName(1), bytes.NewReader(disk[size:2*size]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,14 +61,14 @@ func TestBitRot(t *testing.T) {
 
 	w.mustOpen()
 	defer w.kill()
-	for i, by := range []string{volume.ByChecksum, volume.ByETag} {
+	for i, by := range []string{chunked.ByChecksum, chunked.ByETag} {
 		swift.SetFault(devswift.Rules(devswift.Rule{
-			Method: "GET", Prefix: "/v1/AUTH_test/v/" + volume.ObjectName(geometry.ChunkIndex(i)),
+			Method: "GET", Prefix: "/v1/AUTH_test/v/" + chunked.ObjectName(geometry.ChunkIndex(i)),
 			Action: devswift.Action{Corrupt: true},
 		}))
 		for range 2 {
 			_, err := w.device.ReadAt(make([]byte, 10), int64(i)*size)
-			var ce *volume.ChangedError
+			var ce *chunked.ChangedError
 			if !errors.As(err, &ce) || int(ce.Chunk) != i || ce.By != by {
 				t.Errorf("chunk %d is damaged: %v, want a ChangedError by %s", i, err, by)
 			}

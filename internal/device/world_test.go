@@ -12,10 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/faulty"
 	"swiftnbd/internal/store/mem"
@@ -50,7 +53,10 @@ type world struct {
 	policy store.Policy
 	// cloud, when not nil, is where the volume is taken under a lease, and
 	// written with its signature: what is late there is refused.
-	cloud *cloud
+	cloud *embedded
+
+	// logged says that the volume has version 2 of the format.
+	logged bool
 
 	session *faulty.Store // the present session's way to it
 	device  *device.Device
@@ -64,7 +70,7 @@ func inMemory(*testing.T) store.Store { return mem.New() }
 
 // overHTTP returns a container of an embedded Swift, behind the real client,
 // whose tokens are good for a moment only.
-func overHTTP(t *testing.T) *cloud {
+func overHTTP(t *testing.T) *embedded {
 	return newCloud(t, devswift.Options{TokenLife: time.Second, Journal: -1}, swiftstore.Options{})
 }
 
@@ -90,40 +96,93 @@ func newWorld(t *testing.T, inner store.Store, objectSize, objects int64, blank 
 	}}
 }
 
+// newLogWorld makes a volume of version 2 in a cloud, since there it needs a
+// lease. geo says no more than its size, and how long requests are.
+func newLogWorld(t *testing.T, c *embedded, objectSize, objects int64) *world {
+	t.Helper()
+	w := newWorld(t, c.own, objectSize, objects, true)
+	w.setupLog(c.own)
+	w.cloud, w.logged = c, true
+	w.opts.Cache = logCache
+	return w
+}
+
+// logCache is a cache for version 2 that is hardly larger than the smallest.
+const logCache = 5 << 20
+
+// setupLog makes the volume in s one of version 2.
+func (w *world) setupLog(s store.Store) {
+	w.t.Helper()
+	m := volume.Meta{Version: volume.Version2, Size: w.geo.Size(), UUID: volume.NewUUID()}
+	if _, err := s.CreateContainer(w.t.Context(), nil); err != nil {
+		w.t.Fatal(err)
+	}
+	var err error
+	if m.Root, err = logdisk.Setup(w.t.Context(), s, m.UUID, m.Size); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := volume.Create2(w.t.Context(), s, m); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // policy tries again quickly: the faults are our own.
 var policy = store.Policy{Timeout: time.Minute, Attempt: 50 * time.Millisecond, Base: 100 * time.Microsecond, Max: 2 * time.Millisecond, RetryAfter: time.Millisecond}
 
 // open begins a session.
 func (w *world) open() error {
-	inner := w.inner
+	var account cloud.Account = unleased{w.inner}
 	if w.cloud != nil {
 		w.opts.Log = func(format string, args ...any) {
 			if line := fmt.Sprintf(format, args...); strings.Contains(line, "not fenced") || strings.Contains(line, "not signed") {
 				w.t.Error(line) // this cluster checks signatures
 			}
 		}
-		w.opts.Lease = w.cloud.lease()
-		sibling := w.opts.Lease.Sibling
-		w.opts.Lease.Sibling = func(name string) store.Store {
-			gate := faulty.NewGate(sibling(name))
-			if w.session.Crashed() {
-				gate.CrashAt(1, false) // the process has died
-			}
-			return store.Retry(gate, w.policy)
-		}
-		inner = w.cloud.client.Fenced("v", w.opts.Lease.Fence)
+		account = w.cloud.client
 	}
-	if w.session = faulty.New(inner, w.driver); w.apart {
-		w.session = faulty.NewGate(inner)
+	way := cloud.New(account, cloud.Options{Connections: 8, Policy: w.policy, Watch: w.watch})
+	o := w.opts
+	var take lease.Options
+	o.Store, take = way.Writer("v", time.Minute)
+	if w.cloud != nil {
+		o.Lease = take
+		// A signature is good for as long as the second by which Swift's
+		// clock may be misread allows.
+		o.Lease.SignedFor = 2 * time.Second
+	}
+	var err error
+	w.device, err = device.Open(context.Background(), o)
+	return err
+}
+
+// watch puts what goes wrong on the device's way to its container. The lease's
+// containers are reached as long as the process lives.
+func (w *world) watch(container string, s store.Store) store.Store {
+	if container != "v" {
+		gate := faulty.NewGate(s)
+		if w.session.Crashed() {
+			gate.CrashAt(1, false) // the process has died
+		}
+		return gate
+	}
+	if w.session = faulty.New(s, w.driver); w.apart {
+		w.session = faulty.NewGate(s)
 	}
 	if w.crashAt > 0 {
 		w.session.CrashAt(w.crashAt, w.effect)
 	}
-	o := w.opts
-	o.Store = store.Settle(store.Limit(store.Retry(w.session, w.policy), 8))
-	var err error
-	w.device, err = device.Open(context.Background(), o)
-	return err
+	return w.session
+}
+
+// unleased is the account of a volume that is taken by its mark alone.
+type unleased struct{ store.Store }
+
+func (u unleased) Container(string) store.Store { return u.Store }
+
+func (u unleased) Fenced(string, *store.Fence, *store.Stragglers) store.Store { return u.Store }
+
+func (u unleased) CheckFence(context.Context, string, store.Grant) error {
+	return swiftstore.ErrNoFence
 }
 
 func (w *world) mustOpen() {
@@ -143,8 +202,10 @@ func (w *world) kill() {
 	}
 	o := lease.Options{Store: w.inner}
 	if w.cloud != nil {
-		o = w.cloud.lease()
-		o.Store, o.Sibling = w.cloud.own, w.cloud.ownSibling
+		o = lease.Options{
+			Name: "v", Store: w.cloud.own, Sibling: w.cloud.ownSibling,
+			CheckFence: func(ctx context.Context, g store.Grant) error { return w.cloud.client.CheckFence(ctx, "v", g) },
+		}
 	}
 	if _, err := lease.Unlock(context.Background(), o); err != nil && !errors.Is(err, lease.ErrNotLocked) {
 		w.t.Fatal(err)
@@ -152,19 +213,26 @@ func (w *world) kill() {
 	if w.cloud != nil {
 		// What comes from now on is refused. What has been let in may take
 		// a moment yet, which a lease's end waits for.
-		for w.cloud.server.Active() > 0 {
-			time.Sleep(time.Millisecond)
+		for end := time.Now().Add(time.Minute); w.cloud.server.Active() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				w.t.Fatal("requests that were let in before do not end")
+			}
 		}
 	}
 }
 
-// raw reads the disk as it is in Swift, as swiftnbd 0.11 would.
+// raw reads the disk as it is in Swift, as swiftnbd 0.11 would. Of version 2 it
+// shows what a reader without a lease sees.
 func (w *world) raw() []byte {
 	w.t.Helper()
 	out := make([]byte, w.geo.Size())
+	if w.logged {
+		w.readLogged(out)
+		return out
+	}
 	for i := range w.geo.Objects() {
 		c := geometry.ChunkIndex(i)
-		info, err := w.inner.Get(context.Background(), volume.ObjectName(c), out[w.geo.Offset(c):][:w.geo.ObjectSize()], store.GetOptions{Newest: true})
+		info, err := w.inner.Get(context.Background(), chunked.ObjectName(c), out[w.geo.Offset(c):][:w.geo.ObjectSize()], store.GetOptions{Newest: true})
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			w.t.Fatal(err)
 		}
@@ -173,6 +241,23 @@ func (w *world) raw() []byte {
 		}
 	}
 	return out
+}
+
+func (w *world) readLogged(out []byte) {
+	w.t.Helper()
+	d, err := device.Open(context.Background(), device.Options{
+		Store: w.inner, ReadOnly: true, Cache: logCache, Connections: 4, Timeout: 2 * time.Second,
+		Lease: lease.Options{Name: "v", Sibling: w.cloud.ownSibling},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := d.ReadAt(out, 0); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // meta returns the volume's metadata as they are in Swift.
@@ -209,4 +294,12 @@ func firstDifference(got, want []byte) string {
 		}
 	}
 	return "no difference"
+}
+
+// ops is how many operations a run of a model test has: a tenth with -short.
+func ops() int {
+	if testing.Short() {
+		return *opsFlag / 10
+	}
+	return *opsFlag
 }

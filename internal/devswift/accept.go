@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// formats are what a listing and a bulk delete can answer with, in the order
-// of preference where the client has none.
+// formats are the formats of listings and of answers to a bulk delete. If the
+// client has no preference, the first ones are preferred.
 var formats = []string{"text/plain", "application/json", "application/xml", "text/xml"}
 
 // bestFormat picks from formats by an Accept header: by quality, and among
-// equals the one without a star first. It gives "" when none fits, and false
-// when the header cannot be read.
+// equals an entry without a star first. It returns "" if none fits, and false
+// if the header cannot be read.
 func bestFormat(accept string) (string, bool) {
 	if accept == "" {
 		return formats[0], true

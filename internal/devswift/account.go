@@ -20,7 +20,7 @@ func (c *call) serveAccount(a *account) {
 	case http.MethodPost:
 		c.postAccount(a)
 	case http.MethodPut, http.MethodDelete:
-		c.answer(http.StatusForbidden) // the reseller's business
+		c.answer(http.StatusForbidden) // only the reseller may do this
 	default:
 		c.notAllowed(allowAll)
 	}

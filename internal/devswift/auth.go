@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// tokens knows who is logged in. As tempauth does, it gives a user the same
-// token again until that expires.
+// tokens has the tokens that were given out. Like tempauth, it gives a user the
+// same token again until the token expires.
 type tokens struct {
 	mu      sync.RWMutex
 	byToken map[string]token
@@ -48,7 +48,7 @@ func (t *tokens) issue(u User, now time.Time, life time.Duration) (string, time.
 	return name, life
 }
 
-// account gives the account that a token opens, and whether it opens any.
+// account returns the account that a token opens, and whether it opens any.
 func (t *tokens) account(name string, now time.Time) (string, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -59,14 +59,15 @@ func (t *tokens) account(name string, now time.Time) (string, bool) {
 	return tok.account, true
 }
 
-// RevokeTokens makes every token given out so far worth a 401.
+// RevokeTokens revokes every token that was given out so far. Requests with
+// them get 401.
 func (s *Server) RevokeTokens() {
 	s.tokens.mu.Lock()
 	defer s.tokens.mu.Unlock()
 	s.tokens.byToken, s.tokens.byUser = nil, nil
 }
 
-// RevokeToken makes one token worth a 401.
+// RevokeToken revokes one token. Requests with it get 401.
 func (s *Server) RevokeToken(name string) {
 	s.tokens.mu.Lock()
 	defer s.tokens.mu.Unlock()
@@ -143,8 +144,8 @@ func first(values ...string) string {
 	return ""
 }
 
-// authorized says whether the request's token opens the account, and answers
-// when it does not.
+// authorized says whether the request's token opens the account. If not, it
+// answers the request.
 func (c *call) authorized() bool {
 	name := first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token"))
 	account, ok := c.s.tokens.account(name, c.s.clock())
@@ -153,10 +154,12 @@ func (c *call) authorized() bool {
 		return true
 	case c.accountName == "":
 		return true // there is nothing behind such a path
+	case !ok && c.s.opts.DeadToken != 0:
+		c.answer(c.s.opts.DeadToken)
 	case !ok:
 		c.unauthorized(c.accountName)
 	case c.version != "v1" && c.version != "v1.0":
-		return true // which the proxy refuses
+		return true // the proxy refuses these
 	default:
 		c.answer(http.StatusForbidden)
 	}

@@ -16,13 +16,13 @@ import (
 // blob is an object's bytes, in memory or in a file.
 type blob struct {
 	data []byte
-	file string // whose beginning the bytes are; empty when in memory
+	file string // the bytes are its beginning; empty if they are in memory
 	size int64
 }
 
-// open gives the bytes for reading. The reader goes on giving the same bytes
-// when the object is replaced meanwhile. An error that is os.ErrNotExist means
-// that it was replaced already.
+// open returns a reader of the bytes. If the object is replaced meanwhile, the
+// reader still returns the old bytes. The error os.ErrNotExist means that the
+// object was replaced already.
 func (b *blob) open() (*blobReader, error) {
 	if b.file == "" {
 		return &blobReader{blob: b}, nil
@@ -45,7 +45,8 @@ func (r *blobReader) close() {
 	}
 }
 
-// copyTo hands the bytes from..to over, in memory without copying them.
+// copyTo passes the bytes from..to to write. If they are in memory, it does not
+// copy them.
 func (r *blobReader) copyTo(write func([]byte) error, from, to int64) error {
 	if r.f == nil {
 		return write(r.blob.data[from:to])
@@ -78,12 +79,12 @@ var errTooLarge = errors.New("body larger than an object may be")
 // errShort means that the client sent less than it announced.
 var errShort = errors.New("body shorter than announced")
 
-// receive reads a request's body into memory and gives its MD5. The length is
+// receive reads a request's body into memory and returns its MD5. length is
 // what the client announced, or -1.
 func receive(r io.Reader, length int64) ([]byte, string, error) {
 	sum := md5.New()
 	if length >= 0 {
-		// What a client announces is not trusted with memory before it came.
+		// No more memory than this is allocated on the client's word alone.
 		data := make([]byte, 0, min(length, 64<<20))
 		for int64(len(data)) < length {
 			if len(data) == cap(data) {

@@ -19,7 +19,7 @@ type bulkResult struct {
 	errors            [][2]string // quoted name, status
 }
 
-// bulkDelete answers a request whose query has bulk-delete, and says whether
+// bulkDelete answers a request with bulk-delete in its query, and says whether
 // it was one.
 func (c *call) bulkDelete() bool {
 	if !c.query.Has("bulk-delete") || c.s.without["bulk_delete"] || c.method != http.MethodPost && c.method != http.MethodDelete {
@@ -49,12 +49,12 @@ func (c *call) bulkDelete() bool {
 	c.begin(http.StatusOK)
 	// As in Swift the length is not known when the answer begins.
 	_ = http.NewResponseController(c.w).Flush()
-	c.write(result.render(format)) // who does not listen needs no answer
+	c.write(result.render(format)) // a client that is gone needs no answer
 	return true
 }
 
-// bulkNames reads the body: a quoted name a line. It gives the status and text
-// of a refusal.
+// bulkNames reads the body, which has one quoted name on each line. It also
+// returns the status and text of a refusal.
 func (c *call) bulkNames() ([]string, int, string) {
 	if c.r.ContentLength <= 0 && c.r.Header.Get("Content-Length") == "" && len(c.r.TransferEncoding) == 0 {
 		return nil, http.StatusLengthRequired, ""
@@ -81,7 +81,7 @@ func (c *call) bulkNames() ([]string, int, string) {
 	return names, 0, ""
 }
 
-// unquote undoes %xx where it is one, and leaves everything else alone.
+// unquote decodes each valid %xx, and leaves everything else alone.
 func unquote(s string) string {
 	if !strings.Contains(s, "%") {
 		return s
@@ -100,7 +100,8 @@ func unquote(s string) string {
 	return b.String()
 }
 
-// quote is Python's: all but letters, digits, _.-~ and the slash.
+// quote quotes like Python: everything except letters, digits, _.-~ and the
+// slash.
 func quote(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
@@ -147,8 +148,8 @@ func (c *call) bulkDeleteAll(names []string, result *bulkResult) {
 	}
 }
 
-// bulkDeleteOne deletes by a path within the account and gives the status that
-// a DELETE of its own would have had.
+// bulkDeleteOne deletes the object or container of a path within the account.
+// It returns the status that a single DELETE would have had.
 func (c *call) bulkDeleteOne(name string) int {
 	if !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
 		return http.StatusPreconditionFailed
@@ -169,7 +170,7 @@ func (c *call) bulkDeleteOne(name string) int {
 		return c.deleteContainer(a, containerName)
 	}
 	c.ts = c.s.now() + c.skew
-	status, err := c.deleteObject(a, containerName, objectName)
+	status, err := c.deleteVersioned(a, containerName, objectName)
 	if err != nil {
 		c.s.log.Error("devswift: bulk delete", "name", name, "err", err)
 		return http.StatusServiceUnavailable

@@ -21,17 +21,17 @@ type call struct {
 	query   url.Values
 	transID string
 	ts      timestamp // the proxy's time of the request
-	skew    timestamp // by which that clock is wrong
+	skew    timestamp // how much that clock is wrong
 
-	// Where the path leads; each is empty beyond what the path names.
+	// The parts of the path. A part that the path lacks is empty.
 	version, accountName, containerName, objectName string
 
-	tempURL bool // authorised by a signature rather than a token
+	tempURL bool // authorised by a signature, not by a token
 
-	// What became of it, for the journal.
+	// The result, for the journal.
 	status         int
 	received, sent int64
-	readBody       bool // somebody read the request's body
+	readBody       bool // the request's body was read
 	drain          bool // the body has to be read after the answer
 }
 
@@ -42,7 +42,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request) *call {
 	return c
 }
 
-// parseQuery is lenient, as Swift's is: what is no valid pair is left out.
+// parseQuery is lenient, as in Swift: it ignores a pair that is not valid.
 func parseQuery(raw string) url.Values {
 	if raw == "" {
 		return url.Values{}
@@ -67,7 +67,7 @@ func splitPath(path string) (version, account, container, object string) {
 	return get(1), get(2), get(3), get(4)
 }
 
-// explanations are the pages that Swift's swob answers with.
+// explanations are the pages of Swift's swob.
 var explanations = map[int][2]string{
 	http.StatusAccepted:                     {"Accepted", "The request is accepted for processing."},
 	http.StatusBadRequest:                   {"Bad Request", "The server could not comply with the request since it is either malformed or otherwise incorrect."},
@@ -113,13 +113,13 @@ func page(status int) string {
 // header sets a header of the answer; the key has to be in canonical form.
 func (c *call) header(key, value string) { c.w.Header()[key] = []string{value} }
 
-// answer sends a status with Swift's own page for it, or nothing where it has none.
+// answer sends a status with Swift's own page for it, if there is one.
 func (c *call) answer(status int) {
 	c.answerText(status, typeHTML, page(status))
 }
 
-// answerText sends a status with a body, which an answer to a HEAD does
-// without: its Content-Length is 0 then.
+// answerText sends a status with a body. An answer to a HEAD has no body, and a
+// Content-Length of 0.
 func (c *call) answerText(status int, contentType, body string) {
 	h := c.w.Header()
 	h["Content-Type"] = []string{contentType}
@@ -132,11 +132,12 @@ func (c *call) answerText(status int, contentType, body string) {
 	}
 	c.begin(status)
 	if body != "" {
-		c.write([]byte(body)) // who left needs no answer
+		c.write([]byte(body)) // a client that is gone needs no answer
 	}
 }
 
-// answerHead is answerText where a HEAD is told the length of the body.
+// answerHead is answerText, but an answer to a HEAD has the Content-Length of
+// the body.
 func (c *call) answerHead(status int, contentType, body string) {
 	if c.method != http.MethodHead {
 		c.answerText(status, contentType, body)
@@ -147,7 +148,7 @@ func (c *call) answerHead(status int, contentType, body string) {
 	c.begin(status)
 }
 
-// unauthorized refuses for want of a token.
+// unauthorized refuses a request without a valid token.
 func (c *call) unauthorized(realm string) {
 	c.header("Www-Authenticate", `Swift realm="`+realm+`"`)
 	c.answer(http.StatusUnauthorized)
@@ -181,7 +182,7 @@ func (c *call) write(p []byte) error {
 	return nil
 }
 
-// body gives the request's body at the pace of the server.
+// body returns the request's body at the pace of the server.
 func (c *call) body() io.Reader {
 	c.readBody = true
 	return (*bodyReader)(c)
@@ -196,8 +197,9 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// route finds who answers. The order of the checks is the order of the filters
-// in Swift's pipeline: bulk, tempurl, tempauth, and then the proxy itself.
+// route finds the part of the server that answers. The checks have the order of
+// the filters in Swift's pipeline: bulk, tempurl, tempauth, and then the proxy
+// itself.
 func (c *call) route() {
 	c.ts = c.s.now() + c.skew
 	path := c.r.URL.Path
@@ -223,7 +225,7 @@ func (c *call) route() {
 	}
 }
 
-// dispatch is the proxy server: it takes a call that was let in.
+// dispatch is the proxy server. It answers a call that has passed the checks.
 func (c *call) dispatch() {
 	if !utf8.ValidString(c.r.URL.Path) || strings.ContainsRune(c.r.URL.Path, 0) {
 		c.answerText(http.StatusPreconditionFailed, typeHTML, "Invalid UTF8 or contains NULL")
@@ -256,7 +258,8 @@ func (c *call) dispatch() {
 	}
 }
 
-// notAllowed refuses a method, naming those that the resource has.
+// notAllowed refuses a method. The answer names the methods that the resource
+// has.
 func (c *call) notAllowed(allow string) {
 	c.header("Allow", allow)
 	if c.method == http.MethodOptions {

@@ -49,3 +49,13 @@ func TestConformanceReal(t *testing.T) {
 		Remembers: 70 * time.Second, // a minute, by Swift's default
 	})
 }
+
+// TestConformanceRGW holds Ceph's gateway to the same tables, but for what
+// conformance/rgw.txt says that it does otherwise. That it must do.
+func TestConformanceRGW(t *testing.T) {
+	login := storetest.RGWLogin(t)
+	conformance.Run(t, conformance.Target{
+		AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal(),
+		Differences: conformance.RGW(),
+	})
+}

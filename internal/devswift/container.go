@@ -18,14 +18,21 @@ func (c *call) serveContainer(a *account) {
 	case http.MethodPost:
 		c.postContainer(a)
 	case http.MethodDelete:
-		c.answer(c.deleteContainer(a, c.containerName))
+		status := c.deleteContainer(a, c.containerName)
+		if status == http.StatusConflict {
+			if h := c.hidden(a, c.containerName, false); h != nil && len(h.kept("", c.ts)) > 0 {
+				c.answerText(status, typeHTML, "Delete all versions before deleting container.")
+				return
+			}
+		}
+		c.answer(status)
 	default:
 		c.notAllowed(allowAll)
 	}
 }
 
-// containerChanges gives the metadata that a PUT or POST wants changed, or the
-// text of the refusal.
+// containerChanges returns the metadata that a PUT or POST changes, or the text
+// of a refusal.
 func (c *call) containerChanges() (map[string]string, string) {
 	changes := metaOf(c.r.Header, containerMeta)
 	if text := checkMeta(changes, containerMeta); text != "" {
@@ -50,6 +57,9 @@ func (c *call) putContainer(a *account) {
 		c.answerText(http.StatusBadRequest, typePlain, text)
 		return
 	}
+	if !c.changeVersions(a, changes) {
+		return
+	}
 	if n := len(c.containerName); n > maxContainerName {
 		c.answerText(http.StatusBadRequest, typeHTML, fmt.Sprintf("Container name length of %d longer than %d", n, maxContainerName))
 		return
@@ -58,7 +68,8 @@ func (c *call) putContainer(a *account) {
 		c.answerText(http.StatusBadRequest, typePlain, "Invalid X-Storage-Policy '"+wanted+"'")
 		return
 	}
-	// The account's lock makes creation atomic: one of many gets the 201.
+	// The account's mutex makes creation atomic: only one of many requests gets
+	// 201.
 	a.mu.Lock()
 	t, status := a.containers[c.containerName], http.StatusAccepted
 	if t == nil {
@@ -78,7 +89,10 @@ func (c *call) postContainer(a *account) {
 		c.answerText(http.StatusBadRequest, typePlain, text)
 		return
 	}
-	a.mu.RLock() // so that it cannot be deleted meanwhile
+	if !c.changeVersions(a, changes) {
+		return
+	}
+	a.mu.RLock() // so that the container cannot be deleted meanwhile
 	t := a.containers[c.containerName]
 	if t == nil {
 		a.mu.RUnlock()
@@ -90,8 +104,8 @@ func (c *call) postContainer(a *account) {
 	c.containerChanged(http.StatusNoContent, text, err)
 }
 
-// changeContainer merges metadata into a container and saves it; it gives the
-// text of a refusal. The account's lock is held.
+// changeContainer merges metadata into a container and saves it, or returns the
+// text of a refusal. account.mu is held.
 func (c *call) changeContainer(a *account, t *container, changes map[string]string) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,7 +133,7 @@ func (c *call) containerChanged(status int, text string, err error) {
 	}
 }
 
-// deleteContainer removes an empty container and gives the status.
+// deleteContainer removes an empty container and returns the status.
 func (c *call) deleteContainer(a *account, name string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -129,7 +143,8 @@ func (c *call) deleteContainer(a *account, name string) int {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.count > 0 {
+	hidden := a.containers[versionsContainer(name)]
+	if t.count > 0 || hidden != nil && len(hidden.kept("", c.ts)) > 0 {
 		return http.StatusConflict
 	}
 	if err := c.s.disk.removeContainer(a, t); err != nil {
@@ -138,6 +153,12 @@ func (c *call) deleteContainer(a *account, name string) int {
 	}
 	t.gone = true
 	delete(a.containers, name)
+	if hidden != nil {
+		if err := c.s.disk.removeContainer(a, hidden); err != nil {
+			c.s.log.Error("devswift: remove container", "container", hidden.name, "err", err)
+		}
+		delete(a.containers, hidden.name)
+	}
 	return http.StatusNoContent
 }
 
@@ -161,6 +182,11 @@ func (c *call) getContainer(a *account) {
 	for key, value := range meta {
 		c.header(key, value)
 	}
+	if h := c.hidden(a, t.name, false); h != nil {
+		for _, o := range h.kept("", c.ts) {
+			bytes += o.blob.size
+		}
+	}
 	c.header("X-Container-Object-Count", strconv.FormatInt(count, 10))
 	c.header("X-Container-Bytes-Used", strconv.FormatInt(bytes, 10))
 	c.header("X-Timestamp", created.String())
@@ -172,10 +198,14 @@ func (c *call) getContainer(a *account) {
 		c.begin(http.StatusNoContent)
 		return
 	}
+	if c.query.Has("versions") {
+		c.listVersions(a, t, l)
+		return
+	}
 	c.answerListing(format, containerListing(l, t, c.ts))
 }
 
-// broken answers for a failure of the server itself.
+// broken answers after a failure of the server itself.
 func (c *call) broken(err error) {
 	c.s.log.Error("devswift: request failed", "method", c.method, "path", c.r.URL.Path, "err", err)
 	c.answer(http.StatusServiceUnavailable)

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// copyObject is COPY: the request's path names the source, Destination the
-// target. It is a PUT with X-Copy-From written the other way round.
+// copyObject answers COPY. The request's path names the source, and Destination
+// the target. It has the same effect as a PUT of the target with X-Copy-From.
 func (c *call) copyObject(a *account) {
 	destination := c.r.Header.Get("Destination")
 	if destination == "" {
@@ -47,10 +47,9 @@ func copyPath(header string) (container, object string, ok bool) {
 	return container, object, ok && container != "" && object != ""
 }
 
-// copyObjects puts a copy of an object to where the call leads. Conditions and
-// a range are those of the source. Metadata of the source is kept, and what the
-// request brings is laid over it, unless X-Fresh-Metadata asks for none of the
-// source's.
+// copyObjects puts a copy of an object at the path of the call. Conditions and
+// a range refer to the source. The copy has the source's metadata, changed by
+// the request's. With X-Fresh-Metadata it has the request's only.
 func (c *call) copyObjects(a *account, from string) {
 	container, object := c.containerName, c.objectName
 	c.containerName, c.objectName, _ = strings.Cut(from, "/")

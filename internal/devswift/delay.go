@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// delay holds each request for one length of time, and a fifth of a millisecond
-// more at most where the machine is not busy. Go's own timers are late by half a
-// millisecond in the mean then, since the runtime sleeps whole milliseconds, and
-// who measures against a latency of 20 ms would measure that too. The kernel's
-// timer is a file here, and the runtime waits for it as it does for a socket.
+// delay holds each request for one length of time, and at most a fifth of a
+// millisecond more if the machine is not busy. Go's own timers would be late by
+// half a millisecond on average, since the runtime sleeps whole milliseconds. A
+// measurement at a latency of 20 ms would include that. So the timer is a file
+// of the kernel, and the runtime waits for it as for a socket.
 type delay struct {
 	length  time.Duration
 	closed  <-chan struct{}
@@ -23,17 +23,18 @@ type delay struct {
 	waiting chan waiting
 }
 
-// waiting is one request. All wait equally long, so that they are in the order
-// of their ends.
+// waiting is one waiting request. All wait equally long, so the order of their
+// arrival is the order of their ends.
 type waiting struct {
 	until time.Time
 	over  chan struct{} // closed then
 }
 
-// maxWaiting is how many requests wait before the next one waits for its place.
+// maxWaiting is how many requests may wait. Another one first waits for a
+// place.
 const maxWaiting = 4096
 
-// newDelay gives a delay that works until closed is closed.
+// newDelay returns a delay that works until closed is closed.
 func newDelay(length time.Duration, closed <-chan struct{}) (*delay, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {

@@ -28,21 +28,20 @@ import (
 //	ACCOUNT/CONTAINER/xx/OBJECT-TS.data   an object: its bytes, then a trailer
 //	ACCOUNT/CONTAINER/xx/OBJECT-TS.meta   what a POST made of its metadata
 //
-// ACCOUNT, CONTAINER and OBJECT are hashes of the names, xx the first two
-// digits of OBJECT, TS the timestamp of the data. Every file appears by a
-// rename, so that it is whole or absent whenever the process dies. Where two
-// data files of one object are found, the newer one counts. Tombstones are not
-// kept.
+// ACCOUNT, CONTAINER and OBJECT are hashes of the names. xx is the first two
+// digits of OBJECT, and TS the timestamp of the data. Every file appears by a
+// rename, so it is whole or absent even if the process dies. If an object has
+// two data files, the newer one counts. Tombstones are not kept.
 //
-// A nil *disk is memory: its methods do what there is to do without files.
+// A nil *disk means memory: its methods do their work without files.
 type disk struct {
 	dir  string
 	lock *os.File
 	log  *slog.Logger
 }
 
-// trailer ends a data file; behind its JSON come its length in 8 bytes, big
-// endian, and trailerMagic.
+// trailer is the end of a data file. Behind its JSON are its length in 8 bytes,
+// big endian, and trailerMagic.
 type trailer struct {
 	Name   string   `json:"name"`
 	TS     int64    `json:"ts"`
@@ -51,8 +50,8 @@ type trailer struct {
 	Posted metaFile `json:"meta"`
 }
 
-// metaFile is what a POST changes. Values are bytes, since a header need not be
-// valid UTF-8.
+// metaFile is the metadata that a POST changes. Values are bytes, since a
+// header need not be valid UTF-8.
 type metaFile struct {
 	TS       int64             `json:"ts"`
 	DeleteAt int64             `json:"delete_at,omitempty"`
@@ -85,7 +84,8 @@ func hashName(name string) string {
 	return hex.EncodeToString(sum[:20])
 }
 
-// openDisk locks a directory, creating it when missing.
+// openDisk locks a directory. If the directory does not exist, openDisk creates
+// it.
 func openDisk(dir string, log *slog.Logger) (*disk, error) {
 	tmp := filepath.Join(dir, "tmp")
 	if err := os.RemoveAll(tmp); err != nil {
@@ -113,7 +113,8 @@ func (d *disk) containerDir(a *account, t *container) string {
 	return filepath.Join(d.accountDir(a), hashName(t.name))
 }
 
-// temp opens a new file that Server.New of a later process would remove.
+// temp opens a new temporary file. If it is left behind, New of a later process
+// removes it.
 func (d *disk) temp() (*os.File, error) {
 	return os.CreateTemp(filepath.Join(d.dir, "tmp"), "new-*")
 }
@@ -164,7 +165,7 @@ func stringsOf(meta map[string][]byte) map[string]string {
 	return out
 }
 
-// saveAccount writes an account's metadata; its lock is held.
+// saveAccount writes an account's metadata. account.mu is held.
 func (d *disk) saveAccount(a *account) error {
 	if d == nil {
 		return nil
@@ -175,7 +176,7 @@ func (d *disk) saveAccount(a *account) error {
 	return d.writeJSON(filepath.Join(d.accountDir(a), "account.json"), boxFile{a.name, int64(a.created), 0, bytesOf(a.meta)})
 }
 
-// saveContainer writes a container's metadata; its lock is held.
+// saveContainer writes a container's metadata. container.mu is held.
 func (d *disk) saveContainer(a *account, t *container) error {
 	if d == nil {
 		return nil
@@ -187,7 +188,7 @@ func (d *disk) saveContainer(a *account, t *container) error {
 	return d.writeJSON(filepath.Join(dir, "container.json"), boxFile{t.name, int64(t.created), int64(t.changed), bytesOf(t.meta)})
 }
 
-// removeContainer takes a container away at once; its lock is held.
+// removeContainer removes a container at once. container.mu is held.
 func (d *disk) removeContainer(a *account, t *container) error {
 	if d == nil {
 		return nil
@@ -212,7 +213,7 @@ func (d *disk) saveMeta(o *object) error {
 
 func metaPath(data string) string { return strings.TrimSuffix(data, ".data") + ".meta" }
 
-// remove takes an object's files away; o may be nil.
+// remove removes an object's files. o may be nil.
 func (d *disk) remove(o *object) error {
 	if d == nil || o == nil || o.blob.file == "" {
 		return nil
@@ -226,7 +227,7 @@ func (d *disk) remove(o *object) error {
 	return nil
 }
 
-// upload is an object's bytes that came, and are not visible yet.
+// upload is an object's bytes that have arrived and are not visible yet.
 type upload struct {
 	temp string // empty in memory, and once published
 	path string

@@ -12,32 +12,32 @@ import (
 	"time"
 )
 
-// Request is what a FaultFunc sees of a request, before its body was read.
+// Request is a request as a FaultFunc sees it, before the body is read.
 type Request struct {
 	Method                     string
 	Path                       string // unquoted
-	Account, Container, Object string // each empty beyond what the path names
+	Account, Container, Object string // a part that the path lacks is empty
 	Query                      url.Values
 	Header                     http.Header
 }
 
-// FaultFunc decides about one request; nil lets it pass unharmed. It is called
-// from many goroutines at once.
+// FaultFunc decides about one request. If it returns nil, the request passes
+// unharmed. It is called from many goroutines at once.
 type FaultFunc func(*Request) *Action
 
-// Action is what goes wrong with a request. The fields combine: Delay and Skew
-// come first; then the request takes effect, unless Status, Drop or Hang is set
-// without After; then the client gets the answer that the fields describe.
+// Action is what goes wrong with a request. The fields combine. Delay and Skew
+// come first. Then the request takes effect, unless Status, Drop or Hang is set
+// without After. Then the client gets the answer that the fields describe.
 type Action struct {
 	// Delay passes before anything else.
 	Delay time.Duration
 
-	// Skew is added to the proxy's clock: with a negative one a PUT loses to
-	// what is there already (202), and so does a DELETE (409).
+	// Skew is added to the proxy's clock. With a negative one, an existing
+	// object is newer than a PUT (202) or a DELETE (409).
 	Skew time.Duration
 
-	// After lets the request take effect before Status, Drop or Hang: the
-	// client is told that it failed, or nothing at all, though it did not.
+	// After lets the request take effect before Status, Drop or Hang. The
+	// client gets an error or no answer, although the request succeeded.
 	After bool
 
 	// Status is sent, if not 0, with Header and Body. An empty body is Swift's
@@ -56,7 +56,7 @@ type Action struct {
 	// body; 0 means not at all, a negative number right after the headers.
 	ShortBody int64
 
-	// SlowBody holds the answer's body to this many bytes a second; 0 means no
+	// SlowBody limits the answer's body to this many bytes a second; 0 means no
 	// limit.
 	SlowBody int64
 
@@ -76,8 +76,8 @@ type Rule struct {
 	Action Action
 }
 
-// Rules makes a FaultFunc of rules; the first one that matches and is not used
-// up decides.
+// Rules makes a FaultFunc from rules. The first one that matches and is not
+// used up decides.
 func Rules(rules ...Rule) FaultFunc {
 	var mu sync.Mutex
 	seen := make([]int, len(rules))
@@ -99,7 +99,7 @@ func Rules(rules ...Rule) FaultFunc {
 	}
 }
 
-// serveFaulty answers a call, with the fault that a test wants for it.
+// serveFaulty answers a call, with the fault that a test has set for it.
 func (s *Server) serveFaulty(c *call) {
 	f := *s.fault.Load()
 	if f == nil {
@@ -134,7 +134,7 @@ func (s *Server) serveFaulty(c *call) {
 	}
 	switch {
 	case a.Hang:
-		// Only behind the body does net/http notice that the client left.
+		// net/http notices only after the body that the client has left.
 		n, _ := io.Copy(io.Discard, c.r.Body)
 		c.received += n
 		select {
@@ -154,7 +154,7 @@ func (s *Server) serveFaulty(c *call) {
 	c.answer(a.Status)
 }
 
-// discardWriter takes the answer that the client shall not see.
+// discardWriter takes an answer that the client must not see.
 type discardWriter struct{}
 
 func (discardWriter) Header() http.Header         { return http.Header{} }

@@ -147,9 +147,7 @@ func TestFaultHangEnds(t *testing.T) {
 		_, _, err := s.try(t.Context(), "GET", "/c/o", "")
 		failed <- err
 	}()
-	for srv.Active() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	underWay(t, srv, 1)
 	if err := srv.Close(); err != nil {
 		t.Error(err)
 	}
@@ -218,6 +216,16 @@ func TestRefusedAndGone(t *testing.T) {
 	}
 }
 
+// underWay waits until the server has n requests under way.
+func underWay(t *testing.T, s *devswift.Server, n int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); s.Active() < n; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d requests are under way; want %d", s.Active(), n)
+		}
+	}
+}
+
 // TestLatency sends requests at many moments, and looks that none is answered
 // before its time, and some not long after it; and that who has gone, or waits
 // when the server ends, is let go.
@@ -257,17 +265,13 @@ func TestLatency(t *testing.T) {
 	wg.Go(func() {
 		s.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(gone, "GET", "/healthcheck", nil))
 	})
-	for slow.Active() < 1 {
-		time.Sleep(time.Millisecond)
-	}
+	underWay(t, slow, 1)
 	leave()
 	wg.Wait()
 	for range 3 {
 		wg.Go(func() { ask() })
 	}
-	for slow.Active() < 3 {
-		time.Sleep(time.Millisecond)
-	}
+	underWay(t, slow, 3)
 	if err := slow.Close(); err != nil {
 		t.Error(err)
 	}

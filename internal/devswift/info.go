@@ -7,8 +7,8 @@ import (
 	"net/http"
 )
 
-// infoSections is what /info shows: the sections of the real one that stand
-// for something this Server does, with the same limits.
+// infoSections returns the content of /info: the real Swift's sections for
+// everything that this Server does, with the same limits.
 func infoSections() map[string]map[string]any {
 	return map[string]map[string]any{
 		"swift": {
@@ -37,7 +37,9 @@ func infoSections() map[string]map[string]any {
 			"allowed_digests":         []string{"sha1", "sha256", "sha512"},
 			"deprecated_digests":      []string{"sha1"},
 		},
-		"bulk_delete": {"max_deletes_per_request": maxBulkDeletes, "max_failed_deletes": maxFailedDeletes},
+		"versioned_writes":  {"allowed_flags": []string{"x-versions-location", "x-history-location"}},
+		"object_versioning": {},
+		"bulk_delete":       {"max_deletes_per_request": maxBulkDeletes, "max_failed_deletes": maxFailedDeletes},
 	}
 }
 

@@ -45,7 +45,7 @@ func (j *journal) add(r Record) {
 	}
 }
 
-// Requests gives the requests that ended since the start or the last
+// Requests returns the requests that have ended since the start or the last
 // ResetRequests, in the order of their end, up to Options.Journal.
 func (s *Server) Requests() []Record {
 	s.journal.mu.Lock()
@@ -60,8 +60,8 @@ func (s *Server) ResetRequests() {
 	s.journal.records, s.journal.counts = nil, nil
 }
 
-// Count gives how many requests ended that match: an empty method matches all,
-// and so does no status.
+// Count returns the number of ended requests that match. An empty method
+// matches all, and so does no status.
 func (s *Server) Count(method string, status ...int) int64 {
 	s.journal.mu.Lock()
 	defer s.journal.mu.Unlock()

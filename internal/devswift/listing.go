@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// listing is what a listing's query asks for.
+// listing is the query of a listing.
 type listing struct {
 	limit                              int
 	prefix, delimiter, marker, endMark string
@@ -20,7 +20,8 @@ type listing struct {
 	hasPath, reverse                   bool
 }
 
-// listingQuery reads the query of a listing, and answers when it is refused.
+// listingQuery reads the query of a listing. If the query is refused, it
+// answers.
 func (c *call) listingQuery() (listing, bool) {
 	q := c.query
 	if c.method == http.MethodHead {
@@ -39,8 +40,8 @@ func (c *call) listingQuery() (listing, bool) {
 	return l, ok
 }
 
-// parseListing reads the query of a listing; false means that the limit is too
-// high. A limit that is no number is none.
+// parseListing reads the query of a listing. It returns false if the limit is
+// too high. It ignores a limit that is no number.
 func parseListing(q map[string][]string) (listing, bool) {
 	get := func(key string) string {
 		if v := q[key]; len(v) > 0 {
@@ -81,12 +82,12 @@ type entry struct {
 	subdir bool
 }
 
-// choose walks sorted names and gives the entries to list, limited. It asks
-// exists for each name that would be listed.
+// choose goes through sorted names and returns the entries to list, up to the
+// limit. It asks exists for each name that would be listed.
 //
-// With a delimiter a common prefix stands for all names that begin with it. As
-// Swift does, it is listed when one of them lies behind the marker and before
-// the end marker and the prefix itself equals neither.
+// With a delimiter, a common prefix stands for all names that begin with it. As
+// in Swift, the prefix is listed if one of these names lies behind the marker
+// and before the end marker, and the prefix itself equals neither.
 func (l *listing) choose(names []string, exists func(string) bool) []entry {
 	low, high := l.marker, l.endMark
 	if l.reverse {
@@ -137,7 +138,7 @@ func (l *listing) choose(names []string, exists func(string) bool) []entry {
 	return out
 }
 
-// row is an entry with what the formats show of it.
+// row is an entry with the fields that the formats show.
 type row struct {
 	entry
 	fields []field // in the order of JSON
@@ -151,8 +152,8 @@ type field struct {
 
 // rows is a listing that is ready to be rendered.
 type rows struct {
-	account bool   // an account's rather than a container's
-	of      string // the name of either
+	account bool   // the listing of an account, not of a container
+	of      string // the name of the account or container
 	rows    []row
 }
 
@@ -186,6 +187,9 @@ func containerListing(l listing, t *container, now timestamp) rows {
 func accountListing(l listing, of string, containers map[string]*container) rows {
 	names := make([]string, 0, len(containers))
 	for name := range containers {
+		if strings.HasPrefix(name, reserved) {
+			continue
+		}
 		names = append(names, name)
 	}
 	slices.Sort(names)
@@ -206,8 +210,8 @@ func accountListing(l listing, of string, containers map[string]*container) rows
 	return out
 }
 
-// listingFormat settles on the content type of a listing, and answers when
-// there is none that the client takes.
+// listingFormat chooses the content type of a listing. If the client takes
+// none, it answers.
 func (c *call) listingFormat() (string, bool) {
 	switch format := c.query.Get("format"); strings.ToLower(format) {
 	case "":
@@ -230,7 +234,7 @@ func (c *call) listingFormat() (string, bool) {
 	return format, true
 }
 
-// listingHeaders sets what a listing and the HEAD in its place have in common.
+// listingHeaders sets the headers that a listing and its HEAD have in common.
 func (c *call) listingHeaders(format string) {
 	c.header("Content-Type", format+"; charset=utf-8")
 	if !c.query.Has("format") {
@@ -294,7 +298,7 @@ func (l rows) json() []byte {
 	return b.Bytes()
 }
 
-// quoteJSON quotes in ASCII alone, as Swift does.
+// quoteJSON quotes a string in pure ASCII, as Swift does.
 func quoteJSON(s string) string {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -372,7 +376,7 @@ func (l rows) xml() []byte {
 	return b.Bytes()
 }
 
-// textXML and nameXML escape what stands between tags, and in an attribute.
+// textXML escapes text between tags, and nameXML an attribute.
 var (
 	textXML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 	nameXML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "\r", "&#13;", "\n", "&#10;", "\t", "&#09;")

@@ -12,7 +12,8 @@ import (
 	"strings"
 )
 
-// load reads an account from the directory; now is when it began, should it be new.
+// load reads an account from the directory. now is the account's creation time
+// if it is new.
 func (d *disk) load(a *account, now timestamp) error {
 	dir := d.accountDir(a)
 	var box boxFile
@@ -46,7 +47,7 @@ func (d *disk) load(a *account, now timestamp) error {
 	return nil
 }
 
-// loadContainer gives nil for a container whose creation did not come to its end.
+// loadContainer returns nil for a container whose creation was not completed.
 func (d *disk) loadContainer(dir string) (*container, error) {
 	var box boxFile
 	if err := readJSON(filepath.Join(dir, "container.json"), &box); errors.Is(err, os.ErrNotExist) {
@@ -93,7 +94,7 @@ func (d *disk) loadObjects(t *container, dir string) error {
 			return err
 		}
 	}
-	// What is left of a deleted object's metadata belongs to nothing.
+	// A metadata file of a deleted object belongs to no object.
 	for _, f := range files {
 		path := filepath.Join(dir, f.Name())
 		data, isMeta := strings.CutSuffix(path, ".meta")
@@ -109,7 +110,8 @@ func (d *disk) loadObjects(t *container, dir string) error {
 	return nil
 }
 
-// readObject reads a data file's trailer, and its metadata file where there is one.
+// readObject reads a data file's trailer, and its metadata file if there is
+// one.
 func readObject(path string) (*object, error) {
 	f, err := os.Open(path)
 	if err != nil {

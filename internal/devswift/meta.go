@@ -17,8 +17,8 @@ const (
 	objectMeta    = "X-Object-Meta-"
 )
 
-// metaOf gives the headers that begin with prefix, by canonical key: an
-// underscore in a name arrives as a dash, and case does not count.
+// metaOf returns the headers that begin with prefix, by canonical key. An
+// underscore in a name becomes a dash, and case does not count.
 func metaOf(h http.Header, prefix string) map[string]string {
 	meta := map[string]string{}
 	for key, values := range h {
@@ -34,8 +34,8 @@ func canonical(key string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(key, "_", "-"))
 }
 
-// removals gives the keys of X-Remove-Container-Meta-* and its like, as keys to
-// be emptied.
+// removals returns the keys of X-Remove-Container-Meta-* and similar headers,
+// with empty values.
 func removals(h http.Header, kind string) map[string]string {
 	meta := map[string]string{}
 	for key := range h {
@@ -46,8 +46,8 @@ func removals(h http.Header, kind string) map[string]string {
 	return meta
 }
 
-// checkMeta holds a request's own metadata against the limits, and gives the
-// text of the refusal or "". Empty values count.
+// checkMeta compares a request's own metadata with the limits. It returns the
+// text of a refusal or "". Empty values count.
 func checkMeta(meta map[string]string, prefix string) string {
 	size := 0
 	for _, key := range slices.Sorted(maps.Keys(meta)) {
@@ -73,8 +73,8 @@ func checkMeta(meta map[string]string, prefix string) string {
 	return ""
 }
 
-// mergeMeta lays changes over what is there, key by key; an empty value
-// removes. The result is held against the limits anew, and refused as a whole.
+// mergeMeta changes old key by key. An empty value removes a key. If the result
+// exceeds the limits, it is refused as a whole.
 func mergeMeta(old, changes map[string]string, prefix string) (map[string]string, string) {
 	merged := maps.Clone(old)
 	for key, value := range changes {

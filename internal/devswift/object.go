@@ -11,12 +11,13 @@ import (
 	"strings"
 )
 
-// systemHeaders are kept with an object beside its X-Object-Meta-*.
+// systemHeaders are kept with an object in addition to its X-Object-Meta-*.
 var systemHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Expires", "X-Robots-Tag",
 }
 
-// contentTypes is what Swift's proxy guesses when the client names none.
+// contentTypes are the types that Swift's proxy guesses if the client names
+// none.
 var contentTypes = map[string]string{
 	".css": "text/css", ".csv": "text/csv", ".gif": "image/gif", ".htm": "text/html", ".html": "text/html",
 	".jpg": "image/jpeg", ".json": "application/json", ".pdf": "application/pdf", ".png": "image/png",
@@ -32,7 +33,11 @@ func (c *call) serveObject(a *account) {
 	case http.MethodPost:
 		c.postObject(a)
 	case http.MethodDelete:
-		status, err := c.deleteObject(a, c.containerName, c.objectName)
+		if c.query.Has("version-id") && c.query.Get("version-id") != "null" {
+			c.deleteVersion(a, c.query.Get("version-id"))
+			return
+		}
+		status, err := c.deleteVersioned(a, c.containerName, c.objectName)
 		if err != nil {
 			c.broken(err)
 			return
@@ -45,8 +50,8 @@ func (c *call) serveObject(a *account) {
 	}
 }
 
-// newObject makes an object of a request's headers, without its bytes. It
-// gives the text of a refusal.
+// newObject makes an object from a request's headers, without its bytes, or
+// returns the text of a refusal.
 func (c *call) newObject() (*object, string) {
 	meta := metaOf(c.r.Header, objectMeta)
 	if text := checkMeta(meta, objectMeta); text != "" {
@@ -69,7 +74,8 @@ func (c *call) newObject() (*object, string) {
 	return o, text
 }
 
-// deleteAt reads X-Delete-After and X-Delete-At; the former wins.
+// deleteAt reads X-Delete-After and X-Delete-At. If both are given, the former
+// counts.
 func (c *call) deleteAt() (int64, string) {
 	now := int64(c.ts) / ticksPerSecond
 	if after := c.r.Header.Get("X-Delete-After"); after != "" {
@@ -95,8 +101,8 @@ func (c *call) deleteAt() (int64, string) {
 	return 0, ""
 }
 
-// putChecked does the checks that come before a body is read, and answers when
-// one refuses.
+// putChecked does the checks that come before the body is read. If a check
+// fails, it answers.
 func (c *call) putChecked(t *container) bool {
 	match := c.r.Header.Get("If-None-Match")
 	if match != "" && !strings.Contains(match, "*") {
@@ -140,13 +146,21 @@ func (c *call) putObject(a *account) {
 	if o.contentType == "" {
 		o.contentType = first(contentTypes[strings.ToLower(path.Ext(o.name))], defaultContentType)
 	}
+	if status, err := c.keepCurrent(a, t, o.name); err != nil {
+		c.broken(err)
+		return
+	} else if status != 0 {
+		c.answer(status)
+		return
+	}
 	before, newest := t.get(o.name)
 	if c.r.Header.Get("If-None-Match") != "" && before != nil && !before.expired(c.ts.time()) {
 		c.answer(http.StatusPreconditionFailed)
 		return
 	}
 	if newest >= c.ts {
-		// The cluster holds something newer: accepted, and discarded.
+		// The cluster has a newer object: the request is accepted and
+		// discarded.
 		c.answer(http.StatusAccepted)
 		return
 	}
@@ -167,14 +181,17 @@ func (c *call) putObject(a *account) {
 	}
 	c.header("Etag", o.etag)
 	c.header("Last-Modified", o.ts.httpDate())
+	if _, _, enabled := t.versioning(); enabled {
+		c.header("X-Object-Version-Id", o.ts.String())
+	}
 	c.answer(http.StatusCreated)
 }
 
 // errContainerGone means that a container was deleted under an upload.
 var errContainerGone = errors.New("container deleted meanwhile")
 
-// commit makes an uploaded object visible. When a newer change came first, the
-// upload is lost in silence, as it is in Swift.
+// commit makes an uploaded object visible. If a newer change came first, the
+// upload is lost without an error, as in Swift.
 func (c *call) commit(t *container, o *object, up *upload) error {
 	lock := c.s.stripe(t.name, o.name)
 	lock.Lock()
@@ -196,7 +213,8 @@ func (c *call) commit(t *container, o *object, up *upload) error {
 		before = o
 	}
 	if err := c.s.disk.remove(before); err != nil {
-		// The object is stored; what is left of the older one goes at the next open.
+		// The object is stored. Files of the older one are removed at the next
+		// open.
 		c.s.log.Warn("devswift: old version stays", "object", o.name, "err", err)
 	}
 	return nil
@@ -215,8 +233,8 @@ func (c *call) putFailed(err error) {
 	}
 }
 
-// postObject replaces an object's metadata as a whole; only the content type
-// stays when none is sent.
+// postObject replaces an object's metadata as a whole. Only the content type
+// stays if the request has none.
 func (c *call) postObject(a *account) {
 	t := a.container(c.containerName)
 	if t == nil {
@@ -253,8 +271,9 @@ func (c *call) postObject(a *account) {
 	c.answer(http.StatusAccepted)
 }
 
-// deleteObject leaves a tombstone, even where there was no object, and gives
-// the status. An expired object is 404, and gone from the listing afterwards.
+// deleteObject leaves a tombstone, even if there was no object, and returns the
+// status. For an expired object the status is 404, and afterwards the object is
+// not listed any more.
 func (c *call) deleteObject(a *account, containerName, objectName string) (int, error) {
 	t := a.container(containerName)
 	if t == nil || len(objectName) > maxObjectName {

@@ -15,17 +15,17 @@ func (r byteRange) contentRange(size int64) string {
 	return fmt.Sprintf("bytes %d-%d/%d", r.start, r.end-1, size)
 }
 
-// Limits on the ranges of one request, by which Swift keeps to RFC 7233,
-// section 6.1: beyond them no range counts as satisfiable.
+// Swift's limits on the ranges of one request, after RFC 7233, section 6.1.
+// Beyond them no range can be satisfied.
 const (
 	maxRanges         = 50
 	maxRangeOverlaps  = 2
-	maxUnsortedRanges = 8 // this many, one of them out of order, are too many
+	maxUnsortedRanges = 8 // this many are too many if one of them is out of order
 )
 
-// parseRange reads a Range header for an object of size bytes. It gives false
-// when the header is to be ignored: there is none, or one of its ranges cannot
-// be read. No range and true means that none can be satisfied.
+// parseRange reads a Range header for an object of size bytes. It returns false
+// if the header must be ignored: there is none, or one of its ranges cannot be
+// read. No range and true means that none can be satisfied.
 func parseRange(header string, size int64) ([]byteRange, bool) {
 	header = strings.ReplaceAll(header, " ", "")
 	if len(header) < len("bytes=") || !strings.EqualFold(header[:len("bytes=")], "bytes=") {
@@ -41,8 +41,8 @@ func parseRange(header string, size int64) ([]byteRange, bool) {
 		end, endOK := parseOffset(last)
 		switch {
 		case first == "":
-			// The last bytes of the object. A suffix of none asks for nothing;
-			// one of an empty object is satisfied by the whole.
+			// The last bytes of the object. A suffix of no bytes asks for
+			// nothing. A suffix of an empty object is the whole object.
 			if end > 0 {
 				ranges = append(ranges, byteRange{max(0, size-end), size})
 			}
@@ -62,8 +62,8 @@ func parseRange(header string, size int64) ([]byteRange, bool) {
 	return ranges, true
 }
 
-// excessive says whether ranges overlap or jump about more than one should
-// have to serve. Ranges that are alike, or end together, do not overlap here.
+// excessive says whether ranges overlap or are out of order more than Swift
+// allows. Ranges that are alike, or end together, do not overlap here.
 func excessive(ranges []byteRange) bool {
 	overlaps, sorted := 0, true
 	for i, r := range ranges {
@@ -82,7 +82,7 @@ func excessive(ranges []byteRange) bool {
 
 func digits(s string) bool { return strings.Trim(s, "0123456789") == "" }
 
-// parseOffset gives the largest offset for a number that is larger than that.
+// parseOffset returns the largest offset for a number that is larger.
 func parseOffset(s string) (int64, bool) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil {

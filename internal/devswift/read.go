@@ -13,7 +13,8 @@ import (
 	"strings"
 )
 
-// find gives the object of the request, opened, or answers that there is none.
+// find returns the object of the request, opened. If there is none, it answers
+// that.
 func (c *call) find(a *account) (*object, *blobReader, bool) {
 	t := a.container(c.containerName)
 	for t != nil {
@@ -23,8 +24,9 @@ func (c *call) find(a *account) (*object, *blobReader, bool) {
 		}
 		r, err := o.blob.open()
 		if errors.Is(err, os.ErrNotExist) {
-			// Replaced or deleted between the two, perhaps by somebody who holds
-			// the stripe until memory agrees with the directory.
+			// The object was replaced or deleted meanwhile. The request that
+			// does this may still hold the stripe, until memory agrees with the
+			// directory.
 			lock := c.s.stripe(t.name, o.name)
 			lock.Lock()
 			again, _ := t.get(o.name)
@@ -85,7 +87,7 @@ func (c *call) getObject(a *account) {
 	}
 }
 
-// validators sets the headers that even a refused condition shows.
+// validators sets the headers that the answer to a failed condition has too.
 func (c *call) validators(o *object) {
 	h := c.w.Header()
 	for key, value := range o.headers {
@@ -99,7 +101,8 @@ func (c *call) validators(o *object) {
 	h["X-Timestamp"] = []string{o.metaTS.String()}
 }
 
-// precondition gives 304, 412 or 0, in the order in which Swift looks.
+// precondition returns 304, 412 or 0. It checks the conditions in Swift's
+// order.
 func (c *call) precondition(o *object) int {
 	h := c.r.Header
 	if tags := h.Get("If-None-Match"); tags != "" && matches(tags, o.etag) {
@@ -118,7 +121,7 @@ func (c *call) precondition(o *object) int {
 	return 0
 }
 
-// matches says whether a list of entity tags holds one; quotes are optional.
+// matches says whether a list of entity tags has etag. Quotes are optional.
 func matches(tags, etag string) bool {
 	for tag := range strings.SplitSeq(tags, ",") {
 		tag = strings.TrimSpace(tag)
@@ -143,8 +146,8 @@ func (c *call) sendRange(status int, body *blobReader, r byteRange) {
 	}
 }
 
-// cut ends a response that cannot be completed; the client must not take what
-// it has for the whole.
+// cut ends a response that cannot be completed. The client must not take its
+// part for the whole.
 func (c *call) cut(err error) {
 	if errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "read ") {
 		c.s.log.Error("devswift: body cut short", "path", c.r.URL.Path, "err", err)

@@ -3,6 +3,7 @@
 package devswift
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,11 +22,11 @@ import (
 //
 // net/http would announce the first and close after 256 KiB of the second.
 
-// maxDrain is how much of an unwanted body is read before the connection is
-// given up.
+// maxDrain is how many bytes of an unwanted body are read before the connection
+// is given up.
 const maxDrain = 1 << 30
 
-// bodyPending says whether the request has a body that nobody read.
+// bodyPending says whether the request has a body that was not read.
 func (c *call) bodyPending() bool {
 	return !c.readBody && c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0
 }
@@ -49,7 +50,7 @@ func (c *call) refuseExpecting(status int, body string) bool {
 	var b strings.Builder
 	fmt.Fprintf(&b, "HTTP/1.1 %s\r\n", statusText(status))
 	if h.Write(&b) == nil {
-		io.WriteString(conn, b.String()+"\r\n"+body) // who left needs no answer
+		io.WriteString(conn, b.String()+"\r\n"+body) // a client that is gone needs no answer
 	}
 	return true
 }
@@ -57,15 +58,15 @@ func (c *call) refuseExpecting(status int, body string) bool {
 // duplex lets the answer go out while the body is still to be read.
 func (c *call) duplex() {
 	if c.bodyPending() && c.r.Header.Get("Expect") == "" {
-		// An error means HTTP/2, which needs no permission.
+		// An error means HTTP/2, which needs no such call.
 		_ = http.NewResponseController(c.w).EnableFullDuplex()
 		c.drain = true
 	}
 }
 
-// drainBody reads what a refusal left of the body. Where it does not get to its
-// end the connection is given up: net/http would read on by itself, and, having
-// been told that both directions are used at once, panic.
+// drainBody reads the rest of the body after a refusal. If it does not reach
+// the end, it gives the connection up. Otherwise net/http would read on by
+// itself, and panic because both directions are used at once.
 func (c *call) drainBody() {
 	if !c.drain {
 		return
@@ -75,7 +76,7 @@ func (c *call) drainBody() {
 	}
 	n, err := io.CopyN(io.Discard, c.r.Body, maxDrain)
 	c.received += n
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		panic(http.ErrAbortHandler)
 	}
 }

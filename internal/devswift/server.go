@@ -44,8 +44,8 @@ type User struct {
 // Options configures New. The zero value is an empty Swift in memory with the
 // user test:tester, key testing.
 type Options struct {
-	// Dir keeps accounts, containers and objects in this directory, which is
-	// created when missing. Empty means in memory.
+	// Dir is the directory for accounts, containers and objects. If it does not
+	// exist, it is created. Empty means in memory.
 	Dir string
 
 	// Latency passes between a request's arrival and its answer, for each
@@ -62,22 +62,26 @@ type Options struct {
 	// TokenLife is how long a token is good for. Zero means a day.
 	TokenLife time.Duration
 
+	// DeadToken is the status of the answer to a token that is not valid, or no
+	// longer. Zero means 401, as in Swift. Older gateways answer 403.
+	DeadToken int
+
 	// Users may log in. Empty means test:tester with the key testing.
 	Users []User
 
 	// Fault is asked about each request; see Action. SetFault replaces it.
 	Fault FaultFunc
 
-	// Journal is how many requests the log that Requests returns can hold.
-	// Zero means 100,000; a negative number keeps none. Counts has no limit.
+	// Journal is how many requests the log of Requests can hold. Zero means
+	// 100,000, and a negative number means none. Count has no limit.
 	Journal int
 
-	// Without names sections of /info which this Swift shall lack, together
-	// with what they stand for: "tempurl" and "bulk_delete" are known.
+	// Without names sections of /info that this Swift lacks, together with
+	// their features. "tempurl" and "bulk_delete" are known.
 	Without []string
 
-	// Logger hears about failures of the server itself, such as a full disk.
-	// Nil means slog.Default.
+	// Logger logs failures of the server itself, such as a full disk. Nil means
+	// slog.Default.
 	Logger *slog.Logger
 }
 
@@ -104,8 +108,9 @@ type Server struct {
 	closing  sync.Once
 }
 
-// New gives a Server that is ready to answer. With Options.Dir it reads what
-// an earlier one left there; the directory must not be in use by another.
+// New returns a Server that is ready to answer. With Options.Dir it reads the
+// data that an earlier Server left there. No other Server may use the
+// directory.
 func New(o Options) (*Server, error) {
 	s := &Server{
 		opts:     o,
@@ -167,8 +172,8 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the requests that hang by a fault and gives the directory back.
-// The http.Server in front has to be closed first.
+// Close ends the requests that hang because of a fault, and unlocks the
+// directory. The http.Server in front must be closed first.
 func (s *Server) Close() error {
 	var err error
 	s.closing.Do(func() {
@@ -180,13 +185,13 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Active gives how many requests are under way.
+// Active returns how many requests are under way.
 func (s *Server) Active() int { return int(s.active.Load()) }
 
 // now is the proxy's time, as a timestamp that was not given out before.
 func (s *Server) now() timestamp { return s.ticks.next(s.clock()) }
 
-// stripe is the lock that serialises changes of one object.
+// stripe returns the mutex that serialises changes of one object.
 func (s *Server) stripe(container, object string) *sync.Mutex {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -196,7 +201,7 @@ func (s *Server) stripe(container, object string) *sync.Mutex {
 	return &s.stripes[h.Sum64()%stripeCount]
 }
 
-// newTransID gives what X-Trans-Id carries.
+// newTransID returns a value for X-Trans-Id.
 func newTransID(now time.Time) string {
 	var b [11]byte
 	rand.Read(b[:])
@@ -209,8 +214,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.active.Add(1)
 	defer s.active.Add(-1)
 	if s.delay != nil {
-		// Where nobody listens any more, a request that arrived takes
-		// effect nevertheless.
+		// A request that has arrived takes effect even if its client is gone.
 		s.delay.wait(r.Context())
 	}
 	c := newCall(s, w, r)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// account is what AUTH_… owns.
+// account is one account (AUTH_…).
 type account struct {
 	name string
 
@@ -22,19 +22,19 @@ func newAccount(name string, ts timestamp) *account {
 	return &account{name: name, created: ts, meta: map[string]string{}, containers: map[string]*container{}}
 }
 
-// container gives one by name, or nil.
+// container returns the container of that name, or nil.
 func (a *account) container(name string) *container {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return a.containers[name]
 }
 
-// container holds objects. A slot stays behind a deleted object as its
-// tombstone: it carries the time of the deletion, which older PUTs lose to.
+// container holds objects. The slot of a deleted object stays as its tombstone.
+// It has the time of the deletion. An older PUT has no effect then.
 //
-// names is sorted and holds the names of all slots but those in fresh; a
-// listing sorts fresh into it. So a PUT costs no more than a map access, and a
-// listing of n objects does not sort n names each time.
+// names is sorted and holds the names of all slots except those in fresh. A
+// listing sorts fresh into names. A PUT therefore costs only a map access, and
+// a listing of n objects does not sort n names each time.
 type container struct {
 	name string
 
@@ -47,7 +47,7 @@ type container struct {
 	fresh   []string
 	count   int64
 	bytes   int64
-	gone    bool // deleted; who still holds it must look again
+	gone    bool // deleted; a request that still holds it must look it up again
 }
 
 type slot struct {
@@ -55,7 +55,7 @@ type slot struct {
 	ts     timestamp // of the PUT or DELETE that made it so
 }
 
-// object is immutable: a change puts another one in its place.
+// object is immutable. A change replaces it by another one.
 type object struct {
 	name        string
 	ts          timestamp // of the data
@@ -74,7 +74,7 @@ func newContainer(name string, ts timestamp) *container {
 	return &container{name: name, created: ts, changed: ts, meta: map[string]string{}, slots: map[string]*slot{}}
 }
 
-// get gives an object, whether expired or not, and the time of its last change
+// get returns an object, even an expired one, and the time of its last change
 // or of its deletion.
 func (t *container) get(name string) (*object, timestamp) {
 	t.mu.RLock()
@@ -85,8 +85,9 @@ func (t *container) get(name string) (*object, timestamp) {
 	return nil, 0
 }
 
-// set makes an object visible, or with a nil object a tombstone, unless a newer
-// change is there already. It says whether it took effect, and what was before.
+// set makes an object visible, or a tombstone if o is nil, unless there is a
+// newer change already. It returns the object before, and whether set took
+// effect.
 func (t *container) set(name string, o *object, ts timestamp) (before *object, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,8 +128,8 @@ func (t *container) update(old, changed *object) bool {
 	return true
 }
 
-// sorted gives the names of all slots in order, tombstones included. The slice
-// is not changed afterwards.
+// sorted returns the names of all slots in order, tombstones included. The
+// slice does not change afterwards.
 func (t *container) sorted(now timestamp) []string {
 	t.mu.RLock()
 	if len(t.fresh) == 0 {

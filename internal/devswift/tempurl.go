@@ -25,9 +25,9 @@ import (
 // tempURLMethods may be signed.
 var tempURLMethods = []string{"GET", "HEAD", "PUT", "POST", "DELETE"}
 
-// handledByTempURL looks for a signature in the query. It says whether the
-// call was answered, which is so when the signature is refused; a good one
-// lets the call pass without a token.
+// handledByTempURL looks for a signature in the query. If it refuses the
+// signature, it answers and returns true. With a valid signature the call needs
+// no token.
 func (c *call) handledByTempURL() bool {
 	sig, hasSig := c.query["temp_url_sig"]
 	expires, hasExpires := c.query["temp_url_expires"]
@@ -51,8 +51,8 @@ func (c *call) handledByTempURL() bool {
 	return false
 }
 
-// signed checks a signature: of the method, the time it expires and the path,
-// by one of the keys of the account or the container.
+// signed checks a signature of the method, the end time and the path with the
+// keys of the account and the container. One key must match.
 func (c *call) signed(sig, expiresText string) bool {
 	if !slices.Contains(tempURLMethods, c.method) || c.version != "v1" || c.accountName == "" ||
 		c.containerName == "" || strings.Trim(c.objectName, "/") == "" {
@@ -95,7 +95,7 @@ func (c *call) signed(sig, expiresText string) bool {
 	return false
 }
 
-// tempURLKeys gives up to two keys of the account and two of the container.
+// tempURLKeys returns up to two keys of the account and two of the container.
 func (c *call) tempURLKeys() []string {
 	a := c.s.accounts[c.accountName]
 	if a == nil {
@@ -121,9 +121,9 @@ func (c *call) tempURLKeys() []string {
 	return keys
 }
 
-// parseSignature reads a signature in hexadecimal, whose length tells the
-// digest, or in base64 with the digest's name before it. It gives nil for one
-// that cannot be read.
+// parseSignature reads a signature in hexadecimal, whose length determines the
+// digest, or in base64 with the digest's name in front. It returns nil if the
+// signature cannot be read.
 func parseSignature(sig string) (func() hash.Hash, []byte) {
 	digests := map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.New, "sha512": sha512.New}
 	if name, text, ok := strings.Cut(sig, ":"); ok {
@@ -179,8 +179,8 @@ func inRange(remote, network string) bool {
 	return err == nil && prefix.Masked() == prefix && prefix.Contains(addr)
 }
 
-// tempURLHeaders changes what the answer to a signed request shows: no private
-// metadata, a name to save under, and when the signature ends.
+// tempURLHeaders changes the headers of the answer to a signed request. It
+// removes private metadata, and adds a file name and the end of the signature.
 func (c *call) tempURLHeaders(status int) {
 	h := c.w.Header()
 	for key := range h {

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// throttleSlice is how many bytes travel between two looks at the clock.
+// throttleSlice is how many bytes are sent between two looks at the clock.
 const throttleSlice = 32 << 10
 
-// throttleBurst is how far the line may lag behind the clock and catch up: it
-// makes good for timers that fire late.
+// throttleBurst is how far the line may be behind the clock and catch up. It
+// compensates for timers that fire late.
 const throttleBurst = 20 * time.Millisecond
 
 // throttle paces bodies to a number of bytes per second, over all requests.
@@ -23,7 +23,7 @@ type throttle struct {
 	free time.Time // when the line is free again
 }
 
-// slice is how many of n bytes to move at once.
+// slice returns how many of n bytes to move at once.
 func (t *throttle) slice(n int) int {
 	if t.rate > 0 && n > throttleSlice {
 		return throttleSlice
@@ -44,7 +44,8 @@ func (t *throttle) take(ctx context.Context, n int) {
 	t.free = t.free.Add(time.Duration(int64(n) * int64(time.Second) / t.rate))
 	wait := t.free.Sub(now)
 	t.mu.Unlock()
-	// Below a millisecond a timer is coarser than the debt, which stays booked.
+	// Below a millisecond, a timer is too coarse. The debt stays for the next
+	// call.
 	if wait < time.Millisecond {
 		return
 	}

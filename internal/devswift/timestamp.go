@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// timestamp is Swift's: time since the epoch in units of 10 microseconds,
-// written as seconds with five decimals. Swift orders all changes by it.
+// timestamp is a timestamp of Swift: the time since the epoch in units of 10
+// microseconds. It is written as seconds with five decimals. Swift orders all
+// changes by it.
 type timestamp int64
 
 const ticksPerSecond = 100_000
@@ -21,7 +22,7 @@ func timestampOf(t time.Time) timestamp {
 	return timestamp(t.UnixNano() / int64(time.Second/ticksPerSecond))
 }
 
-// String gives the form of the X-Timestamp header, such as 1795159879.39806.
+// String returns the form of the X-Timestamp header, such as 1795159879.39806.
 func (t timestamp) String() string {
 	return fmt.Sprintf("%010d.%05d", int64(t)/ticksPerSecond, int64(t)%ticksPerSecond)
 }
@@ -44,7 +45,8 @@ func (t timestamp) time() time.Time {
 	return time.Unix(int64(t)/ticksPerSecond, int64(t)%ticksPerSecond*int64(time.Second/ticksPerSecond)).UTC()
 }
 
-// ceil is the next full second: Last-Modified is never before X-Timestamp.
+// ceil returns the next full second, since Last-Modified is never before
+// X-Timestamp.
 func (t timestamp) ceil() time.Time {
 	seconds := int64(t) / ticksPerSecond
 	if int64(t)%ticksPerSecond != 0 {
@@ -53,10 +55,11 @@ func (t timestamp) ceil() time.Time {
 	return time.Unix(seconds, 0).UTC()
 }
 
-// httpDate is the form of Last-Modified.
+// httpDate returns the form of Last-Modified.
 func (t timestamp) httpDate() string { return t.ceil().Format(http.TimeFormat) }
 
-// isoDate is the form of last_modified in a listing, microseconds and no zone.
+// isoDate returns the form of last_modified in a listing, with microseconds and
+// no zone.
 func (t timestamp) isoDate() string { return t.time().Format("2006-01-02T15:04:05.000000") }
 
 // ticker hands out timestamps that never repeat, since two changes of an
@@ -68,7 +71,7 @@ func (k *ticker) next(now time.Time) timestamp {
 	for {
 		last := k.last.Load()
 		ts := max(want, last+1)
-		// A clock which a test moves back by more than a second stays back.
+		// If a test moves the clock back by more than a second, it stays back.
 		if last-want > ticksPerSecond {
 			ts = want
 		}

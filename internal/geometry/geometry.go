@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 
-// Package geometry is the arithmetic of the disk: which chunk holds a byte,
-// and how a request falls apart into chunks. It is pure: no I/O, no state.
+// Package geometry is the arithmetic of the disk: which chunk holds a byte, and
+// how a request is divided into chunks. It is pure: it has no I/O and no state.
 //
-// A disk of Objects chunks of ObjectSize bytes each has Objects*ObjectSize
-// bytes. Every chunk has the full size; the format of swiftnbd 0.11 has no
-// shorter last one. ObjectSize need not be a power of two.
+// A disk of Objects chunks of ObjectSize bytes each has Objects*ObjectSize bytes.
+// Every chunk has the full size: the format of swiftnbd 0.11 has no shorter last
+// chunk. ObjectSize need not be a power of two.
 package geometry
 
 import (
@@ -33,9 +33,9 @@ type Geometry struct {
 	objects    int64 // chunks, > 0
 }
 
-// MaxObjectSize is the largest chunk that is taken: Swift's default limit for
-// one object (max_file_size in swift.conf, 5 GiB + 2) is larger, but a chunk
-// is held in memory as a whole.
+// MaxObjectSize is the size of the largest chunk. Swift's default limit for one
+// object is larger (max_file_size in swift.conf, 5 GiB + 2), but a chunk is
+// held in memory as a whole.
 const MaxObjectSize = 1 << 30
 
 // New returns the geometry of objects chunks of objectSize bytes. The whole

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
@@ -93,6 +94,91 @@ func TestCopyBehind(t *testing.T) {
 		defer p.mu.Unlock()
 		if p.hints == 0 {
 			t.Error("no copy was behind")
+		}
+	})
+}
+
+// TestOnlyBehind has the one copy that is reached show the volume as it was
+// before the holder came: those that have its mark are away. The holder goes on
+// while its lease lasts, and when the others are back, however late. Such a copy
+// may have got the number of a later lease of ours.
+func TestOnlyBehind(t *testing.T) {
+	for _, long := range []bool{false, true} {
+		for _, number := range []string{"", "3"} {
+			inScene(t, func(t *testing.T, s *scene) {
+				first := s.party("first") // leaves a key and a number
+				first.mustAcquire()
+				if err := first.held.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				before := items(t, s.volume())
+				p := s.party("a")
+				p.mustAcquire()
+				if n := p.held.Epoch(); n != 2 {
+					t.Fatalf("it has lease %d", n)
+				}
+				old := make(map[string]string)
+				for _, key := range []string{volume.KeyClient, lease.KeyEpoch, lease.KeyFence} {
+					old[key] = before[key]
+				}
+				p.shows(old)
+				time.Sleep(term / 2)
+				p.writes("behind for half a lease")
+				if long {
+					time.Sleep(2 * term)
+					if p.holds() || p.fences().Lost() != nil {
+						t.Errorf("behind for two leases: it holds the volume: %v, or has lost it: %v", p.holds(), p.fences().Lost())
+					}
+				}
+				if long && number != "" {
+					// All come back for a moment, and a lease is taken again.
+					p.shows(nil)
+					time.Sleep(term / 4)
+					if n := p.held.Epoch(); n != 3 {
+						t.Fatalf("it has lease %d", n)
+					}
+					old[lease.KeyEpoch] = number
+					p.shows(old)
+					time.Sleep(term / 2)
+					p.writes("behind again")
+				}
+				p.shows(nil)
+				time.Sleep(3 * term)
+				p.writes("all are back")
+				// A mark that was removed is none that was missed.
+				p.shows(map[string]string{volume.KeyClient: ""})
+				time.Sleep(term)
+				if long {
+					return // the number is a later one: it cannot be told
+				}
+				p.isLost("the mark was removed")
+			})
+		}
+	}
+}
+
+// TestTakeoverLate has the first attempt to take a dead holder's volume last too
+// long, so that it is given up, and made again. It is a takeover all the same.
+func TestTakeoverLate(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		dead := s.party("dead")
+		dead.mustAcquire()
+		dead.kill()
+		time.Sleep(term + grace)
+		p, slow := s.party("a"), 0
+		p.set(func(r request, call func() error) error {
+			if r.Kind == store.OpSetMetadata && r.container == "v" && slow == 0 {
+				slow++
+				time.Sleep(10 * time.Second)
+			}
+			return call()
+		})
+		p.mustAcquire()
+		if !s.logged("a: took the volume over from dead: its lease ended at ") {
+			t.Errorf("it does not say so: %q", s.log)
+		}
+		if p.held.Epoch() < 3 {
+			t.Error("the first attempt was not given up: this test shows nothing")
 		}
 	})
 }

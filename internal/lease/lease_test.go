@@ -49,7 +49,7 @@ func TestLease(t *testing.T) {
 		if now := items(t, s.volume()); now[lease.KeyEpoch] != "2" || now[lease.KeyFence] != first[lease.KeyFence] {
 			t.Errorf("after a clean end: %v, before it %v", now, first)
 		}
-		if err := b.held.ReleaseMapped(t.Context()); err != nil {
+		if err := releaseMapped(b.held, t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		mark := b.held.Mark()

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
 
-// Package lease is the right to write to a volume: who holds it, how it is
-// taken, renewed and given back, and how a former holder is kept from writing.
+// Package lease is the right to write to a volume: who holds it, how it is taken,
+// renewed and given back, and what keeps a former holder from writing.
 //
-// A lease is a container of its own that exists for one holder at most
-// (acquire.go), has an end that its holder puts off by renewing it (renew.go),
-// and comes with a key that the holder's writes are signed with. With it goes
-// swiftnbd 0.11's mark in the volume's metadata (mark.go), which 0.11 and
-// people see: the item Client says who uses the volume, and is moved to Last
-// when they leave. The mark alone, where there can be no lease, is good manners
-// and no fence: it is read back after it was set, which catches most of two
-// who come at once, and a killed holder's stays until somebody breaks it.
+// A lease is a container of its own, which one holder at most can create
+// (acquire.go). It has an end, and its holder puts the end off by renewing the
+// lease (renew.go). With it comes a key, which signs the holder's writes.
+//
+// Together with the lease goes swiftnbd 0.11's mark in the volume's metadata
+// (mark.go), which 0.11 and people see. The item Client says who uses the volume.
+// Its value moves to Last when they leave. Where there can be no lease, the mark
+// is alone. It is a convention then, and Swift does not enforce it. It is read
+// back after it was set, which finds most cases of two that come at once. The
+// mark of a holder that was killed stays until somebody breaks it.
 package lease
 
 import (
@@ -26,12 +28,12 @@ import (
 	"swiftnbd/internal/volume"
 )
 
-// LockedError is a volume that somebody else holds.
+// LockedError says that another process or an operator holds the volume.
 type LockedError struct {
-	Holder string    // as it stands in the mark, without the time
+	Holder string    // the mark without its time
 	Since  time.Time // zero when the mark gives none
-	// Leased says that it ends by itself, at Until by Swift's clock, which
-	// shows Now, unless it is renewed.
+	// Leased says that the lock ends by itself at Until, unless it is renewed.
+	// Until and Now are times of Swift's clock.
 	Leased     bool
 	Until, Now time.Time
 }
@@ -51,14 +53,14 @@ func (e *LockedError) Error() string {
 	return s
 }
 
-// ErrNotLocked is Unlock's error where there is no mark.
+// ErrNotLocked is Unlock's error if there is no mark.
 var ErrNotLocked = errors.New("not locked")
 
-// ErrLost is Release's error when the mark is not the holder's any more.
+// ErrLost is Release's error if the holder does not have the mark any more.
 var ErrLost = errors.New("the lock is not ours any more")
 
-// ParseMark splits a mark, "HOLDER@UNIX", into who and when. A mark without a
-// time is all holder.
+// ParseMark splits a mark, "HOLDER@UNIX", into holder and time. In a mark
+// without a time, all of it is the holder.
 func ParseMark(mark string) (holder string, since time.Time) {
 	if at := strings.LastIndexByte(mark, '@'); at >= 0 {
 		if sec, err := strconv.ParseInt(mark[at+1:], 10, 64); err == nil && sec > 0 {
@@ -73,8 +75,8 @@ func FormatMark(holder string, since time.Time) string {
 	return fmt.Sprintf("%s@%d", holder, since.Unix())
 }
 
-// Locked returns the error for a volume whose mark is mark, or nil when the
-// mark is empty.
+// Locked returns the error for a volume with this mark, or nil if the mark is
+// empty.
 func Locked(mark string) error {
 	if mark == "" {
 		return nil
@@ -84,26 +86,36 @@ func Locked(mark string) error {
 	return e
 }
 
-// Holder names this process in a mark: "HOST:PID", 0.11's "HOST:PORT" in shape.
+// Holder returns the name of this process for a mark: "HOST:PID". It has the
+// form of 0.11's "HOST:PORT".
 func Holder() string {
 	host, err := os.Hostname()
 	if err != nil || host == "" {
 		host = "unknown"
 	}
-	// Swift takes 256 bytes a value; the time needs some of them.
+	// Swift takes 256 bytes for a value. The time needs some of them.
 	if len(host) > 200 {
 		host = host[:200]
 	}
 	return fmt.Sprintf("%s:%d", host, os.Getpid())
 }
 
-// Mark takes the volume in s's container for holder. It returns the volume's
-// metadata as it was read under the mark. It ends with a *LockedError when
-// somebody else has it, or as volume.Read does.
+// needsLease says why a volume of another version than 1 cannot be taken.
+func needsLease(meta volume.Meta, why error) error {
+	return fmt.Errorf("a disk of version %d of the format needs a lease: %w", meta.Version, why)
+}
+
+// Mark takes the volume in s's container for holder, with the mark only. Only
+// version 1 of the format allows that. Mark returns the volume's metadata as it
+// was read under the mark. If another process holds the volume, it returns a
+// *LockedError. Its other errors are volume.Read's.
 func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta, error) {
 	meta, err := volume.Read(ctx, s)
 	if err != nil {
 		return nil, meta, err
+	}
+	if meta.Version != volume.Version1 {
+		return nil, meta, needsLease(meta, errors.New("there is swiftnbd 0.11's mark only"))
 	}
 	if err := Locked(meta.Client); err != nil {
 		return nil, meta, err
@@ -120,8 +132,9 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 	}
 	now, err := volume.Read(ctx, s)
 	if err == nil && now.Client == h.mark {
-		// These were true of the volume that we found, and we now hold it;
-		// unless somebody came and went before our mark was set.
+		// These were true when we looked, and nobody has had the volume since:
+		// a process that came and went before our mark was set would have left
+		// another Last.
 		if now.Last == meta.Last {
 			now.Blank, now.Map = meta.Blank, meta.Map
 		}
@@ -139,8 +152,8 @@ func Mark(ctx context.Context, s store.Store, holder string) (*Held, volume.Meta
 	return nil, now, fmt.Errorf("read the lock mark back: %w", err)
 }
 
-// takeBack removes a mark of which it is not known whether it was set, as well
-// as it can: if it cannot, the volume stays locked, and names us.
+// takeBack tries to remove a mark that may or may not have been set. If it
+// fails, the volume stays locked, with our name.
 func (h *Held) takeBack(ctx context.Context) {
 	_ = h.ReleaseUnchanged(context.WithoutCancel(ctx))
 }
@@ -148,5 +161,12 @@ func (h *Held) takeBack(ctx context.Context) {
 // Mark returns the mark's text.
 func (h *Held) Mark() string { return h.mark }
 
-// Fence returns what says whether the volume is held still.
+// Epoch returns the number of the lease; 0 where there is only the mark. A lease
+// that ran out while nobody else came goes on under a larger number.
+func (h *Held) Epoch() int64 { return h.epoch.Load() }
+
+// Former returns what the lease before this one kept (Options.Extra).
+func (h *Held) Former() Kept { return h.former }
+
+// Fence returns the fence, which says whether we still hold the volume.
 func (h *Held) Fence() *store.Fence { return h.o.Fence }

@@ -16,24 +16,25 @@ import (
 	"swiftnbd/internal/volume"
 )
 
-// maxEpochs bounds how many leases, one after the other, turn out to be
-// others' before that is an error.
+// maxEpochs bounds how many leases of others may follow each other. More are an
+// error.
 const maxEpochs = 100
 
-// settlePoll is the pause before another look at a lease that somebody is just
-// taking, unfinished how often that is done before it counts as left behind.
-// All who take volumes have to have the same.
+// lookAgain is the pause before another look at a lease that another process is
+// taking. After unfinished looks the lease counts as left behind. All programs
+// that take volumes must have the same values.
 const (
-	settlePoll = 250 * time.Millisecond
+	lookAgain  = 250 * time.Millisecond
 	unfinished = 40
 )
 
-// errAgain says that somebody has come or gone meanwhile: look again.
+// errAgain says that another process has come or gone meanwhile: look again.
 var errAgain = errors.New("the volume has changed hands meanwhile")
 
 // create makes the first lease after number last that nobody has, or returns
-// one that is in mine. While somebody else may be taking one, held is asked
-// whether they have. errAgain says that they have gone.
+// one that is in mine. While another process may be taking a lease, create
+// calls held to find out whether it has taken the volume. errAgain says that
+// the other process is gone.
 func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, held func(context.Context) error) (int64, error) {
 	for epoch := last + 1; epoch <= last+maxEpochs; epoch++ {
 		if mine[epoch] {
@@ -53,16 +54,19 @@ func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, h
 	return 0, fmt.Errorf("leases %d to %d all exist", last+1, last+maxEpochs)
 }
 
-// keyTry begins a key that each who tries to create a lease leaves in it.
+// keyTry is the beginning of a key. Each process that tries to create a lease
+// leaves such a key in it.
 const keyTry = "Swiftnbd-Lease-Try-"
 
-// createOne creates lease number epoch, and says whether it was us who did.
-// Where the answer to the request that did it was lost, and the next was told
-// that the lease exists, it is ours if nobody else has tried: what comes with
-// the request that creates a container is there with it.
+// createOne creates lease number epoch, and says whether this call has created
+// it. The answer to the request that created it may be lost, and the next
+// answer says that the lease exists. Then it is ours if nobody else has tried:
+// the metadata of the request that creates a container are there together with
+// the container.
 func (o *Options) createOne(ctx context.Context, epoch int64) (bool, error) {
 	s := o.Sibling(ContainerName(o.Name, epoch))
-	// Whoever finds it leaves no trace in it: there is room for some only.
+	// If the lease exists already, we must not leave our key in it: a container
+	// has room for some keys only.
 	if _, err := s.Metadata(ctx); !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
 		return false, err
 	}
@@ -86,13 +90,14 @@ func (o *Options) createOne(ctx context.Context, epoch int64) (bool, error) {
 	return md.Items[own] != "", nil
 }
 
-// await looks at lease number epoch, which somebody else has created. It
-// returns nil when it was left behind, or has run out, so that the next number
-// is anybody's: whoever takes a volume is done with it, or gives up, in half
-// the time that it waits here. It ends with errAgain when the lease is gone,
-// since nobody may pass by a number that another might be given, and with a
-// *LockedError when it is somebody's for longer. held ends with an error when
-// the volume is somebody's, and so is await's.
+// await looks at lease number epoch, which another process has created. It
+// returns nil if the lease was left behind or has ended. Then anybody may
+// create the next number: a process that takes a volume finishes or gives up in
+// half of the time that await waits. If the lease is gone, await returns
+// errAgain, since no process may go past a number that another one could still
+// get. If another process holds the lease for longer, await returns a
+// *LockedError. If another process holds the volume, held returns an error, and
+// await returns it.
 func (o *Options) await(ctx context.Context, epoch int64, held func(context.Context) error) error {
 	var (
 		r   record
@@ -113,16 +118,17 @@ func (o *Options) await(ctx context.Context, epoch int64, held func(context.Cont
 		if r.over(c) {
 			return nil
 		}
-		// With jitter: where nobody was told 201, all wait here.
-		if err := sleep(ctx, settlePoll+mrand.N(settlePoll)); err != nil {
+		// The pause is random: if Swift has told 201 to nobody, all processes
+		// wait here.
+		if err := sleep(ctx, lookAgain+mrand.N(lookAgain)); err != nil {
 			return err
 		}
 	}
 	if r.holder == "" || r.never {
 		return nil
 	}
-	// They may have been given the right to write, although the volume does
-	// not say so any more.
+	// The other process may have the right to write, although the volume does
+	// not name it any more.
 	e := &LockedError{Leased: true, Until: r.until, Now: c.latest()}
 	e.Holder, e.Since = ParseMark(r.holder)
 	return e
@@ -139,35 +145,54 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// verify reads the volume's metadata and ends with an error unless it is ours:
-// by mark and number, by the key, and with nobody after us. errAgain says that
-// somebody may be about to take it.
+// verify reads the volume's metadata and returns an error unless we hold the
+// volume: mark, number and key must be ours, and nobody may have the next
+// number. errAgain says that another process may be about to take the volume.
 func (h *Held) verify(ctx context.Context) (volume.Meta, error) {
 	md, err := h.store.Metadata(ctx)
 	if err != nil {
 		return volume.Meta{}, fmt.Errorf("read the lock mark back: %w", err)
 	}
-	if err := h.ours(md); err != nil {
+	if err := h.checkMark(md); err != nil {
+		if h.key != "" && md.Items[KeyFence] == "" && md.Items[volume.KeyClient] == h.mark && md.Items[KeyEpoch] == strconv.FormatInt(h.epoch.Load(), 10) {
+			return volume.Meta{}, ErrNotOwner
+		}
 		return volume.Meta{}, err
 	}
-	_, err = h.o.Sibling(ContainerName(h.o.Name, h.epoch+1)).Metadata(ctx)
+	_, err = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load()+1)).Metadata(ctx)
 	if err == nil {
-		return volume.Meta{}, fmt.Errorf("somebody has lease %d: %w", h.epoch+1, errAgain)
+		return volume.Meta{}, fmt.Errorf("somebody has lease %d: %w", h.epoch.Load()+1, errAgain)
 	}
 	if !errors.Is(err, store.ErrContainerNotFound) {
-		return volume.Meta{}, fmt.Errorf("look at lease %d: %w", h.epoch+1, err)
+		return volume.Meta{}, fmt.Errorf("look at lease %d: %w", h.epoch.Load()+1, err)
 	}
-	return volume.ParseMeta(md.Items)
+	return volume.FromMetadata(md)
 }
 
-// errNumber says that the volume is ours, but not the number that it names: a
-// request of another, or of our own, was late on its way.
+// ErrNotOwner is Acquire's error if Swift has set the mark but not the key,
+// which is in the same request. If the credentials are not those of the
+// account's owner, Swift drops a TempURL key without an error, and does not
+// show one, even if the account's ACL allows everything else
+// (swift_owner_headers of swift/proxy/server.py; read-write in tempauth's
+// X-Account-Access-Control).
+var ErrNotOwner = errors.New("these credentials may write in this account and do not own it: " +
+	"Swift does not let them set the key that its writes are signed with " +
+	"(use the owner's, or an account ACL that gives \"admin\", or lease=0 for swiftnbd 0.11's mark alone)")
+
+// errNumber says that we hold the volume, but it names another number: a late
+// request, ours or another's, has changed it.
 var errNumber = errors.New("the volume names another lease")
 
-// ours ends with ErrLost, and whose it is, unless md says that the volume is
-// ours; with errNumber where it has only to be told the number again.
-func (h *Held) ours(md store.Metadata) error {
+// checkMark returns ErrLost and the holder, unless md says that we hold the
+// volume. It returns errNumber if only the number has to be set again.
+func (h *Held) checkMark(md store.Metadata) error {
+	if h.o.Seen != nil {
+		h.o.Seen(md)
+	}
 	is := md.Items[volume.KeyClient]
+	if h.leased && is != h.mark && h.before(md) {
+		return errBehind
+	}
 	switch {
 	case is == "":
 		return fmt.Errorf("%w: the mark was removed, and is nobody's", ErrLost)
@@ -180,32 +205,54 @@ func (h *Held) ours(md store.Metadata) error {
 	}
 	n, err := strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
 	switch {
-	case err == nil && n == h.epoch:
+	case err == nil && n == h.epoch.Load():
 		return nil
 	case err == nil && h.numbers[n] || h.key != "":
-		// The mark and the key are set with the number, so whoever had taken
-		// the volume would have left theirs.
+		// Mark, key and number are set together. A process that had taken the
+		// volume would have left its own mark and key.
 		return errNumber
 	}
-	return fmt.Errorf("%w: it is under lease %s, not %d", ErrLost, md.Items[KeyEpoch], h.epoch)
+	return fmt.Errorf("%w: it is under lease %s, not %d", ErrLost, md.Items[KeyEpoch], h.epoch.Load())
 }
 
-// discard gives up a volume that we could not take; s is what it was before.
-// marked says that our mark, or the lease's end, was sent and may arrive yet:
-// then the lease is not removed but ended, so that whoever finds the mark can
-// take it over.
-func (h *Held) discard(ctx context.Context, s State, marked bool) {
+// errBehind says that Swift has shown the volume as it was before we took it.
+// The replica that answered has missed our mark, and those that have it were
+// away or slow. This proves nothing.
+var errBehind = errors.New("only a replica that is behind has answered: it shows the volume as it was before this session")
+
+// before says whether md shows the volume as it was before we took it. Only the
+// number may be one that a renewal has set: a replica that has missed the mark
+// may have got this. Nobody writes meanwhile for longer than the lease lasts.
+func (h *Held) before(md store.Metadata) bool {
+	if h.was == nil || md.Items[volume.KeyClient] != h.was[volume.KeyClient] || md.Items[KeyFence] != h.was[KeyFence] {
+		return false
+	}
+	if md.Items[KeyEpoch] == h.was[KeyEpoch] {
+		return true
+	}
+	// The first number was set with the mark. Where it is without the mark,
+	// somebody has removed that.
+	n, err := strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
+	return err == nil && h.numbers[n] && n != h.first
+}
+
+// discard gives up a volume that we could not take. s is its state before.
+// marked says that our mark or the lease's end was sent and may have arrived,
+// or may still arrive. Then the lease is ended and not removed, so that a
+// process that finds the mark can take the volume over. With arrived, nothing
+// is still on its way.
+func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if !marked {
-		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
+		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
 		return
 	}
 	md, err := h.store.Metadata(ctx)
 	if err != nil {
-		return // it runs out
+		return // the lease ends by itself
 	}
-	if md.Items[volume.KeyClient] == h.mark && md.Items[KeyEpoch] == strconv.FormatInt(h.epoch, 10) {
+	if md.Items[volume.KeyClient] == h.mark && md.Items[KeyEpoch] == strconv.FormatInt(h.epoch.Load(), 10) {
 		items := map[string]string{volume.KeyClient: ""}
 		if s.Mark == "" && !s.unclean && md.Items[volume.KeyLast] == s.Meta.Last {
 			if s.Meta.Blank {
@@ -216,14 +263,18 @@ func (h *Held) discard(ctx context.Context, s State, marked bool) {
 		if err := h.store.SetMetadata(ctx, items); err != nil {
 			return
 		}
+		if arrived {
+			_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
+			return
+		}
 	}
-	_ = h.o.endRecord(ctx, h.epoch, h.mark)
+	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, nil)
 }
 
-// remove removes the leases that are ours, or were those of whom we took the
-// volume over from, but for number keep. What cannot be removed is garbage, and
-// so are those of others who came between: where their mark arrives late, it
-// is their lease by which it is seen to be over.
+// remove removes our leases, and those of the holder from whom we took the
+// volume over, except number keep. A lease that cannot be removed is garbage.
+// Leases of others who came in between stay, and are garbage too: if such a
+// mark arrives late, its lease shows that it has ended.
 func (h *Held) remove(ctx context.Context, keep int64) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

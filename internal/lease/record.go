@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -17,20 +18,20 @@ import (
 
 // The keys of a lease's container, and of the volume's that belong to it.
 const (
-	// KeyEpoch, in the volume's container: the number of the lease that
-	// Client was set under.
+	// KeyEpoch, in the volume's container, is the number of the lease under
+	// which Client was set.
 	KeyEpoch = "Swiftnbd-Lease"
-	// KeyFence, in the volume's container, is the key that its writers sign
-	// with: the second of Swift's TempURL keys, so that the first is left to
-	// the user.
+	// KeyFence, in the volume's container, is the key of the writers'
+	// signatures. It is the second of Swift's TempURL keys. The first is left
+	// to the user.
 	KeyFence = "Temp-Url-Key-2"
 
-	// keyHolder and keyUntil, in the lease's own container: the mark of who
-	// holds it, and when it ends by Swift's clock, or "never".
+	// keyHolder and keyUntil, in the lease's own container, are the holder's
+	// mark, and the end by Swift's clock or "never".
 	//
-	// Renewals use slots keys for the end, in turn, and the latest counts: a
-	// renewal's request that arrives when others have been made since must not
-	// make the lease end earlier than its holder knows.
+	// Renewals use slots keys for the end in turn, and the latest end counts. A
+	// request of a renewal that arrives after later ones must not make the
+	// lease end earlier than its holder knows.
 	keyHolder = "Swiftnbd-Lease-Holder"
 	keyUntil  = "Swiftnbd-Lease-Until"
 )
@@ -38,22 +39,14 @@ const (
 // slots is how many ends a lease has.
 const slots = 4
 
-// untilKey returns the key of a lease's end.
-func untilKey(slot int) string {
-	if slot %= slots; slot > 0 {
-		return fmt.Sprintf("%s-%d", keyUntil, slot)
-	}
-	return keyUntil
-}
-
 const (
 	never      = "never"
 	timeFormat = "2006-01-02T15:04:05.000Z07:00"
 )
 
-// ContainerName returns the name of the container that is lease number epoch
-// of the volume: CONTAINER.swiftnbd-lease.N. A name that is too long for that
-// is replaced by its MD5.
+// ContainerName returns the name of the container of the volume's lease number
+// epoch: CONTAINER.swiftnbd-lease.N. If CONTAINER is too long for that, its MD5
+// replaces it.
 func ContainerName(volume string, epoch int64) string {
 	suffix := fmt.Sprintf(".swiftnbd-lease.%d", epoch)
 	if len(volume)+len(suffix) > store.MaxContainerName {
@@ -63,30 +56,32 @@ func ContainerName(volume string, epoch int64) string {
 	return volume + suffix
 }
 
-// record is a lease as it stands in Swift.
+// record is a lease as it is stored in Swift.
 type record struct {
-	holder string    // the mark; empty: whoever made it has not said yet who they are
+	holder string    // the mark; empty: its creator has not written it yet
 	until  time.Time // by Swift's clock; zero: never
 	never  bool
+	kept   Kept
 }
 
-// readRecord reads lease number epoch. It ends with store.ErrContainerNotFound
-// where there is none.
+// readRecord reads lease number epoch. If there is none, it returns
+// store.ErrContainerNotFound.
 func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, error) {
 	sent := time.Now()
 	md, err := o.Sibling(ContainerName(o.Name, epoch)).Metadata(ctx)
 	if err != nil {
 		return record{}, clock{}, err
 	}
-	r := record{holder: md.Items[keyHolder]}
+	r := record{holder: md.Items[keyHolder], kept: keptIn(md.Items)}
 	for slot := range slots {
-		v := md.Items[untilKey(slot)]
+		v := md.Items[slotKey(keyUntil, slot)]
 		if v == "" {
 			continue
 		}
 		until, err := time.Parse(time.RFC3339Nano, v)
 		if err != nil {
-			// never, or not ours to read: it does not end by itself.
+			// The end is "never", or we cannot read it: the lease does not end
+			// by itself.
 			r.never = true
 		} else if until.After(r.until) {
 			r.until = until
@@ -98,38 +93,40 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 	return r, newClock(md, sent), nil
 }
 
-// over says whether the lease has ended, grace ago.
+// over says whether the lease ended at least grace ago.
 func (r record) over(c clock) bool {
 	return r.holder != "" && !r.never && c.earliest().After(r.until.Add(grace))
 }
 
-// before says whether another record of the same holder is more than r.
+// before says whether other, a record of the same holder, ends later than r.
 func (r record) before(other record) bool {
 	return r.holder == other.holder && !r.never && (other.never || r.until.Before(other.until))
 }
 
-// writeRecord says who holds lease number epoch, and until when; zero is for
-// ever.
-func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time, slot int) error {
-	items := map[string]string{keyHolder: mark, untilKey(slot): never}
+// writeRecord writes who holds lease number epoch, and until when. A zero time
+// means for ever. kept goes with it.
+func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time, slot int, kept map[string]string) error {
+	items := map[string]string{keyHolder: mark, slotKey(keyUntil, slot): never}
+	maps.Copy(items, kept)
 	if !until.IsZero() {
-		items[untilKey(slot)] = until.UTC().Format(timeFormat)
+		items[slotKey(keyUntil, slot)] = until.UTC().Format(timeFormat)
 	}
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
 }
 
-// endRecord says that lease number epoch is over.
-func (o *Options) endRecord(ctx context.Context, epoch int64, mark string) error {
+// endRecord writes that lease number epoch has ended. kept goes with it.
+func (o *Options) endRecord(ctx context.Context, epoch int64, mark string, kept map[string]string) error {
 	items := map[string]string{keyHolder: mark}
+	maps.Copy(items, kept)
 	for slot := range slots {
-		items[untilKey(slot)] = ""
+		items[slotKey(keyUntil, slot)] = ""
 	}
 	items[keyUntil] = time.Unix(1, 0).UTC().Format(timeFormat)
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
 }
 
-// clock is what is known of the store's clock: it showed server at some moment
-// from sent to got, cut to whole seconds.
+// clock is a reading of the store's clock. It showed server, cut to whole
+// seconds, at some moment between sent and got.
 type clock struct {
 	server    time.Time
 	sent, got time.Time
@@ -143,50 +140,54 @@ func newClock(md store.Metadata, sent time.Time) clock {
 	return c
 }
 
-// latest returns the store's clock now, or up to a second before it: never
-// after it by more than that. A lease is reckoned with it.
+// latest returns the latest time that the store's clock may show now, apart
+// from the fraction of a second that Date cuts off. It is therefore at most a
+// second before the clock. The end of a lease is computed from it.
 func (c clock) latest() time.Time { return c.server.Add(time.Since(c.sent)) }
 
 // earliest returns a time that the store's clock has passed by now.
 func (c clock) earliest() time.Time { return c.server.Add(time.Since(c.got)) }
 
 // lookAround is how many leases before and after the one that the volume names
-// are looked at for that of the mark.
+// are read to find the lease of the mark.
 const lookAround = 8
 
-// State is how a volume is held.
+// State says how a volume is held.
 type State struct {
 	Meta   volume.Meta
-	Mark   string    // what stands in Client; empty: nobody holds it
+	Mark   string    // the value of Client; empty: nobody holds the volume
 	Holder string    // Mark's holder
 	Since  time.Time // Mark's time
 	Epoch  int64     // the newest lease's number; 0: there was none
-	// Leased says that the mark belongs to a lease, which ends at Until by
-	// Swift's clock unless it is renewed, or Never does.
+	// Leased says that the mark belongs to a lease. It ends at Until by Swift's
+	// clock unless it is renewed. With Never it has no end.
 	Leased  bool
 	Until   time.Time
 	Never   bool
-	Expired bool // it has ended: whoever comes may take the volume over
+	Expired bool // it has ended: anybody may take the volume over
+	// Kept has the items that the newest lease keeps for its holder, or for the
+	// next one.
+	Kept Kept
 	// Fenced says that the container has a key to sign writes with.
 	Fenced bool
 	Now    time.Time // Swift's clock
-	// Objects and Bytes are what Swift has counted in the container: late.
+	// Objects and Bytes are Swift's counts of the container, which are late.
 	Objects, Bytes int64
 
 	items map[string]string
 	clock clock
-	// left says that the newest lease is there although nobody has the mark:
-	// whoever had it did not give it back as we do, and may not know that it
-	// is gone. unclean says so where they did not leave their mark in Last
-	// either: then what the volume says of its content may be old.
+	// left says that the newest lease exists although there is no mark. Its
+	// holder did not give it back as we do, and may not know that the mark is
+	// gone. unclean says that the holder did not leave its mark in Last either.
+	// Then the volume's notes about its content may be old.
 	left, unclean bool
-	// fading is an unclean lease that has not run out: whoever has it will
-	// soon see that it is gone, and is told until then to be the holder.
+	// fading is an unclean lease that has not ended. Its holder will soon
+	// notice that the mark is gone. Until then it counts as the holder.
 	fading *LockedError
 }
 
-// Grant returns a grant with the container's key, for finding out whether
-// signatures are checked; ok is false where there is no key.
+// Grant returns a grant with the container's key, to find out whether
+// signatures are checked. ok is false if there is no key.
 func (s *State) Grant() (g store.Grant, ok bool) {
 	key := s.items[KeyFence]
 	return store.Grant{
@@ -194,7 +195,7 @@ func (s *State) Grant() (g store.Grant, ok bool) {
 	}, key != ""
 }
 
-// Held returns a *LockedError where somebody holds the volume, nil otherwise.
+// Held returns a *LockedError if somebody holds the volume, and otherwise nil.
 func (s *State) Held() error {
 	if s.fading != nil {
 		return s.fading
@@ -205,10 +206,10 @@ func (s *State) Held() error {
 	return &LockedError{Holder: s.Holder, Since: s.Since, Leased: s.Leased && !s.Never, Until: s.Until, Now: s.Now}
 }
 
-// Inspect finds out how the volume is held. It changes nothing. Errors are
-// volume.Read's.
+// Inspect finds out how the volume is held. It changes nothing. Its errors are
+// volume.Read's, or those of requests.
 func Inspect(ctx context.Context, o Options) (State, error) {
-	return o.inspect(store.WithClass(ctx, store.Unlimited))
+	return o.inspect(ctx)
 }
 
 func (o *Options) inspect(ctx context.Context) (State, error) {
@@ -218,7 +219,7 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	meta, err := volume.ParseMeta(md.Items)
+	meta, err := volume.FromMetadata(md)
 	if err != nil {
 		return State{}, err
 	}
@@ -235,8 +236,7 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
 	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
-		// A number that was late on its way may stand in the place of the
-		// mark's own.
+		// A late request may have replaced the number of the mark's own lease.
 		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
 			if r2, c2, err2 := o.readRecord(ctx, n); err2 == nil && r2.holder == s.Mark && !r2.before(r) {
 				r, c, err = r2, c2, nil
@@ -245,8 +245,8 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	}
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrForbidden):
-		// It was given back; or the mark is another's, or the lease was
-		// removed by hand; or the mark is all that we may see.
+		// The lease was given back, or the mark belongs to no lease, or
+		// somebody has removed the lease by hand, or we may not read the lease.
 		return s, nil
 	case err != nil:
 		return s, fmt.Errorf("look at the lease: %w", err)
@@ -254,27 +254,30 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	s.clock, s.Now = c, c.latest()
 	switch {
 	case s.Mark == "":
+		s.Kept = r.kept
 		s.left, s.unclean = true, r.holder != s.Meta.Last
 		if s.unclean && r.holder != "" && !r.never && !r.over(c) {
 			s.fading = &LockedError{Leased: true, Until: r.until, Now: s.Now}
 			s.fading.Holder, s.fading.Since = ParseMark(r.holder)
 		}
 	case r.holder == s.Mark:
+		s.Kept = r.kept
 		s.Leased, s.Until, s.Never = true, r.until, r.never
 		s.Expired = r.over(c)
 	}
 	return s, nil
 }
 
-// margin is how long before its lease's end a holder stops: more than the
-// second by which Swift's clock may be misread.
+// margin is how long before the end of its lease a holder stops. It is more
+// than the second by which Swift's clock may be misread.
 func (o *Options) margin() time.Duration { return min(2*time.Second, o.Term/3) }
 
-// grace is how long after a lease's end it counts as over: the clocks of
-// Swift's servers differ a little, and what was under way comes to its end.
+// grace is how long after its end a lease counts as over. The clocks of Swift's
+// servers differ a little, and requests under way have time to end.
 const grace = 2 * time.Second
 
-// renewEvery is the pause between renewals: three fit before the holder stops.
+// renewEvery is the pause between renewals. Three fit in before the holder
+// stops.
 func (o *Options) renewEvery() time.Duration { return (o.Term - o.margin()) / 3 }
 
 // step bounds one request of a renewal.

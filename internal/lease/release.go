@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -14,20 +15,22 @@ import (
 	"swiftnbd/internal/volume"
 )
 
-// Release gives the volume back: the mark moves to Last, as 0.11 does it. It
-// ends with ErrLost, and changes nothing, when the volume is not ours any more.
+// Release gives the volume back: the mark moves to Last, as with 0.11. If we do
+// not hold the volume any more, it changes nothing and returns ErrLost.
 func (h *Held) Release(ctx context.Context) error {
 	return h.release(ctx, map[string]string{volume.KeyLast: h.mark})
 }
 
-// ReleaseMapped is Release for a session that has saved the map of the chunks
-// under its mark.
-func (h *Held) ReleaseMapped(ctx context.Context) error {
-	return h.release(ctx, map[string]string{volume.KeyLast: h.mark, volume.KeyMap: h.mark})
+// ReleaseWith is Release for a session that has items to set in the volume's
+// metadata, in the same request: of version 1, that its map holds.
+func (h *Held) ReleaseWith(ctx context.Context, items map[string]string) error {
+	all := map[string]string{volume.KeyLast: h.mark}
+	maps.Copy(all, items)
+	return h.release(ctx, all)
 }
 
-// ReleaseUnchanged is Release for a session that has written nothing: all is
-// as it was found, Last too.
+// ReleaseUnchanged is Release for a session that has written nothing. It leaves
+// everything as it was before, Last too.
 func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 	items := map[string]string{}
 	if h.found.Blank {
@@ -39,11 +42,11 @@ func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 	return h.release(ctx, items)
 }
 
-// release removes the mark, sets items with it, and removes the lease. After
-// an error it is not renewed any more, and nothing is written under it: it
-// runs out, unless it has been given back without our knowing.
+// release removes the mark, sets items in the same request, and removes the
+// lease. After an error the lease is not renewed any more, and nothing is
+// written under it. It ends by itself, unless it was given back and only the
+// answer was lost.
 func (h *Held) release(ctx context.Context, items map[string]string) error {
-	ctx = store.WithClass(ctx, store.Unlimited)
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -56,15 +59,16 @@ func (h *Held) release(ctx context.Context, items map[string]string) error {
 	return nil
 }
 
-// retakes is how often a lease that has run out is taken again to be given back.
+// retakes is how often a lease that has ended is taken again to be given back.
 const retakes = 4
 
-// giveBack removes the mark and sets items, as long as the volume is ours: a
-// request that takes longer than that would be against whoever took it over.
+// giveBack removes the mark and sets items, as long as we hold the volume. A
+// request that takes longer could harm a process that has taken the volume
+// over.
 func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 	for try := 1; h.leased && errors.Is(h.o.Fence.Check(), store.ErrLapsed); try++ {
 		err := h.retake(ctx)
-		if err != nil && (errors.Is(err, ErrLost) || try == retakes || sleep(ctx, settlePoll) != nil) {
+		if err != nil && (errors.Is(err, ErrLost) || try == retakes || sleep(ctx, lookAgain) != nil) {
 			return err
 		}
 	}
@@ -76,62 +80,65 @@ func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 	if _, err := h.certain(ctx); err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
-	// From here on it may come about at any time, whatever the answer is.
+	// From here on the request may take effect at any time, with any answer.
 	h.o.Fence.Lose(errReleased)
 	items[volume.KeyClient] = ""
-	for {
+	for stayed := false; ; stayed = true {
 		if err := h.store.SetMetadata(ctx, items); err != nil {
 			return err
 		}
-		if !h.marked(ctx) {
-			return nil
+		marked, err := h.marked(ctx)
+		if err != nil && stayed {
+			return fmt.Errorf("whether the change is made by Swift: %w", err)
 		}
-		// A change that comes through a proxy whose clock is slow is
-		// answered as if it had been made.
-		if err := sleep(ctx, settlePoll); err != nil {
-			return fmt.Errorf("Swift does not make the change: %w", err)
+		if !marked {
+			return nil // or it cannot be told: then the answer is believed
+		}
+		// If a proxy's clock is slow, it answers as if the change had been
+		// made.
+		if err := sleep(ctx, lookAgain); err != nil {
+			return fmt.Errorf("the change is not made by Swift: %w", err)
 		}
 	}
 }
 
-// marked says whether our mark is known to be in the volume's metadata.
-func (h *Held) marked(ctx context.Context) bool {
-	md, err := h.store.Metadata(store.WithHint(ctx))
+// marked says whether our mark is in the volume's metadata.
+func (h *Held) marked(ctx context.Context) (bool, error) {
+	md, err := h.store.MetadataHint(ctx)
 	if err == nil && md.Items[volume.KeyClient] == h.mark {
-		md, err = h.store.Metadata(ctx) // that copy may be behind
+		md, err = h.store.Metadata(ctx) // the first copy may be behind
 	}
-	return err == nil && md.Items[volume.KeyClient] == h.mark
+	return err == nil && md.Items[volume.KeyClient] == h.mark, err
 }
 
 var errReleased = fmt.Errorf("%w: it was given back", ErrLost)
 
-// Keep ends the renewals and leaves the volume held, for ever where that can
-// still be said: whoever wants it has to look what has become of the data that
-// we could not write.
+// Keep ends the renewals and leaves the volume held. If it still can, it makes
+// the lease last for ever. Somebody then has to look at the data that we could
+// not write.
 func (h *Held) Keep(ctx context.Context) {
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leased && h.o.Fence.Lost() == nil {
-		_ = h.o.writeRecord(store.WithClass(ctx, store.Unlimited), h.epoch, h.mark, time.Time{}, h.slot)
+		_ = h.o.writeRecord(ctx, h.epoch.Load(), h.mark, time.Time{}, h.slot, h.kept(false))
 	}
 	h.o.Fence.Lose(errReleased)
 }
 
-// Break removes whatever mark there is and returns it, without a look at
-// leases; see Unlock.
+// Break removes any mark and returns it. It does not look at leases; see
+// Unlock.
 func Break(ctx context.Context, s store.Store) (mark string, err error) {
 	state, err := Unlock(ctx, Options{Store: s})
 	return state.Mark, err
 }
 
-// Unlock takes the volume from whoever holds it, and gives it to nobody: an
-// operator's unlock. What they write from then on, signed with the old key, is
-// refused by Swift. It returns how the volume was held, and ends with
-// ErrNotLocked where it was not.
+// Unlock is an operator's unlock: it takes the volume from its holder and gives
+// it to nobody. Swift refuses what the former holder writes from then on, since
+// it is signed with the old key. Unlock returns how the volume was held. If it
+// was not, it returns ErrNotLocked.
 func Unlock(ctx context.Context, o Options) (State, error) {
 	o.fill()
-	ctx = store.WithClass(ctx, store.Unlimited)
 	s, err := o.inspect(ctx)
 	if err != nil {
 		return s, err
@@ -143,9 +150,10 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		volume.KeyClient: "", volume.KeyLast: s.Mark, volume.KeyBlank: "", volume.KeyMap: "",
 	}
 	old := []int64{s.Epoch}
-	epoch := int64(0)
+	epoch, stays := int64(0), int64(0) // the second is not deleted
 	if s.Epoch > 0 && o.Sibling != nil {
-		// A number of our own: the former holder cannot have it to go on with.
+		// Take a number of our own. The former holder cannot create it, and
+		// cannot go on with it.
 		for epoch = s.Epoch + 1; epoch <= s.Epoch+maxEpochs; epoch++ {
 			created, err := o.Sibling(ContainerName(o.Name, epoch)).CreateContainer(ctx, nil)
 			if err != nil && !errors.Is(err, store.ErrForbidden) {
@@ -159,8 +167,20 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			}
 		}
 		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
+		if len(s.Kept) > 0 && len(old) > 1 {
+			// Whoever comes next is to find what the holder has kept: in a lease
+			// that is over, which they remove.
+			if err := o.endRecord(ctx, epoch, s.Mark, s.Kept.items()); err != nil {
+				_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
+				return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, err)
+			}
+			stays = epoch
+		}
 		defer func() {
 			for _, e := range old {
+				if e == stays {
+					continue
+				}
 				_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
 			}
 		}()
@@ -169,13 +189,13 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		items[KeyFence] = rand.Text()
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
-		old = old[1:] // all is as it was
+		old, stays = old[1:], 0 // nothing has changed
 		return s, fmt.Errorf("remove the lock mark: %w", err)
 	}
 	return s, nil
 }
 
-// Drop ends the lease of a volume that has been deleted, mark and all.
+// Drop ends the lease of a volume that has been deleted with its mark.
 func (h *Held) Drop(ctx context.Context) error {
 	h.end()
 	h.mu.Lock()
@@ -184,11 +204,10 @@ func (h *Held) Drop(ctx context.Context) error {
 	if !h.leased {
 		return nil
 	}
-	ctx = store.WithClass(ctx, store.Unlimited)
-	h.remove(ctx, h.epoch)
-	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch)).DeleteContainer(ctx)
+	h.remove(ctx, h.epoch.Load())
+	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
-		return fmt.Errorf("delete lease %d: %w", h.epoch, err)
+		return fmt.Errorf("delete lease %d: %w", h.epoch.Load(), err)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func (h *Held) begin() {
 	if h.o.Term == Forever {
 		return
 	}
-	ctx, cancel := context.WithCancel(store.WithClass(context.Background(), store.Unlimited))
+	ctx, cancel := context.WithCancel(context.Background())
 	h.stop, h.done = cancel, make(chan struct{})
 	go h.loop(ctx)
 }
@@ -46,8 +46,8 @@ func (h *Held) loop(ctx context.Context) {
 		pause = h.o.renewEvery()
 	}
 	lapsed := false
-	// The first look comes soon: whoever read the volume's metadata before our
-	// mark was there, as 0.11 does it, may have set theirs since.
+	// The first look comes soon. A program such as 0.11 may have read the
+	// volume's metadata before our mark was there, and set its own mark since.
 	next := min(pause, markWait)
 	for {
 		t := time.NewTimer(next)
@@ -66,12 +66,12 @@ func (h *Held) loop(ctx context.Context) {
 			return
 		case errors.Is(err, ErrLost):
 			h.lose(err)
-			if h.leased { // so that nobody waits for it
+			if h.leased { // so that no request waits for the lease
 				ctx, cancel := h.bounded(ctx)
 				defer cancel()
 				h.mu.Lock()
 				defer h.mu.Unlock()
-				_ = h.o.endRecord(ctx, h.epoch, h.mark)
+				_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, nil)
 			}
 			return
 		case err == nil:
@@ -80,7 +80,8 @@ func (h *Held) loop(ctx context.Context) {
 			}
 			lapsed, next = false, pause
 		default:
-			// A third of the pause, so that an outage's end is soon seen.
+			// Try again after a third of the pause, to see the end of an outage
+			// soon.
 			next = max(min(pause/3, time.Second), 10*time.Millisecond)
 			if !lapsed && h.o.Fence.Check() != nil {
 				lapsed = true
@@ -90,9 +91,10 @@ func (h *Held) loop(ctx context.Context) {
 	}
 }
 
-// doubt has the signatures tried again: one was refused. Where that is so
-// although the volume is ours, a replica of its container may be behind, and a
-// proxy know an older key for as long as that takes; then the writes go without.
+// doubt makes the next renewal check the signatures again, because Swift has
+// refused one. If we hold the volume all the same, a replica of its container
+// may be behind, and a proxy may know an older key for as long as that lasts.
+// Then the writes go without a signature.
 func (h *Held) doubt() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -105,8 +107,9 @@ func (h *Held) lose(err error) {
 	h.o.Log("%v", err)
 }
 
-// tend makes sure once that the volume is ours, and goes on to be. ErrLost
-// says that it is not; any other error, that it could not be found out.
+// tend checks once that we hold the volume, and renews the lease. ErrLost says
+// that we do not hold it. Any other error says that this could not be found
+// out.
 func (h *Held) tend(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -131,7 +134,7 @@ func (h *Held) bounded(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, h.o.step())
 }
 
-// look reads the volume's metadata, and holds it against what it should be.
+// look reads the volume's metadata, and compares it with what it should be.
 func (h *Held) look(ctx context.Context) error {
 	_, err := h.read(ctx)
 	if errors.Is(err, errNumber) {
@@ -140,17 +143,18 @@ func (h *Held) look(ctx context.Context) error {
 	return err
 }
 
-// read is look; it says what Swift's clock shows, too. While the lease holds,
-// and Swift sees to it that nobody else's data is harmed, any copy of the
-// metadata will do that calls the volume ours: it is read again at the next
-// renewal. A copy that does not may be behind, and proves nothing.
+// read is look, and also returns a reading of Swift's clock. While the lease
+// holds and writes are signed, Swift itself protects the data of others. Then
+// any copy of the metadata that names us is enough, since it is read again at
+// the next renewal. A copy that does not name us may be behind, and proves
+// nothing.
 func (h *Held) read(ctx context.Context) (clock, error) {
 	ctx, cancel := h.bounded(ctx)
 	defer cancel()
 	if h.signed && h.o.Fence.Check() == nil {
 		sent := time.Now()
-		md, err := h.store.Metadata(store.WithHint(ctx))
-		if err == nil && h.ours(md) == nil {
+		md, err := h.store.MetadataHint(ctx)
+		if err == nil && h.checkMark(md) == nil {
 			return newClock(md, sent), nil
 		}
 	}
@@ -161,11 +165,12 @@ func (h *Held) read(ctx context.Context) (clock, error) {
 	return c, err
 }
 
-// looks is how often a volume has to seem another's until that is believed. Of
-// two changes in one second it cannot always be told which is newer.
+// looks is how many readings in a row must say that another process holds the
+// volume, or that we have never had it, before we believe it. If there were two changes in one second, we
+// cannot always tell which is newer.
 const looks = 3
 
-// certain is ours, of the volume's metadata as they are now.
+// certain checks the newest copy of the volume's metadata that it can find.
 func (h *Held) certain(ctx context.Context) (clock, error) {
 	for try := 1; ; try++ {
 		sent := time.Now()
@@ -173,29 +178,38 @@ func (h *Held) certain(ctx context.Context) (clock, error) {
 		if err != nil {
 			return clock{}, err
 		}
-		if err = h.ours(md); !errors.Is(err, ErrLost) || try == looks {
+		if err = h.checkMark(md); !errors.Is(err, ErrLost) && !errors.Is(err, errBehind) || try == looks {
 			return newClock(md, sent), err
 		}
 	}
 }
 
-// renew puts the lease's end off. First it says so, and then it looks whether
-// the volume is ours still, while whoever takes it over does it the other way
-// round: one of the two sees the other.
+// renew moves the lease's end. It first writes the new end, and then looks
+// whether we still hold the volume. A process that takes the volume over does
+// this in the opposite order, so one of the two sees the other.
 func (h *Held) renew(ctx context.Context) error {
-	// How late it is in Swift: what the grant was reckoned with, run on.
+	// Compute the time of Swift's clock from the reading in the grant.
 	g, err := h.o.Fence.Grant()
 	if err != nil {
 		return err
+	}
+	if h.unsure {
+		// Do not move the end before it is certain that there is a volume that
+		// names us. It may have been deleted and made anew.
+		if err := h.look(ctx); err != nil {
+			return err
+		}
+		h.unsure = false
 	}
 	begun := time.Now()
 	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
 	bounded, cancel := h.bounded(ctx)
 	h.slot++
-	err = h.o.writeRecord(bounded, h.epoch, h.mark, until, h.slot)
+	err = h.o.writeRecord(bounded, h.epoch.Load(), h.mark, until, h.slot, h.kept(false))
 	cancel()
 	if errors.Is(err, store.ErrContainerNotFound) {
-		// Removed, by whoever took it or by hand: the volume tells.
+		// Somebody has removed the lease: a process that took the volume, or a
+		// person. The volume's metadata say which.
 		if err := h.look(ctx); err != nil {
 			return err
 		}
@@ -212,6 +226,7 @@ func (h *Held) renew(ctx context.Context) error {
 		c, err = h.read(ctx)
 	}
 	if err != nil {
+		h.unsure = errors.Is(err, errBehind)
 		return err
 	}
 	if h.o.Fence.Check() != nil {
@@ -221,22 +236,22 @@ func (h *Held) renew(ctx context.Context) error {
 	return nil
 }
 
-// number tells the volume the number of our lease.
+// number writes the number of our lease into the volume's metadata.
 func (h *Held) number(ctx context.Context) error {
 	ctx, cancel := h.bounded(ctx)
 	defer cancel()
-	return h.store.SetMetadata(ctx, map[string]string{KeyEpoch: strconv.FormatInt(h.epoch, 10)})
+	return h.store.SetMetadata(ctx, map[string]string{KeyEpoch: strconv.FormatInt(h.epoch.Load(), 10)})
 }
 
-// retake takes a lease again that has run out, by the next number, as anybody
-// else would have to. The volume's mark and key are still ours then, so nobody
-// has had it in between.
+// retake takes the volume again after the lease has ended, with the next
+// number, like any other process. The volume's mark and key must still be ours,
+// so nobody has held it in between.
 func (h *Held) retake(ctx context.Context) error {
 	c, err := h.read(ctx)
 	if err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
-	epoch, err := h.o.create(ctx, h.epoch, h.numbers, h.look)
+	epoch, err := h.o.create(ctx, h.epoch.Load(), h.numbers, h.look)
 	if err != nil {
 		return err
 	}
@@ -245,21 +260,21 @@ func (h *Held) retake(ctx context.Context) error {
 	h.slot++
 	bounded, cancel := h.bounded(ctx)
 	defer cancel()
-	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.slot); err != nil {
+	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.slot, h.kept(true)); err != nil {
 		return err
 	}
-	// One more look, for whoever had an earlier number than this one.
+	// Look once more, because of a process that may have had an earlier number.
 	if c, err = h.read(bounded); err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
-	// As in take: whoever was stopped here must not disturb those who came.
+	// As in take: a process that was stopped here must not disturb a later one.
 	if h.o.late(begun) {
 		return errAgain
 	}
-	was := h.epoch
-	h.epoch = epoch
+	was := h.epoch.Load()
+	h.epoch.Store(epoch)
 	if err := h.number(bounded); err != nil {
-		h.epoch = was
+		h.epoch.Store(was)
 		return err
 	}
 	if _, err := h.verify(bounded); err != nil {

@@ -95,10 +95,12 @@ type party struct {
 	n     int
 	dead  bool
 	held  *lease.Held
+	extra map[string]string // what it has kept in its leases
 
 	refuse bool              // good signatures are refused
 	stale  map[string]string // of the volume's items, in copies that are only hints
 	hints  int               // how many of those were read
+	only   map[string]string // of the volume's items, in all copies
 }
 
 // behind has good signatures refused, or not any more.
@@ -146,7 +148,24 @@ type dated struct {
 func (d dated) Metadata(ctx context.Context) (store.Metadata, error) {
 	md, err := d.Store.Metadata(ctx)
 	md.Date = d.p.clock()
-	if d.p.stale != nil && err == nil && store.IsHint(ctx) {
+	d.p.mu.Lock()
+	defer d.p.mu.Unlock()
+	if err == nil {
+		maps.Copy(md.Items, d.p.only)
+	}
+	return md, err
+}
+
+// shows has the party see these items of the volume, whatever they are.
+func (p *party) shows(items map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.only = items
+}
+
+func (d dated) MetadataHint(ctx context.Context) (store.Metadata, error) {
+	md, err := d.Metadata(ctx)
+	if d.p.stale != nil && err == nil {
 		maps.Copy(md.Items, d.p.stale)
 		d.p.mu.Lock()
 		d.p.hints++
@@ -198,6 +217,11 @@ func (p *party) options() lease.Options {
 	o := lease.Options{
 		Store: p.reach("v"), Name: "v", Sibling: p.reach, Holder: p.name, Term: p.term, Fence: fence,
 		Log: func(format string, args ...any) { p.note(p.name + ": " + fmt.Sprintf(format, args...)) },
+	}
+	o.Extra = func() map[string]string {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.extra
 	}
 	if !p.plain {
 		o.CheckFence = func(ctx context.Context, g store.Grant) error {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// Package metrics counts what goes between clients, cache and Swift, and shows
-// the counts: as Prometheus scrapes them, and as a few lines of text at the
-// end. It uses the official Prometheus client library.
+// Package metrics counts the traffic between clients, cache and Swift. It shows
+// the counts in two ways: to Prometheus, and as a few lines of text at the end.
+// It uses the official Prometheus client library.
 package metrics
 
 import (
@@ -22,7 +22,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"swiftnbd/internal/cache"
 	"swiftnbd/internal/store"
 )
 
@@ -81,7 +80,7 @@ func (m *Metrics) Store(s store.Store) store.Store {
 	})
 }
 
-// status names how a request ended: an HTTP status where there was one.
+// status names how a request ended: the HTTP status if there was one.
 func status(op store.Op, err error) string {
 	var se *store.StatusError
 	switch {
@@ -98,38 +97,90 @@ func status(op store.Op, err error) string {
 // Retried counts a request that is tried again.
 func (m *Metrics) Retried() { m.retries.Inc() }
 
-// Volume counts one volume's clients and watches its cache, for as long as the
-// process lives: the volume may close and open again meanwhile.
+// Counts is what is shown of a volume that is open, as device.Stats has it.
+type Counts struct {
+	Hits, Misses, Fetches, Fills, Ahead, Uploads, Deletes, Failures, Evicted, Flushes int64
+
+	Used, Dirty int64 // bytes of memory
+	FlushTime   time.Duration
+	DirtyAge    time.Duration
+
+	// Of version 2 only, if Logged.
+	Logged                              bool
+	Objects, Stored, Live, Garbage, Log int64
+	ByClients, ByCollector, ByMap       int64 // bytes written
+}
+
+// logGauges are the gauges of a disk of version 2.
+var logGauges = [...]struct {
+	name, help string
+	of         func(*Counts) float64
+}{
+	{"log_objects", "Data objects that the disk needs.", func(c *Counts) float64 { return float64(c.Objects) }},
+	{"log_bytes", "Bytes of data objects in Swift, with garbage.", func(c *Counts) float64 { return float64(c.Stored) }},
+	{"log_live_bytes", "Bytes of the disk that have data.", func(c *Counts) float64 { return float64(c.Live) }},
+	{"log_garbage_bytes", "Of the bytes in Swift, those that nothing needs.", func(c *Counts) float64 { return float64(c.Garbage) }},
+	{"log_use_ratio", "How much of the bytes in Swift is needed, 0 to 1.", func(c *Counts) float64 {
+		if c.Stored == 0 {
+			return 1
+		}
+		return 1 - float64(c.Garbage)/float64(c.Stored)
+	}},
+	{"log_amplification_ratio", "Bytes in Swift for each byte of the disk that has data; 0 if none has.", func(c *Counts) float64 {
+		if c.Live == 0 {
+			return 0
+		}
+		return float64(c.Stored) / float64(c.Live)
+	}},
+	{"log_length_objects", "Data objects after the newest root: opening the disk reads them.", func(c *Counts) float64 { return float64(c.Log) }},
+}
+
+// logWriters are who writes objects of a disk of version 2.
+var logWriters = [...]struct {
+	by string
+	of func(*Counts) int64
+}{
+	{"clients", func(c *Counts) int64 { return c.ByClients }},
+	{"collector", func(c *Counts) int64 { return c.ByCollector }},
+	{"map", func(c *Counts) int64 { return c.ByMap }},
+}
+
+// Volume counts the bytes of one volume's clients and watches its disk. It lives
+// as long as the process. The volume may close and open again meanwhile.
 type Volume struct {
 	Read, Written atomic.Int64 // bytes of clients' requests
 
 	m         *Metrics
 	container string
 
-	mu    sync.Mutex // guards all below
-	cache *cache.Cache
-	base  [len(cacheCounters)]float64 // what caches before this one counted
+	mu   sync.Mutex                  // guards all below
+	read func() Counts               // nil: the volume is not open
+	base [len(cacheCounters)]float64 // what was counted when it was open before
+
+	logged bool                     // it is of version 2
+	wrote  [len(logWriters)]float64 // as base
 }
 
-// cacheCounters are the cache's counters as they are shown.
+// cacheCounters are the counters as they are shown.
 var cacheCounters = [...]struct {
 	name, help string
-	of         func(*cache.Stats) *atomic.Int64
+	of         func(*Counts) int64
 }{
-	{"cache_hits_total", "Pieces of reads that were answered from memory.", func(s *cache.Stats) *atomic.Int64 { return &s.Hits }},
-	{"cache_misses_total", "Pieces of reads that waited for Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Misses }},
-	{"cache_fetches_total", "Reads of Swift by the cache.", func(s *cache.Stats) *atomic.Int64 { return &s.Fetches }},
-	{"cache_fills_total", "Of them, to complete a chunk before its upload.", func(s *cache.Stats) *atomic.Int64 { return &s.Fills }},
-	{"cache_readahead_total", "Of them, ahead of a sequential reader.", func(s *cache.Stats) *atomic.Int64 { return &s.Ahead }},
-	{"cache_uploads_total", "Chunks written to Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Uploads }},
-	{"cache_deletes_total", "Chunks deleted in Swift.", func(s *cache.Stats) *atomic.Int64 { return &s.Deletes }},
-	{"cache_upload_failures_total", "Uploads that failed, to be tried again.", func(s *cache.Stats) *atomic.Int64 { return &s.Failures }},
-	{"cache_evictions_total", "Clean chunks that made room.", func(s *cache.Stats) *atomic.Int64 { return &s.Evicted }},
-	{"flushes_total", "Flushes by clients, and the last one's own.", func(s *cache.Stats) *atomic.Int64 { return &s.Flushes }},
+	{"cache_hits_total", "Pieces of reads that were answered from memory.", func(c *Counts) int64 { return c.Hits }},
+	{"cache_misses_total", "Pieces of reads that waited for Swift.", func(c *Counts) int64 { return c.Misses }},
+	{"cache_fetches_total", "Reads of Swift by the cache.", func(c *Counts) int64 { return c.Fetches }},
+	{"cache_fills_total", "Of them, to complete a chunk before its upload.", func(c *Counts) int64 { return c.Fills }},
+	{"cache_readahead_total", "Of them, ahead of a sequential reader.", func(c *Counts) int64 { return c.Ahead }},
+	{"cache_uploads_total", "Chunks written to Swift.", func(c *Counts) int64 { return c.Uploads }},
+	{"cache_deletes_total", "Chunks deleted in Swift.", func(c *Counts) int64 { return c.Deletes }},
+	{"cache_upload_failures_total", "Uploads that failed, to be tried again.", func(c *Counts) int64 { return c.Failures }},
+	{"cache_evictions_total", "Clean chunks that made room.", func(c *Counts) int64 { return c.Evicted }},
+	{"flushes_total", "Flushes by clients, and the last one's own.", func(c *Counts) int64 { return c.Flushes }},
 }
 
-// Watch begins to show a volume that was opened, until Close.
-func (m *Metrics) Watch(container string, c *cache.Cache) *Volume {
+// Watch begins to show a volume that was opened, until Close. read returns what
+// it has counted since.
+func (m *Metrics) Watch(container string, read func() Counts) *Volume {
 	m.mu.Lock()
 	v := m.volumes[container]
 	if v == nil {
@@ -139,7 +190,7 @@ func (m *Metrics) Watch(container string, c *cache.Cache) *Volume {
 	}
 	m.mu.Unlock()
 	v.mu.Lock()
-	v.cache = c
+	v.read = read
 	v.mu.Unlock()
 	return v
 }
@@ -152,14 +203,28 @@ func (v *Volume) usedDesc() *prometheus.Desc {
 	return v.desc("cache_bytes", "Memory in use, clean, dirty and in flight.")
 }
 
-// clientDesc is the one whose label is not only the container.
+// clientDesc describes the only counter that has another label besides the
+// container.
 func (v *Volume) clientDesc() *prometheus.Desc {
 	return prometheus.NewDesc("swiftnbd_client_bytes_total", "Bytes read and written by clients.",
 		[]string{"direction"}, prometheus.Labels{"container": v.container})
 }
 
 func (v *Volume) dirtyDesc() *prometheus.Desc {
-	return v.desc("cache_dirty_bytes", "Bytes that Swift lacks.")
+	return v.desc("cache_dirty_bytes", "Of the memory in use, bytes that Swift lacks.")
+}
+
+func (v *Volume) flushDesc() *prometheus.Desc {
+	return v.desc("cache_flush_seconds", "How long a flush would take now, as Swift did lately.")
+}
+
+func (v *Volume) writtenDesc() *prometheus.Desc {
+	return prometheus.NewDesc("swiftnbd_log_written_bytes_total", "Bytes of objects of the log written, by who had them written.",
+		[]string{"by"}, prometheus.Labels{"container": v.container})
+}
+
+func (v *Volume) ageDesc() *prometheus.Desc {
+	return v.desc("cache_dirty_age_seconds", "For how long the oldest byte that Swift lacks has waited; 0 if Swift lacks none.")
 }
 
 // Describe implements prometheus.Collector.
@@ -169,46 +234,72 @@ func (v *Volume) Describe(ch chan<- *prometheus.Desc) {
 	}
 	ch <- v.usedDesc()
 	ch <- v.dirtyDesc()
+	ch <- v.flushDesc()
+	ch <- v.ageDesc()
 	ch <- v.clientDesc()
+	for _, k := range logGauges {
+		ch <- v.desc(k.name, k.help)
+	}
+	ch <- v.writtenDesc()
 }
 
 // Collect implements prometheus.Collector.
 func (v *Volume) Collect(ch chan<- prometheus.Metric) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	var used, dirty int64
+	var now Counts
+	if v.read != nil {
+		now = v.read()
+	}
 	for i, k := range cacheCounters {
-		n := v.base[i]
-		if v.cache != nil {
-			n += float64(k.of(v.cache.Stats()).Load())
-		}
+		n := v.base[i] + float64(k.of(&now))
 		ch <- prometheus.MustNewConstMetric(v.desc(k.name, k.help), prometheus.CounterValue, n)
 	}
-	if v.cache != nil {
-		used = v.cache.Used()
-		dirty, _ = v.cache.Dirty()
-	}
-	ch <- prometheus.MustNewConstMetric(v.usedDesc(), prometheus.GaugeValue, float64(used))
+	// Chunks are counted one after another. Some are written or evicted
+	// meanwhile.
+	dirty := min(now.Dirty, now.Used)
+	ch <- prometheus.MustNewConstMetric(v.usedDesc(), prometheus.GaugeValue, float64(now.Used))
 	ch <- prometheus.MustNewConstMetric(v.dirtyDesc(), prometheus.GaugeValue, float64(dirty))
+	ch <- prometheus.MustNewConstMetric(v.flushDesc(), prometheus.GaugeValue, now.FlushTime.Seconds())
+	ch <- prometheus.MustNewConstMetric(v.ageDesc(), prometheus.GaugeValue, now.DirtyAge.Seconds())
 	ch <- prometheus.MustNewConstMetric(v.clientDesc(), prometheus.CounterValue, float64(v.Read.Load()), "read")
 	ch <- prometheus.MustNewConstMetric(v.clientDesc(), prometheus.CounterValue, float64(v.Written.Load()), "write")
+	v.logged = v.logged || now.Logged
+	if !v.logged {
+		return
+	}
+	for i, w := range logWriters {
+		n := v.wrote[i] + float64(w.of(&now))
+		ch <- prometheus.MustNewConstMetric(v.writtenDesc(), prometheus.CounterValue, n, w.by)
+	}
+	if !now.Logged {
+		return // it is not open: how its log is used is not known
+	}
+	for _, k := range logGauges {
+		ch <- prometheus.MustNewConstMetric(v.desc(k.name, k.help), prometheus.GaugeValue, k.of(&now))
+	}
 }
 
-// Close is called when the volume is closed. What was counted stays.
+// Close is called when the volume is closed. The counts stay.
 func (v *Volume) Close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.cache == nil {
+	if v.read == nil {
 		return
 	}
+	now := v.read()
 	for i, k := range cacheCounters {
-		v.base[i] += float64(k.of(v.cache.Stats()).Load())
+		v.base[i] += float64(k.of(&now))
 	}
-	v.cache = nil
+	v.logged = v.logged || now.Logged
+	for i, w := range logWriters {
+		v.wrote[i] += float64(w.of(&now))
+	}
+	v.read = nil
 }
 
-// Listen opens what the metrics are served on: "HOST:PORT" or "unix:PATH". A
-// socket that is left over from before, with nobody behind it, is replaced.
+// Listen opens the socket on which the metrics are served: "HOST:PORT" or
+// "unix:PATH". A Unix socket that a dead process has left behind is replaced.
 func Listen(address string) (net.Listener, error) {
 	path, isUnix := strings.CutPrefix(address, "unix:")
 	if !isUnix {
@@ -231,6 +322,29 @@ func Listen(address string) (net.Listener, error) {
 	return net.Listen("unix", path)
 }
 
+// ListenFile is Listen for a process that hands the socket to another process.
+// That process opens it with net.FileListener. The group may use a Unix socket
+// too. The socket stays when the file is closed.
+func ListenFile(address string) (*os.File, error) {
+	l, err := Listen(address)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	switch l := l.(type) {
+	case *net.UnixListener:
+		l.SetUnlinkOnClose(false)
+		if err := os.Chmod(l.Addr().String(), 0o660); err != nil {
+			return nil, errors.Join(err, os.Remove(l.Addr().String()))
+		}
+		return l.File()
+	case *net.TCPListener:
+		return l.File()
+	default:
+		return nil, fmt.Errorf("%T cannot be handed over", l)
+	}
+}
+
 // Serve answers GET /metrics on l until l is closed.
 func (m *Metrics) Serve(l net.Listener) error {
 	mux := http.NewServeMux()
@@ -242,8 +356,8 @@ func (m *Metrics) Serve(l net.Listener) error {
 	return nil
 }
 
-// Summary writes the counts, a line each, as Prometheus names them, with the
-// requests that a MiB of clients' data cost at the end.
+// Summary writes the counts, one on each line, under their names in Prometheus.
+// The last line is the number of requests for each MiB of clients' data.
 func (m *Metrics) Summary(w io.Writer) error {
 	families, err := m.registry.Gather()
 	if err != nil {
@@ -271,7 +385,7 @@ func (m *Metrics) Summary(w io.Writer) error {
 				bytes += value
 			}
 			if value != 0 {
-				fmt.Fprintf(w, "%s{%s} %.0f\n", f.GetName(), strings.Join(labels, ","), value)
+				fmt.Fprintf(w, "%s{%s} %s\n", f.GetName(), strings.Join(labels, ","), strconv.FormatFloat(value, 'f', -1, 64))
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/cache"
 	"swiftnbd/internal/geometry"
@@ -28,6 +29,7 @@ func (holes) Read(context.Context, geometry.ChunkIndex, int64, []byte) (bool, er
 func (holes) Write(context.Context, geometry.ChunkIndex, []byte) error  { return nil }
 func (holes) Delete(context.Context, geometry.ChunkIndex) error         { return nil }
 func (holes) Probe(context.Context, geometry.ChunkIndex) (bool, error)  { return true, nil }
+func (holes) Holes(_ geometry.ChunkIndex, n int64) int64                { return n }
 func (holes) Listed(context.Context, geometry.ChunkIndex) (bool, error) { return false, nil }
 
 func newCache(t *testing.T) *cache.Cache {
@@ -41,6 +43,18 @@ func newCache(t *testing.T) *cache.Cache {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+// counts reads c's counters.
+func counts(c *cache.Cache) func() Counts {
+	return func() Counts {
+		s := c.Stats()
+		return Counts{
+			Hits: s.Hits.Load(), Misses: s.Misses.Load(), Fetches: s.Fetches.Load(), Fills: s.Fills.Load(), Ahead: s.Ahead.Load(),
+			Uploads: s.Uploads.Load(), Deletes: s.Deletes.Load(), Failures: s.Failures.Load(), Evicted: s.Evicted.Load(), Flushes: s.Flushes.Load(),
+			Used: c.Used(), Dirty: c.DirtyMemory(), FlushTime: c.FlushTime(),
+		}
+	}
 }
 
 func summary(t *testing.T, m *Metrics) string {
@@ -81,7 +95,7 @@ func TestRequests(t *testing.T) {
 	if _, err := s.Get(ctx, "b", make([]byte, 1), store.GetOptions{}); !errors.Is(err, store.ErrNotFound) {
 		t.Fatal(err)
 	}
-	v := m.Watch("box", newCache(t))
+	v := m.Watch("box", counts(newCache(t)))
 	v.Read.Add(1 << 20)
 	v.Written.Add(2 << 20)
 	text := summary(t, m)
@@ -94,12 +108,50 @@ func TestRequests(t *testing.T) {
 	wantLine(t, text, "swiftnbd: 2.00 requests to Swift for each MiB of clients' data")
 }
 
+// TestLog shows how a log is used, of a disk that has one: as gauges while it is
+// open, and what was written to it for ever.
+func TestLog(t *testing.T) {
+	m := New()
+	v := m.Watch("box", func() Counts {
+		return Counts{Logged: true, Objects: 7, Stored: 8200, Live: 4096, Garbage: 4100, Log: 3, ByClients: 10, ByCollector: 20, ByMap: 30, DirtyAge: 1500 * time.Millisecond}
+	})
+	m.Watch("chunks", func() Counts { return Counts{Hits: 1} })
+	text := summary(t, m)
+	for _, line := range []string{
+		"swiftnbd_log_objects{container=box} 7",
+		"swiftnbd_log_bytes{container=box} 8200",
+		"swiftnbd_log_live_bytes{container=box} 4096",
+		"swiftnbd_log_garbage_bytes{container=box} 4100",
+		"swiftnbd_log_use_ratio{container=box} 0.5",
+		"swiftnbd_log_amplification_ratio{container=box} 2.001953125",
+		"swiftnbd_log_length_objects{container=box} 3",
+		"swiftnbd_cache_dirty_age_seconds{container=box} 1.5",
+		"swiftnbd_log_written_bytes_total{by=clients,container=box} 10",
+		"swiftnbd_log_written_bytes_total{by=collector,container=box} 20",
+		"swiftnbd_log_written_bytes_total{by=map,container=box} 30",
+	} {
+		wantLine(t, text, line)
+	}
+	if strings.Contains(text, "log_bytes{container=chunks}") || strings.Contains(text, "log_written_bytes_total{by=map,container=chunks}") {
+		t.Errorf("a disk without a log has one:\n%s", text)
+	}
+	v.Close()
+	if text = summary(t, m); strings.Contains(text, "swiftnbd_log_bytes") {
+		t.Errorf("the log of a disk that is closed is shown:\n%s", text)
+	}
+	wantLine(t, text, "swiftnbd_log_written_bytes_total{by=map,container=box} 30")
+	m.Watch("box", func() Counts { return Counts{Logged: true, ByMap: 2} })
+	text = summary(t, m)
+	wantLine(t, text, "swiftnbd_log_written_bytes_total{by=map,container=box} 32")
+	wantLine(t, text, "swiftnbd_log_use_ratio{container=box} 1")
+}
+
 // TestReopened goes on counting when a volume is closed and opened again.
 func TestReopened(t *testing.T) {
 	m := New()
 	for n := range 3 {
 		c := newCache(t)
-		v := m.Watch("box", c)
+		v := m.Watch("box", counts(c))
 		if err := c.Write(context.Background(), []byte("x"), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +183,7 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := New()
-	m.Watch("box", newCache(t))
+	m.Watch("box", counts(newCache(t)))
 	m.Retried()
 	done := make(chan error)
 	go func() { done <- m.Serve(l) }()

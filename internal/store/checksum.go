@@ -9,13 +9,13 @@ import (
 )
 
 // Checksum is the CRC-32C (Castagnoli) of an object's bytes, eight lower-case
-// hexadecimal digits. A store keeps it beside what it is given to store, since
-// the ETag, an MD5, costs ten times and more as much to hold bytes against, and
-// CRC-32C is an instruction of most processors. The empty Checksum is "not
-// known": the object is another program's.
+// hexadecimal digits. A store keeps it beside each object. The ETag is an MD5,
+// and to check bytes against it costs more than ten times as much: most
+// processors have an instruction for CRC-32C. The empty Checksum means "not
+// known": another program has written the object.
 //
-// It tells damage, of which it lets one in four billion pass; it is no proof of
-// which object this is. That is what the ETag is for.
+// A Checksum detects damage, and misses one case in four billion. It does not
+// prove which object this is. The ETag does that.
 type Checksum string
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -25,8 +25,8 @@ func ChecksumOf(p []byte) Checksum {
 	return Checksum(fmt.Sprintf("%08x", crc32.Checksum(p, castagnoli)))
 }
 
-// ParseChecksum returns s as a Checksum, or the empty one where s is none: the
-// ETag has to do then.
+// ParseChecksum returns s as a Checksum. If s is none, it returns the empty
+// one, and the bytes are checked against the ETag.
 func ParseChecksum(s string) Checksum {
 	if len(s) != 8 || strings.Trim(s, "0123456789abcdef") != "" {
 		return ""

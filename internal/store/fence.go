@@ -13,43 +13,43 @@ import (
 
 // Errors of a Fence.
 var (
-	// ErrLapsed is a right to write that has run out and was not renewed.
-	// It may come back, so it is Transient.
+	// ErrLapsed says that the right to write has ended and was not renewed. The
+	// right may come back, so the error is Transient.
 	ErrLapsed = errors.New("the lease has run out")
-	// ErrFenced is a signed write that the store has refused. The key may
-	// have been changed, which whoever holds the lease finds out; or the
-	// server's clock is ahead, or it knows an older key still. So it is
-	// Transient.
+	// ErrFenced says that the store has refused a signed write. The key may
+	// have been changed; the holder of the lease finds that out. Or the
+	// server's clock is ahead, or the server still knows an older key. So the
+	// error is Transient.
 	ErrFenced = errors.New("the store refuses the lease's signature")
 )
 
 // Grant is the right to write until some moment.
 type Grant struct {
-	// Key signs the writes, so that the store itself refuses them when the
-	// right has ended or was given to somebody else. Empty: they are not
-	// signed, and only the holder's own clock ends them.
+	// Key signs the writes. The store itself then refuses them when the right
+	// has ended or belongs to another holder. Empty: the writes are not signed,
+	// and only the holder's own clock ends the right.
 	Key string
-	// Until is the end by the holder's clocks, wall and monotonic: whichever
-	// is there first. Zero: there is none.
+	// Until is the end by the holder's clocks, wall or monotonic. The one that
+	// comes first counts. Zero: there is no end.
 	Until time.Time
-	// Server is the store's clock at the moment Taken of ours; UntilServer
-	// is the end by it, where Key is not empty.
+	// Server is the time of the store's clock at the moment Taken of ours. If
+	// Key is not empty, UntilServer is the end by the store's clock.
 	Server, Taken, UntilServer time.Time
-	// Slack is how much later than at Taken the store's clock may have been
-	// read: it is behind what Server and Taken say by that much at most.
+	// Slack is how much later than Taken the store's clock may have been read.
+	// The store's clock is behind what Server and Taken say by at most Slack.
 	Slack time.Duration
-	// SignedFor is how long one signature is good; 0 is 10 s: long enough
-	// for a request that stands in a queue on its way and for clocks that
-	// differ, short enough to wait for until one that was lost on the way
-	// can do no harm any more.
+	// SignedFor is how long one signature is valid; 0 means 10 s. That is long
+	// enough for a request that waits in a queue on its way, and for clocks
+	// that differ. It is short enough for us to wait until a request that was
+	// lost on its way can do no harm any more.
 	SignedFor time.Duration
 }
 
 const signedFor = 10 * time.Second
 
-// Expires returns the end of a signature made now by the store's clock, in
-// whole seconds, and a moment by ours that is not before it, with a second more
-// for clocks that differ.
+// Expires returns the end of a signature that is made now. server is the end by
+// the store's clock, in whole seconds. local is a moment of our clock that is
+// not before it, with one more second for clocks that differ.
 func (g Grant) Expires() (server int64, local time.Time) {
 	now := time.Now()
 	end := g.Server.Add(now.Sub(g.Taken)).Add(cmp.Or(g.SignedFor, signedFor))
@@ -70,9 +70,9 @@ func (g Grant) over() bool {
 	return !now.Before(g.Until) || !now.Round(0).Before(g.Until.Round(0))
 }
 
-// Fence is a volume's right to write, shared by the lease, which renews and
-// ends it, and by all who have to ask whether it still holds. The zero Fence
-// has no grant yet and allows nothing.
+// Fence is a volume's right to write. The lease renews and ends the right.
+// Everything that writes asks the Fence whether the right still holds. The zero
+// Fence has no grant yet and allows nothing.
 type Fence struct {
 	state atomic.Pointer[fenceState]
 
@@ -89,10 +89,12 @@ type fenceState struct {
 // Set renews the right, unless it is lost.
 func (f *Fence) Set(g Grant) { f.change(fenceState{grant: g}) }
 
-// Lose ends the right for good; why is what all who ask are told.
+// Lose ends the right for good. why is the error of every later Grant and
+// Check.
 func (f *Fence) Lose(why error) { f.change(fenceState{lost: why}) }
 
-// change replaces the state, unless the right is lost, and wakes who waits.
+// change replaces the state, unless the right is lost, and wakes the waiting
+// calls.
 func (f *Fence) change(to fenceState) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -106,8 +108,8 @@ func (f *Fence) change(to fenceState) {
 	}
 }
 
-// Grant returns the right as it is now. It ends with ErrLapsed, or with what
-// Lose was given.
+// Grant returns the right as it is now. Its error is ErrLapsed, or the error
+// that Lose was given.
 func (f *Fence) Grant() (Grant, error) {
 	s := f.state.Load()
 	switch {
@@ -121,13 +123,13 @@ func (f *Fence) Grant() (Grant, error) {
 	return s.grant, nil
 }
 
-// Check is Grant's error. It costs two looks at a clock.
+// Check returns Grant's error. It reads a clock twice.
 func (f *Fence) Check() error {
 	_, err := f.Grant()
 	return err
 }
 
-// Lost returns what Lose was given, or nil.
+// Lost returns the error that Lose was given, or nil.
 func (f *Fence) Lost() error {
 	if s := f.state.Load(); s != nil {
 		return s.lost
@@ -135,7 +137,7 @@ func (f *Fence) Lost() error {
 	return nil
 }
 
-// Wait is Check, but where the right has lapsed it waits for up to patience for
+// Wait is Check, but if the right has lapsed, Wait waits for up to patience for
 // it to come back.
 func (f *Fence) Wait(ctx context.Context, patience time.Duration) error {
 	err := f.Check()
@@ -164,8 +166,8 @@ func (f *Fence) Wait(ctx context.Context, patience time.Duration) error {
 	}
 }
 
-// Doubt says that the store has refused a signature: whoever holds the lease
-// had better look whether it still does.
+// Doubt says that the store has refused a signature. The holder of the lease
+// should check whether it still holds it.
 func (f *Fence) Doubt() {
 	select {
 	case f.Doubts() <- struct{}{}:
@@ -173,7 +175,7 @@ func (f *Fence) Doubt() {
 	}
 }
 
-// Doubts has something to receive after Doubt.
+// Doubts returns a channel that has an item after Doubt.
 func (f *Fence) Doubts() chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -183,8 +185,9 @@ func (f *Fence) Doubts() chan struct{} {
 	return f.doubt
 }
 
-// Guard returns a context that ends, with ErrLapsed or what Lose was given,
-// when the right does, renewals included. The caller must call stop.
+// Guard returns a context that ends when the right ends. Renewals prolong it.
+// Its cause is ErrLapsed, or the error that Lose was given. The caller must
+// call stop.
 func (f *Fence) Guard(ctx context.Context) (guarded context.Context, stop func(), err error) {
 	g, err := f.Grant()
 	if err != nil {

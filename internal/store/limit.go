@@ -8,47 +8,46 @@ import (
 	"sync"
 )
 
-// Class says how urgent an operation is; it travels in the context.
+// Class says how urgent an operation is.
 type Class int
 
 const (
-	// Foreground operations have somebody waiting for them. It is the
-	// class of a context that names none.
+	// Foreground operations are reads: a client waits for them.
 	Foreground Class = iota
-	// Background operations are write-back and readahead.
+	// Background operations are write-back, and the removal of objects.
 	Background
-	// Unlimited operations pass the limiter by: a lease's renewal, which
-	// must not stand behind a thousand uploads.
+	// Unlimited operations do not go through the limiter. They are the
+	// operations on the container itself, which are few and small. A lease's
+	// renewal must not wait behind a thousand uploads.
 	Unlimited
 )
 
-type classKey struct{}
-
-// WithClass returns a context whose operations are of class c.
-func WithClass(ctx context.Context, c Class) context.Context {
-	return context.WithValue(ctx, classKey{}, c)
-}
-
-// ClassOf returns the class of ctx's operations.
-func ClassOf(ctx context.Context) Class {
-	c, _ := ctx.Value(classKey{}).(Class)
-	return c
+// ClassOf returns the class of an operation. It depends on what the operation
+// does.
+func ClassOf(op Op) Class {
+	switch op.Kind {
+	case OpPut, OpDelete, OpBulkDelete:
+		return Background
+	case OpMetadata, OpSetMetadata, OpCreateContainer, OpDeleteContainer:
+		return Unlimited
+	}
+	return Foreground
 }
 
 // Limiter allows a number of operations at once, in two classes:
 //
 //   - A free slot goes to Foreground first, unless Background has less than
-//     an eighth of them, at least one: readers slow write-back down, and never
-//     stop it.
-//   - Background may take every slot while nobody else wants one. A read that
-//     comes then waits for the first upload that ends, of as many as there are
-//     slots; slots kept empty for it would slow every flush down.
-//   - With a single slot, the classes that wait take turns.
-//   - Within a class the first to come is the first to be served.
+//     an eighth of the slots, at least one. Readers slow write-back down, but
+//     never stop it.
+//   - Background may take every slot while nothing else needs one. A read that
+//     comes then waits for the first of these uploads that ends. Slots that are
+//     kept empty for it would slow every flush down.
+//   - With a single slot, the waiting classes take turns.
+//   - Within a class the order is the order of arrival.
 //
-// Put a Limiter around Retry and not within it: then the time that an
-// operation waits for its slot does not count as Swift's, and a cluster that
-// asks for patience is not asked by more requests meanwhile.
+// Put a Limiter around Retry and not within it. Then the time that an operation
+// waits for its slot does not count as Swift's, and a cluster that asks for
+// patience does not get more requests meanwhile.
 type Limiter struct {
 	slots   int
 	reserve int // for Background
@@ -84,10 +83,18 @@ func (l *Limiter) Load() Load {
 	}
 }
 
-// Store returns s under this limit, which several stores may share.
-func (l *Limiter) Store(s Store) Store {
+// Store returns s under this limit. Several stores may share the limit. ClassOf
+// gives the class of an operation.
+func (l *Limiter) Store(s Store) Store { return l.store(s, ClassOf) }
+
+// StoreAs is Store with all operations in one class.
+func (l *Limiter) StoreAs(class Class, s Store) Store {
+	return l.store(s, func(Op) Class { return class })
+}
+
+func (l *Limiter) store(s Store, classOf func(Op) Class) Store {
 	return Wrap(s, func(ctx context.Context, op Op, call func(context.Context) error) error {
-		class := ClassOf(ctx)
+		class := classOf(op)
 		if class != Foreground && class != Background {
 			return call(ctx)
 		}
@@ -119,12 +126,12 @@ func (l *Limiter) acquire(ctx context.Context, class Class) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
-	case <-granted: // in the meantime
+	case <-granted: // granted at the same moment
 		l.running[class]--
 	default:
 		l.waiting[class].Remove(place)
 	}
-	// Whoever left may have been the one for whom a slot was kept.
+	// A slot may have been kept for the operation that stopped waiting.
 	l.grantLocked()
 	return context.Cause(ctx)
 }
@@ -136,7 +143,7 @@ func (l *Limiter) release(class Class) {
 	l.grantLocked()
 }
 
-// grantLocked gives the free slots to those who wait.
+// grantLocked gives the free slots to waiting operations.
 func (l *Limiter) grantLocked() {
 	for {
 		class, ok := l.nextLocked()

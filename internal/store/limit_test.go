@@ -44,9 +44,10 @@ func (g *gate) Delete(ctx context.Context, name string) error {
 }
 
 // start begins n operations of a class, in order.
-func start(ctx context.Context, s store.Store, class store.Class, prefix string, n int) {
+func start(ctx context.Context, l *store.Limiter, g *gate, class store.Class, prefix string, n int) {
+	s := l.StoreAs(class, g)
 	for i := range n {
-		go func() { _ = s.Delete(store.WithClass(ctx, class), fmt.Sprint(prefix, i)) }()
+		go func() { _ = s.Delete(ctx, fmt.Sprint(prefix, i)) }()
 		synctest.Wait()
 	}
 }
@@ -77,12 +78,11 @@ func TestLimitClasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
 		l := store.NewLimiter(4)
-		s := l.Store(g)
 		ctx := t.Context()
 		// Background alone may have them all.
-		start(ctx, s, store.Background, "b", 6)
+		start(ctx, l, g, store.Background, "b", 6)
 		g.wantBegan(t, "b0", "b1", "b2", "b3")
-		start(ctx, s, store.Foreground, "f", 3)
+		start(ctx, l, g, store.Foreground, "f", 3)
 		g.wantBegan(t)
 		if got, want := l.Load(), (store.Load{Background: 4, WaitingForeground: 3, WaitingBackground: 2}); got != want {
 			t.Errorf("load %+v, want %+v", got, want)
@@ -108,9 +108,9 @@ func TestLimitBackgroundIsNotStarved(t *testing.T) {
 	for _, slots := range []int{1, 2, 16} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGate()
-			s := store.Limit(g, slots)
-			start(t.Context(), s, store.Foreground, "f", 2*slots)
-			start(t.Context(), s, store.Background, "b", 1)
+			l := store.NewLimiter(slots)
+			start(t.Context(), l, g, store.Foreground, "f", 2*slots)
+			start(t.Context(), l, g, store.Background, "b", 1)
 			g.wantBegan(t, names("f", slots)...)
 			g.letGo(1)
 			g.wantBegan(t, "b0")
@@ -130,9 +130,9 @@ func names(prefix string, n int) (all []string) {
 func TestLimitOneSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		s := store.Limit(g, 1)
-		start(t.Context(), s, store.Background, "b", 3)
-		start(t.Context(), s, store.Foreground, "f", 3)
+		l := store.NewLimiter(1)
+		start(t.Context(), l, g, store.Background, "b", 3)
+		start(t.Context(), l, g, store.Foreground, "f", 3)
 		g.letGo(6)
 		g.wantBegan(t, "b0", "f0", "b1", "f1", "b2", "f2")
 		if g.most != 1 {
@@ -144,9 +144,9 @@ func TestLimitOneSlot(t *testing.T) {
 func TestLimitUnlimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		s := store.Limit(g, 1)
-		start(t.Context(), s, store.Foreground, "f", 2)
-		start(t.Context(), s, store.Unlimited, "u", 2)
+		l := store.NewLimiter(1)
+		start(t.Context(), l, g, store.Foreground, "f", 2)
+		start(t.Context(), l, g, store.Unlimited, "u", 2)
 		g.wantBegan(t, "f0", "u0", "u1")
 		g.letGo(4)
 		g.wantBegan(t, "f1")
@@ -160,13 +160,13 @@ func TestLimitCancel(t *testing.T) {
 		g := newGate()
 		l := store.NewLimiter(1)
 		s := l.Store(g)
-		start(t.Context(), s, store.Foreground, "f", 1)
+		start(t.Context(), l, g, store.Foreground, "f", 1)
 		gone := errors.New("gone")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var err error
 		go func() { err = s.Delete(ctx, "cancelled") }()
 		synctest.Wait()
-		start(t.Context(), s, store.Foreground, "g", 1)
+		start(t.Context(), l, g, store.Foreground, "g", 1)
 		cancel(gone)
 		synctest.Wait()
 		if !errors.Is(err, gone) || store.Ambiguous(err) {

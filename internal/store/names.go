@@ -10,7 +10,7 @@ import (
 )
 
 // The limits of Swift's default configuration (swift.conf, swift-constraints)
-// that a request can break. A store in memory keeps to them as well.
+// that a request can exceed. The store in memory has the same limits.
 const (
 	MaxObjectName    = 1024  // bytes of an object's name
 	MaxContainerName = 256   // bytes of a container's name
@@ -34,15 +34,15 @@ func CheckObjectName(name string) error {
 	case name == "." || name == ".." || strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") ||
 		strings.HasSuffix(name, "/.") || strings.HasSuffix(name, "/..") ||
 		strings.Contains(name, "/./") || strings.Contains(name, "/../"):
-		// Legal in Swift, but a proxy in between may resolve the path
-		// and so reach another object or container.
+		// Swift allows this name, but a proxy on the way may resolve the path
+		// and reach another object or container.
 		return fmt.Errorf("object name %q has a path element \".\" or \"..\"", name)
 	}
 	return nil
 }
 
 // CheckContainerName says whether name can name a container. An empty name
-// would address the account, a slash an object.
+// would address the account. A name with a slash would address an object.
 func CheckContainerName(name string) error {
 	switch {
 	case name == "":
@@ -60,8 +60,9 @@ func CheckContainerName(name string) error {
 }
 
 // MetaKey brings a metadata key into the form in which Metadata holds it:
-// canonical as an HTTP header, with dashes for underscores, which no WSGI
-// server can tell apart ("object_size" becomes "Object-Size").
+// canonical as an HTTP header, with dashes instead of underscores
+// ("object_size" becomes "Object-Size"). A WSGI server cannot tell dashes and
+// underscores apart.
 func MetaKey(key string) string {
 	const prefix = "X-"
 	return http.CanonicalHeaderKey(prefix + strings.ReplaceAll(key, "_", "-"))[len(prefix):]

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Policy is how patiently Retry tries. A zero field has the default named.
+// Policy is how patiently Retry tries. A field that is zero stands for its
+// default.
 type Policy struct {
 	// Timeout bounds the whole operation with its waits; default 60 s. A
 	// failure of the store that is shorter is not seen by the caller.
@@ -26,8 +27,8 @@ type Policy struct {
 	// RetryAfter bounds what the store may ask for with Retry-After;
 	// default 30 s.
 	RetryAfter time.Duration
-	// OnRetry, when not nil, is told of every failed attempt that will be
-	// followed by another. It must be quick.
+	// OnRetry, if not nil, is called for each failed attempt that another one
+	// follows. It must be quick.
 	OnRetry func(Retrying)
 }
 
@@ -37,25 +38,28 @@ type Retrying struct {
 	Attempt int // 1 is the first
 	Err     error
 	Wait    time.Duration // before the next attempt
-	// Ambiguous says that this attempt may still take effect, at any time:
-	// its request was sent and not answered. For a Put, that is beyond the
-	// operation's own end and against a later Put of other data. See
-	// docs/DESIGN.md, "Writing right".
+	// Ambiguous says that this attempt may still take effect, at any time: its
+	// request was sent and not answered. A Put may do so after the whole
+	// operation has ended, and replace the data of a later Put. See
+	// docs/PROTOCOL.md, "Writing right".
 	Ambiguous bool
 }
 
 // RetryError is the end of an operation that was tried more than once.
 type RetryError struct {
 	Err       error // the last attempt's
-	Before    error // where time ran out on that one, what an earlier one ended with; or nil
-	Cause     error // why the context ended, if that is why no more was tried
+	Before    error // if the last attempt ran out of time, the error of an earlier one; or nil
+	Cause     error // why the context ended, if this stopped the attempts; or nil
 	Attempts  int
 	Elapsed   time.Duration
 	Ambiguous bool // any of the attempts may still take effect
 }
 
 func (e *RetryError) Error() string {
-	s := fmt.Sprintf("%v (tried %d times in %v", e.Err, e.Attempts, e.Elapsed.Round(time.Millisecond))
+	s := fmt.Sprintf("%v (tried once", e.Err)
+	if e.Attempts > 1 {
+		s = fmt.Sprintf("%v (tried %d times in %v", e.Err, e.Attempts, e.Elapsed.Round(time.Millisecond))
+	}
 	if e.Cause != nil {
 		s += ", until: " + e.Cause.Error()
 	}
@@ -65,8 +69,8 @@ func (e *RetryError) Error() string {
 	return s + ")"
 }
 
-// Unwrap returns the last attempt's error, the earlier one's, and the context's
-// end, where there are such.
+// Unwrap returns the last attempt's error, the earlier one's, and the cause of
+// the context's end, as far as there are any.
 func (e *RetryError) Unwrap() []error {
 	all := []error{e.Err, e.Before, e.Cause}
 	return slices.DeleteFunc(all, func(err error) bool { return err == nil })
@@ -74,25 +78,44 @@ func (e *RetryError) Unwrap() []error {
 
 // Retry returns s with every operation tried again while its errors are
 // Transient or ErrSuperseded, as p says. All of Store's operations have the
-// same effect when they are repeated, with these exceptions, which are seen to:
+// same effect when they are repeated. Retry takes care of these exceptions:
 //
 //   - Put. An attempt that ended ambiguously (sent, not answered) may have
-//     stored the data, and ErrSuperseded (202) may be about our own earlier
+//     stored the data. ErrSuperseded (202) may be about our own earlier
 //     attempt, or about a proxy with a fast clock. Before the next attempt
-//     the object is read back with Head, which asks for the newest copy: the
-//     same ETag and size are success. Anything else, and the data is sent
-//     again: by then, or some waits later, the clock is past the newer
-//     timestamp.
+//     Retry reads the object back with Head, which asks for the newest copy.
+//     The same ETag and size are success. Otherwise the data is sent again: by
+//     then, or some waits later, the clock is past the newer timestamp.
 //   - 422, the data did not match its ETag: it was damaged on the way. It is
-//     sent twice more before that is final, since a wrong ETag would never fit.
+//     sent twice more before this is final, since a wrong ETag would never fit.
 //   - Delete, DeleteContainer. Not found is success if an earlier attempt may
 //     have been the one that deleted.
-//   - CreateContainer. Where an earlier attempt may have created it, "not
-//     created" does not say that somebody else did: look at the metadata.
+//   - CreateContainer. If an earlier attempt may have created the container,
+//     "not created" does not prove that somebody else did: look at the
+//     metadata.
 //
-// A success after an ambiguous attempt is a success, yet that attempt may
-// still land, later than another Put of the same object: OnRetry tells.
+// A success after an ambiguous attempt is a success. But that attempt may still
+// land, later than another Put of the same object. OnRetry reports it.
 func Retry(s Store, p Policy) Store {
+	p.fill()
+	r := &retrier{s: s, p: p}
+	r.Store = Wrap(s, func(ctx context.Context, op Op, call func(context.Context) error) error {
+		return r.run(ctx, op, func(ctx context.Context, _ history) error { return call(ctx) })
+	})
+	return r
+}
+
+// Again makes a request that is no method of Store. Like Retry, it repeats the
+// request while its errors are Transient. Policy.OnRetry gets op. The request
+// must have the same effect when it is repeated.
+func Again(ctx context.Context, p Policy, op Op, call func(context.Context) error) error {
+	p.fill()
+	r := &retrier{p: p}
+	return r.run(ctx, op, func(ctx context.Context, _ history) error { return call(ctx) })
+}
+
+// fill gives the fields that are zero their defaults.
+func (p *Policy) fill() {
 	if p.Timeout == 0 {
 		p.Timeout = 60 * time.Second
 	}
@@ -108,25 +131,20 @@ func Retry(s Store, p Policy) Store {
 	if p.RetryAfter <= 0 {
 		p.RetryAfter = 30 * time.Second
 	}
-	r := &retrier{s: s, p: p}
-	r.Store = Wrap(s, func(ctx context.Context, op Op, call func(context.Context) error) error {
-		return r.run(ctx, op, func(ctx context.Context, _ history) error { return call(ctx) })
-	})
-	return r
 }
 
-// retrier is a Store whose operations are tried again. The embedded Store
-// does those that need no more than that.
+// retrier is a Store whose operations are tried again. The embedded Store has
+// the operations that need nothing special.
 type retrier struct {
 	Store
 	s Store
 	p Policy
 }
 
-// history is what an attempt knows of those before it.
+// history is what an attempt knows of the earlier ones.
 type history struct {
 	ambiguous  bool // one of them may have taken effect
-	superseded bool // one of them was told of a newer version
+	superseded bool // one of them was refused for a newer version
 	damaged    int  // how many were answered 422
 }
 
@@ -139,7 +157,7 @@ func (r *retrier) run(ctx context.Context, op Op, attempt func(context.Context, 
 		h       history
 		start   = time.Now()
 		backoff = r.p.Base
-		before  error // the last that was not for want of time
+		before  error // the last error that was not a lack of time
 	)
 	for n := 1; ; n++ {
 		err := r.attempt(ctx, start, func(ctx context.Context) error { return attempt(ctx, h) })
@@ -192,7 +210,7 @@ func (r *retrier) attempt(ctx context.Context, start time.Time, attempt func(con
 	defer cancel()
 	err := attempt(within)
 	if err != nil && ctx.Err() == nil && within.Err() != nil && !Transient(err) && errors.Is(err, context.DeadlineExceeded) {
-		// The time that ran out is ours and not the caller's.
+		// The attempt's own time has run out, and not the caller's.
 		err = &TransportError{Op: "attempt", Sent: true, Err: err}
 	}
 	return err
@@ -207,11 +225,11 @@ func (r *retrier) wait(err error, h history, start time.Time, backoff time.Durat
 	wait := rand.N(min(backoff, r.p.Max) + 1)
 	var se *StatusError
 	if errors.As(err, &se) {
-		// The jitter comes on top: all have been told the same.
+		// The jitter is added to it: all clients were given the same time.
 		wait += min(se.RetryAfter, r.p.RetryAfter)
 	}
-	// The last attempt comes shortly before the end, however long the wait
-	// would have been: a store that came back meanwhile is not missed.
+	// The last attempt comes shortly before the end, even if the wait would
+	// have been longer. Then a store that came back meanwhile is not missed.
 	last := r.p.Timeout - min(r.p.Max, r.p.Timeout/8)
 	elapsed := time.Since(start)
 	if elapsed >= last {
@@ -220,7 +238,7 @@ func (r *retrier) wait(err error, h history, start time.Time, backoff time.Durat
 	return min(wait, last-elapsed), true
 }
 
-// sleep waits, and says whether it did so to the end.
+// sleep waits for d. It returns false if the context ended before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

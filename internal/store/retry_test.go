@@ -192,6 +192,19 @@ func TestRetryRunsOutOfTime(t *testing.T) {
 	})
 }
 
+// TestRetryOnce has time run out in the first attempt.
+func TestRetryOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, store.Policy{Timeout: 10 * time.Second, Attempt: -1}, script(status(503, nil)))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, err := r.Head(ctx, "o")
+		if err == nil || !strings.Contains(err.Error(), "(tried once, until: ") {
+			t.Error(err)
+		}
+	})
+}
+
 // TestRetrySeesTheStoreComeBack fails for most of the timeout.
 func TestRetrySeesTheStoreComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 
-// Package store is the face of an object store: the few requests that a
-// volume makes of one container, what they promise, and the errors they end
+// Package store is the interface of an object store. It has the few requests that
+// a volume makes of one container, what they promise, and the errors they end
 // with. Its subpackages are the stores: swift (OpenStack Swift through
 // ncw/swift), mem (in memory, for tests) and faulty (a decorator that fails on
-// demand). Retry and Limit decorate any of them. storetest holds all of them
-// to the same behaviour.
+// demand). Ordered, Limiter and Retry decorate any of them. The suite of
+// storetest holds all of them to the same behaviour.
 package store
 
 import (
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -28,22 +29,28 @@ type ObjectInfo struct {
 	ETag         ETag
 	Checksum     Checksum // empty in a listing too
 	LastModified time.Time
+	// Elsewhere is not empty if the bytes of the answer are not the object's
+	// own. It says then what the object is: a symlink or a manifest. Empty in a
+	// listing.
+	Elsewhere string
+	// Expires is when the store will remove the object by itself; zero: never.
+	Expires time.Time
 }
 
 // GetOptions says how an object is read.
 type GetOptions struct {
 	// Offset is the first byte to read.
 	Offset int64
-	// IfMatch, when not empty, reads only a copy with this ETag: a stale
-	// replica answers 412 and the proxy asks the next one. Where no
-	// replica has it the end is ErrPrecondition.
+	// IfMatch, if not empty, reads only a copy with this ETag. A stale replica
+	// answers 412, and the proxy asks the next one. If no replica has such a
+	// copy, Get ends with ErrPrecondition.
 	IfMatch ETag
 	// Newest asks every replica and reads the newest copy (X-Newest: true).
 	// Without it and without IfMatch a read may be stale.
 	Newest bool
-	// Whole says that p is expected to hold the whole object. It changes
-	// nothing but the request, which goes without a Range header: Swift
-	// then verifies the object's checksum while it reads. Offset must be 0.
+	// Whole says that p should hold the whole object. Its only effect is that
+	// the request has no Range header. Swift then verifies the object's
+	// checksum while it reads. Offset must be 0.
 	Whole bool
 }
 
@@ -62,27 +69,20 @@ type Metadata struct {
 	Items   map[string]string
 	Objects int64 // as counted by the container server: late, a hint
 	Bytes   int64
-	Date    time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
+	// Versions says what Swift does with objects that are replaced or deleted.
+	Versions Versions
+	Date     time.Time // the server's clock as it answered, perhaps in whole seconds; zero: not given
 }
 
-type hintKey struct{}
-
-// WithHint returns a context in which Metadata may be stale, and costs one
-// request: for lists that somebody looks at. Nothing may be decided by it.
-func WithHint(ctx context.Context) context.Context { return context.WithValue(ctx, hintKey{}, true) }
-
-// IsHint says whether ctx is one of WithHint's.
-func IsHint(ctx context.Context) bool { return ctx.Value(hintKey{}) != nil }
-
-// Store is one container in an object store. Its methods may be called by
-// many goroutines at once. Each makes one request and, apart from renewing an
-// expired token once, does not try again: that is Retry's duty.
+// Store is one container in an object store. Its methods may be called by many
+// goroutines at once. Each makes one request. It may renew an expired token
+// once, and does not try again otherwise: that is Retry's duty.
 type Store interface {
-	// Get reads len(p) bytes of the object from o.Offset into p. The read
-	// is short only in error (io.ErrUnexpectedEOF when the object ends
-	// before). The ObjectInfo's ETag and Checksum are the whole object's,
-	// and not looked at. After an error p may hold anything, but nothing
-	// writes into it once Get has returned. Ends with ErrNotFound (also
+	// Get reads len(p) bytes of the object from o.Offset into p. The read is
+	// short only in error (io.ErrUnexpectedEOF when the object ends before).
+	// The ObjectInfo's ETag and Checksum are the whole object's. Get does not
+	// compare them with the bytes. After an error p may hold anything, but
+	// nothing writes into it once Get has returned. Ends with ErrNotFound (also
 	// where there is no such container), ErrPrecondition (o.IfMatch), or
 	// another.
 	Get(ctx context.Context, name string, p []byte, o GetOptions) (ObjectInfo, error)
@@ -98,8 +98,8 @@ type Store interface {
 	// later. data must not change until Put returns.
 	Put(ctx context.Context, name string, data []byte, etag ETag) error
 
-	// Delete removes the object. ErrNotFound says there was none,
-	// ErrSuperseded (409) that the store holds a newer one.
+	// Delete removes the object. ErrNotFound says there was none, ErrSuperseded
+	// (409) says that the store holds a newer one.
 	Delete(ctx context.Context, name string) error
 
 	// List returns one page of the container's listing, in the order of
@@ -111,21 +111,27 @@ type Store interface {
 	// bulk delete it ends with errors.ErrUnsupported.
 	BulkDelete(ctx context.Context, names []string) error
 
-	// Metadata reads the container's metadata, the newest copy's as far as
-	// that can be found out, or with IsHint any copy's. Ends with
-	// ErrContainerNotFound where there is no such container.
+	// Metadata reads the container's metadata, from the newest copy as far as
+	// it can find out. If there is no such container, it ends with
+	// ErrContainerNotFound.
 	Metadata(ctx context.Context) (Metadata, error)
+
+	// MetadataHint reads any copy of the metadata, for the cost of one request.
+	// The copy may be stale. It is for lists that people look at. No decision
+	// may depend on it.
+	MetadataHint(ctx context.Context) (Metadata, error)
 
 	// SetMetadata merges items into the container's metadata, key by key;
 	// an empty value removes the key. Keys as in Metadata.
 	SetMetadata(ctx context.Context, items map[string]string) error
 
-	// CreateContainer creates the container with these metadata items, or
-	// merges them where it exists. created says which (201 or 202).
+	// CreateContainer creates the container with these metadata items. If the
+	// container exists, it merges the items. created says which of the two
+	// happened (201 or 202).
 	CreateContainer(ctx context.Context, items map[string]string) (created bool, err error)
 
-	// DeleteContainer removes the empty container. ErrNotEmpty where it
-	// holds objects.
+	// DeleteContainer removes the empty container. If the container holds
+	// objects, it ends with ErrNotEmpty.
 	DeleteContainer(ctx context.Context) error
 }
 
@@ -139,29 +145,45 @@ var (
 	ErrUnauthorized      = errors.New("authentication failed")
 	ErrForbidden         = errors.New("permission denied")
 	ErrNoSpace           = errors.New("no space left: a quota is used up or the cluster is full")
+	ErrTooLarge          = errors.New("the object is larger than this Swift takes (max_file_size)")
 )
 
-// StatusError is an answer that the store did not expect. errors.Is finds the
-// sentinel that belongs to it, if one does, through Err.
+// StatusError is an answer that the store did not expect. errors.Is finds its
+// sentinel in Err, if it has one.
 type StatusError struct {
 	Op         string        // "PUT disk.part/00000003"
 	Code       int           // the HTTP status
 	RetryAfter time.Duration // the Retry-After header, or 0
-	Body       string        // the beginning of the body, for the message
+	Body       string        // the server's words for the message, one short line without secrets
 	Err        error         // a sentinel, or nil
-	// Unsent says that the answer is a login's, without which the request
-	// was not made.
+	// Unsent says that the answer belongs to a login. The request itself was
+	// not made.
 	Unsent bool
 }
 
 func (e *StatusError) Error() string {
-	s := fmt.Sprintf("%s: %d %s", e.Op, e.Code, http.StatusText(e.Code))
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
-	} else if e.Body != "" {
+	s := fmt.Sprintf("%s: %d %s", e.Op, e.Code, statusText(e.Code))
+	switch {
+	case e.Err == nil && e.Body == "":
+	case e.Err == nil:
 		s += ": " + e.Body
+	case e.Body == "" || strings.Contains(e.Err.Error(), e.Body):
+		s += ": " + e.Err.Error()
+	default:
+		s += ": " + e.Err.Error() + " (the server says: " + e.Body + ")"
 	}
 	return s
+}
+
+// statusText is http.StatusText, and knows Swift's own statuses.
+func statusText(code int) string {
+	switch code {
+	case 497:
+		return "Blacklisted"
+	case 498:
+		return "Rate Limited"
+	}
+	return http.StatusText(code)
 }
 
 func (e *StatusError) Unwrap() error { return e.Err }
@@ -198,11 +220,11 @@ func Ambiguous(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-// Transient says whether the same request may succeed later: transport errors
-// and the statuses 408, 409, 429, 498 (Swift's rate limit), 500, 502, 503, 504
-// and 507, and a lease that has lapsed or whose signature is refused, since it
-// may come back. 401 is handled by the store itself (one new login); what is
-// left of it is final, as are 403, 404 and 497.
+// Transient says whether the same request may succeed later. This is true of
+// transport errors, and of the statuses 408, 409, 429, 498 (Swift's rate
+// limit), 500, 502, 503, 504 and 507. It is also true if the lease has lapsed
+// or its signature is refused, since it may come back. The store itself answers
+// 401 with one new login. A 401 after that is final, like 403, 404 and 497.
 func Transient(err error) bool {
 	var te *TransportError
 	if errors.As(err, &te) || errors.Is(err, ErrLapsed) || errors.Is(err, ErrFenced) {

@@ -41,8 +41,8 @@ type Op struct {
 	Name string // the object's, or "" for operations on the container
 	// Bytes is the length of the data of a Get or Put; 0 for the rest.
 	Bytes int
-	// Fresh says of a read that it cannot be stale: a Get with Newest or
-	// IfMatch, Head and Metadata.
+	// Fresh says that a read cannot be stale. This is true of a Get with Newest
+	// or IfMatch, of Head and of Metadata, and not of MetadataHint.
 	Fresh bool
 }
 
@@ -63,8 +63,8 @@ func OneLine(s string) string {
 	return s
 }
 
-// Around is what Wrap puts around every operation: it calls call, once or
-// more often or not at all, and its error is the operation's.
+// Around is what Wrap puts around every operation. It calls call once, several
+// times or not at all. Its error is the operation's error.
 type Around func(ctx context.Context, op Op, call func(context.Context) error) error
 
 // Wrap returns s with around put around each of its operations.
@@ -121,6 +121,14 @@ func (w wrapped) BulkDelete(ctx context.Context, names []string) error {
 func (w wrapped) Metadata(ctx context.Context) (m Metadata, err error) {
 	err = w.around(ctx, Op{Kind: OpMetadata, Fresh: true}, func(ctx context.Context) (err error) {
 		m, err = w.s.Metadata(ctx)
+		return err
+	})
+	return m, err
+}
+
+func (w wrapped) MetadataHint(ctx context.Context) (m Metadata, err error) {
+	err = w.around(ctx, Op{Kind: OpMetadata}, func(ctx context.Context) (err error) {
+		m, err = w.s.MetadataHint(ctx)
 		return err
 	})
 	return m, err

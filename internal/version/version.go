@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Package version owns the one answer to "which swiftnbd is this?", which the
-// plugin, the command line tool and the embedded Swift all give.
+// Package version owns the version of swiftnbd. The plugin and the command line
+// tools take it from here.
 package version
 
 // Version is the release this binary was built from, such as "0.20.0". The

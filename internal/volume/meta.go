@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
 
-// Package volume is the format of a disk in Swift: the names of its objects,
-// the metadata of its container, and what is known of each chunk. Version 1 is
-// swiftnbd 0.11's, exactly; docs/FORMAT.md describes it for people. Only this
-// package and store know how a chunk is kept, so that another version may keep
-// it otherwise.
+// Package volume is the metadata of a disk's container: which version of the
+// format it has, who holds it, and how it is created. It does not know how the
+// disk's bytes are kept. Each version has a package for that (chunked is
+// version 1).
 package volume
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -28,73 +29,83 @@ const (
 	KeyClient     = "Swiftnbd-Client"
 	KeyLast       = "Swiftnbd-Last"
 
-	// KeyBlank marks a volume that nobody has opened since it was created
-	// empty. Its value is the KeyLast that setup wrote with it: whoever
-	// opens the volume, 0.11 too, leaves another Last, and even 0.11's
-	// forced setup, which empties Last, makes it void.
+	// KeyBlank marks a volume that was created empty and not opened since. Its
+	// value is the KeyLast that setup wrote with it. Every program that opens
+	// the volume, 0.11 too, leaves another Last. Even 0.11's forced setup,
+	// which empties Last, makes KeyBlank void.
 	KeyBlank = "Swiftnbd-Blank"
 
-	// KeyMap names the session whose map of the chunks holds. It is valid
-	// while KeyLast names the same session and KeyClient nobody.
+	// KeyMap names the session that saved the map of the chunks. It is valid
+	// while KeyLast names the same session and KeyClient is empty.
 	KeyMap = "Swiftnbd-Map"
+
+	// KeyUpload says how far an upload is that has not come to its end, for
+	// swiftnbd-ctl. A disk of either version may have it.
+	KeyUpload = "Swiftnbd-Upload"
+
+	// Version 2 has these, with KeyVersion, KeyClient and KeyLast, and none of
+	// the others: see docs/FORMAT-V2.md.
+	KeyUUID = "Swiftnbd-Uuid"
+	KeySize = "Swiftnbd-Size"
+	KeyRoot = "Swiftnbd-Root"
 )
 
-// FormatVersion is the version of the on-Swift format that is written and the
-// highest that is understood.
-const FormatVersion = 1
-
-// The object size of a new volume, bytes, unless somebody says otherwise.
-// DefaultObjectSize is what measuring argues for (nbdkit-swift-plugin(1),
-// PERFORMANCE). Who gives a number of objects and not a size means swiftnbd
-// 0.11's, or the disk would not have the size that they count on.
+// The versions of the format.
 const (
-	DefaultObjectSize  = 1 << 20
-	SwiftnbdObjectSize = 64 << 10
+	Version1 = 1 // swiftnbd 0.11's: chunk i is object i (package chunked)
+	Version2 = 2 // a log of packed objects
 )
 
-// Prefix begins the name of each object that holds a chunk. ExtraPrefix begins
-// the name of whatever else is kept in the container.
-const (
-	Prefix      = "disk.part/"
-	ExtraPrefix = "swiftnbd/"
-)
+// ExtraPrefix is the beginning of the names of all our objects that swiftnbd
+// 0.11 does not know.
+const ExtraPrefix = "swiftnbd/"
 
-// ObjectName returns the name of the object that holds chunk i: decimal, at
-// least eight digits.
-func ObjectName(i geometry.ChunkIndex) string {
-	return fmt.Sprintf("%s%08d", Prefix, int64(i))
-}
-
-// ParseObjectName is ObjectName's inverse; ok is false for any name that
-// ObjectName does not return.
-func ParseObjectName(name string) (i geometry.ChunkIndex, ok bool) {
-	digits, found := strings.CutPrefix(name, Prefix)
-	if !found || len(digits) < 8 {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n < 0 || ObjectName(geometry.ChunkIndex(n)) != name {
-		return 0, false
-	}
-	return geometry.ChunkIndex(n), true
-}
-
-// Meta is the container's metadata, read.
+// Meta is the container's metadata after parsing.
 type Meta struct {
-	Version  int
+	Version int   // of the format: Version1 or Version2
+	Size    int64 // of the disk, bytes. Of version 2 it may be old: the root decides
+
+	// Version 1's alone; zero of version 2.
 	Geometry geometry.Geometry
-	Client   string // who holds the lock mark: "HOST:PORT@UNIX", "ctl@UNIX"; empty when nobody
-	Last     string // who held it before
 	Blank    bool   // created empty and never opened since: every chunk is a hole
 	Map      string // the session whose map is valid, or empty
+
+	// Version 2's alone; zero of version 1.
+	UUID [16]byte // the volume's identity
+	Root string   // where to begin to look for the newest root: it may be old, or empty
+
+	Client string // who holds the lock mark: "HOST:PORT@UNIX", "ctl@UNIX"; empty when nobody
+	Last   string // who held it before
+
+	// Versions says what Swift does with older versions of the objects.
+	// ParseMeta leaves it empty.
+	Versions store.Versions
 }
 
-// ErrNotSetUp is the error for a container that exists and is no volume.
+// ErrNotSetUp says that the container exists and is no volume.
 var ErrNotSetUp = errors.New("container has not been set up for swiftnbd")
 
-// FormatError is container metadata that is there and makes no sense.
+// Need ends with a *VersionError unless the volume has that version of the
+// format: for those who can do no other.
+func (m Meta) Need(version int) error {
+	if m.Version != version {
+		return &VersionError{m.Version, version}
+	}
+	return nil
+}
+
+// VersionError is a volume of a version of the format that this program knows,
+// and cannot do here what was asked for.
+type VersionError struct{ Has, Need int }
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("the disk has version %d of the format, and this can be done with version %d only", e.Has, e.Need)
+}
+
+// FormatError says that an item of the container's metadata makes no sense.
 type FormatError struct {
 	Key, Value string
+	Version    int // of the format, as far as it is known: 0, Version1 or Version2
 	Err        error
 }
 
@@ -103,46 +114,85 @@ func (e *FormatError) Error() string {
 }
 func (e *FormatError) Unwrap() error { return e.Err }
 
-// Read reads the metadata of s's container. It ends with
-// store.ErrContainerNotFound, ErrNotSetUp (as 0.11, when one of version,
-// objects and object-size is missing), a *FormatError, or a store error.
+// Read reads the metadata of s's container, of either version. It ends with
+// store.ErrContainerNotFound, ErrNotSetUp (as 0.11, when there is no version,
+// or version 1 without objects or object-size), a *FormatError, or a store
+// error. A version that this program does not know is a *FormatError of
+// KeyVersion, even if other keys are missing. A later version need not have the
+// keys of version 1, and such a container must never count as free. Version 2
+// without one of its keys is a *FormatError too.
 func Read(ctx context.Context, s store.Store) (Meta, error) {
 	md, err := s.Metadata(ctx)
+	if err != nil {
+		return Meta{}, err
+	}
+	return FromMetadata(md)
+}
+
+// FromMetadata is ParseMeta, and also fills in what Swift reports about the
+// container outside its metadata items.
+func FromMetadata(md store.Metadata) (Meta, error) {
+	m, err := ParseMeta(md.Items)
+	m.Versions = md.Versions
+	return m, err
+}
+
+// ReadHint is Read for any copy of the metadata. The copy may be stale: see
+// store.Store.
+func ReadHint(ctx context.Context, s store.Store) (Meta, error) {
+	md, err := s.MetadataHint(ctx)
 	if err != nil {
 		return Meta{}, err
 	}
 	return ParseMeta(md.Items)
 }
 
-// ParseMeta reads metadata items. Errors as Read's.
+// ParseMeta reads metadata items. Its errors are Read's.
 func ParseMeta(items map[string]string) (Meta, error) {
-	for _, k := range []string{KeyVersion, KeyObjects, KeyObjectSize} {
-		if items[k] == "" {
-			return Meta{}, ErrNotSetUp
-		}
+	if items[KeyVersion] == "" {
+		return Meta{}, ErrNotSetUp
 	}
-	m := Meta{Client: items[KeyClient], Last: items[KeyLast]}
-	number := func(key string) (int64, error) {
-		n, err := strconv.ParseInt(strings.TrimSpace(items[key]), 10, 64)
-		if err != nil {
-			return 0, &FormatError{key, items[key], errors.New("not a whole number")}
-		}
-		return n, nil
-	}
-	version, err := number(KeyVersion)
+	version, err := number(items, KeyVersion, 0)
 	if err != nil {
 		return Meta{}, err
 	}
-	if version != FormatVersion {
-		return Meta{}, &FormatError{KeyVersion, items[KeyVersion],
-			fmt.Errorf("this program understands version %d", FormatVersion)}
+	var m Meta
+	switch version {
+	case Version1:
+		m, err = parse1(items)
+	case Version2:
+		m, err = parse2(items)
+	default:
+		err = &FormatError{KeyVersion, items[KeyVersion], 0,
+			fmt.Errorf("this program understands versions %d and %d", Version1, Version2)}
+	}
+	if err != nil {
+		return Meta{}, err
 	}
 	m.Version = int(version)
-	objects, err := number(KeyObjects)
+	return m, nil
+}
+
+// number reads an item that is a whole number.
+func number(items map[string]string, key string, version int) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSpace(items[key]), 10, 64)
+	if err != nil {
+		return 0, &FormatError{key, items[key], version, errors.New("not a whole number")}
+	}
+	return n, nil
+}
+
+// parse1 is ParseMeta of version 1.
+func parse1(items map[string]string) (Meta, error) {
+	m := Meta{Client: items[KeyClient], Last: items[KeyLast]}
+	if items[KeyObjects] == "" || items[KeyObjectSize] == "" {
+		return Meta{}, ErrNotSetUp
+	}
+	objects, err := number(items, KeyObjects, Version1)
 	if err != nil {
 		return Meta{}, err
 	}
-	objectSize, err := number(KeyObjectSize)
+	objectSize, err := number(items, KeyObjectSize, Version1)
 	if err != nil {
 		return Meta{}, err
 	}
@@ -151,8 +201,9 @@ func ParseMeta(items map[string]string) (Meta, error) {
 		if objectSize < 1 || objectSize > geometry.MaxObjectSize {
 			key = KeyObjectSize
 		}
-		return Meta{}, &FormatError{key, items[key], err}
+		return Meta{}, &FormatError{key, items[key], Version1, err}
 	}
+	m.Size = m.Geometry.Size()
 	if m.Client == "" && m.Last != "" {
 		m.Blank = items[KeyBlank] == m.Last
 		if items[KeyMap] == m.Last {
@@ -162,24 +213,77 @@ func ParseMeta(items map[string]string) (Meta, error) {
 	return m, nil
 }
 
-// Create sets the container up as a volume of geometry g, making the container
-// where there is none. It writes metadata only and touches no object. An
-// existing volume must have been ruled out, or be wanted over, by the caller.
+// parse2 is ParseMeta of version 2.
+func parse2(items map[string]string) (Meta, error) {
+	m := Meta{Client: items[KeyClient], Last: items[KeyLast], Root: items[KeyRoot]}
+	for _, key := range []string{KeyUUID, KeySize} {
+		if items[key] == "" {
+			return Meta{}, &FormatError{KeyVersion, items[KeyVersion], Version2, fmt.Errorf("there is no X-Container-Meta-%s, which this version has", key)}
+		}
+	}
+	uuid, err := hex.DecodeString(items[KeyUUID])
+	if copy(m.UUID[:], uuid); err != nil || len(uuid) != len(m.UUID) || m.UUID == [16]byte{} {
+		return Meta{}, &FormatError{KeyUUID, items[KeyUUID], Version2, errors.New("not 32 hexadecimal digits, or all of them 0")}
+	}
+	if m.Size, err = number(items, KeySize, Version2); err != nil {
+		return Meta{}, err
+	}
+	if m.Size < 1 {
+		return Meta{}, &FormatError{KeySize, items[KeySize], Version2, errors.New("must be at least 1 byte")}
+	}
+	return m, nil
+}
+
+// Create sets the container up as a volume of version 1 with geometry g. If
+// there is no container, it creates one. It writes metadata only and touches no
+// object. The caller must check before that there is no volume, or that it may
+// be overwritten.
 func Create(ctx context.Context, s store.Store, g geometry.Geometry) error {
-	items := map[string]string{
-		KeyVersion:    strconv.Itoa(FormatVersion),
+	created, err := s.CreateContainer(ctx, map[string]string{
+		KeyVersion:    strconv.Itoa(Version1),
 		KeyObjects:    strconv.FormatInt(g.Objects(), 10),
 		KeyObjectSize: strconv.FormatInt(g.ObjectSize(), 10),
 		KeyClient:     "",
 		KeyLast:       "",
 		KeyBlank:      "",
 		KeyMap:        "",
-	}
-	created, err := s.CreateContainer(ctx, items)
+	})
 	if err != nil || !created {
 		return err
 	}
-	// Swift made the container in this very request, so it holds nothing.
+	// Swift has created the container with this request, so it is empty.
 	by := fmt.Sprintf("ctl-setup@%d", time.Now().Unix())
 	return s.SetMetadata(ctx, map[string]string{KeyLast: by, KeyBlank: by})
+}
+
+// Create2 sets the container up as the volume of version 2 that m describes by
+// UUID, Size and Root, making the container where there is none. It writes
+// metadata only. The root must exist already, so that a program that finds the
+// volume also finds its content, except in a container that this call creates.
+// The caller must check before that there is no volume.
+func Create2(ctx context.Context, s store.Store, m Meta) error {
+	items := map[string]string{
+		KeyVersion: strconv.Itoa(Version2),
+		KeyUUID:    hex.EncodeToString(m.UUID[:]),
+		KeySize:    strconv.FormatInt(m.Size, 10),
+		KeyRoot:    m.Root,
+		KeyClient:  "",
+		KeyLast:    "",
+		// With these swiftnbd 0.11 would take it for a disk of its own.
+		KeyObjects:    "",
+		KeyObjectSize: "",
+		KeyBlank:      "",
+		KeyMap:        "",
+	}
+	if _, err := ParseMeta(items); err != nil {
+		return err
+	}
+	_, err := s.CreateContainer(ctx, items)
+	return err
+}
+
+// NewUUID returns the identity of a new volume of version 2.
+func NewUUID() (id [16]byte) {
+	_, _ = rand.Read(id[:]) // crypto/rand's never fails
+	return id
 }

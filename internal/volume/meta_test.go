@@ -3,8 +3,10 @@
 package volume
 
 import (
+	"encoding/hex"
 	"errors"
 	"maps"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -155,37 +157,104 @@ func TestParseMetaErrors(t *testing.T) {
 			}
 		}
 	}
-	if _, err := ParseMeta(map[string]string{KeyVersion: "2", KeyObjects: "10", KeyObjectSize: "16"}); err == nil {
-		t.Error("version 2 is taken for 1")
+	// Whose the fault is, is said for setup: it replaces version 1's alone.
+	for _, c := range []struct {
+		items   map[string]string
+		version int
+	}{
+		{map[string]string{KeyVersion: "1", KeyObjects: "x", KeyObjectSize: "16"}, 1},
+		{map[string]string{KeyVersion: "1", KeyObjects: "9", KeyObjectSize: "0"}, 1},
+		{map[string]string{KeyVersion: "2"}, 2},
+		{map[string]string{KeyVersion: "3"}, 0},
+		{map[string]string{KeyVersion: "x"}, 0},
+	} {
+		var fe *FormatError
+		if _, err := ParseMeta(c.items); !errors.As(err, &fe) || fe.Version != c.version {
+			t.Errorf("%v: %v, of version %d, want %d", c.items, err, fe.Version, c.version)
+		}
+	}
+	// A version that is not known is never "not set up": setup would write over it.
+	for _, v := range []string{"2", "3", "20", "x"} {
+		for _, bad := range []map[string]string{
+			{KeyVersion: v, KeyObjects: "10", KeyObjectSize: "16"},
+			{KeyVersion: v, KeyObjects: "10"},
+			{KeyVersion: v, KeyObjectSize: "16"},
+			{KeyVersion: v, "Swiftnbd-Size": "160"},
+			{KeyVersion: v},
+		} {
+			_, err := ParseMeta(bad)
+			var fe *FormatError
+			if !errors.As(err, &fe) || fe.Key != KeyVersion || !strings.Contains(err.Error(), strconv.Quote(v)) {
+				t.Errorf("%v: %v", bad, err)
+			}
+		}
 	}
 }
 
-func TestObjectName(t *testing.T) {
-	for i, name := range map[geometry.ChunkIndex]string{0: "disk.part/00000000", 7: "disk.part/00000007", 99999999: "disk.part/99999999", 1e8: "disk.part/100000000"} {
-		if got := ObjectName(i); got != name {
-			t.Errorf("chunk %d is %q, want %q", i, got, name)
-		}
-		if got, ok := ParseObjectName(name); !ok || got != i {
-			t.Errorf("%q is chunk %d, %t", name, got, ok)
+// TestVersion2 writes a container of version 2 and reads it.
+func TestVersion2(t *testing.T) {
+	want := Meta{Version: Version2, UUID: NewUUID(), Size: 10<<40 + 1, Root: "0000000a-00000001"}
+	if want.UUID == NewUUID() {
+		t.Fatalf("two volumes have the identity %x", want.UUID)
+	}
+	s := mem.New()
+	if _, err := s.CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	post(t, s, map[string]string{KeyVersion: "1", KeyObjects: "10", KeyObjectSize: "16", KeyBlank: "a@1", KeyLast: "a@1", KeyMap: "a@1"})
+	if err := Create2(t.Context(), s, want); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, s); got != want {
+		t.Errorf("read: %+v, written %+v", got, want)
+	}
+	// 0.11 takes what has all three of its keys for a disk.
+	for _, key := range []string{KeyObjects, KeyObjectSize, KeyBlank, KeyMap} {
+		if value := items(t, s)[key]; value != "" {
+			t.Errorf("%s is left: %q", key, value)
 		}
 	}
-	for _, name := range []string{"", "disk.part/", "disk.part/1", "disk.part/000000001", "disk.part/-0000001", "disk.part/+0000001",
-		"disk.part/0000000a", "disk.part/99999999999999999999", "Disk.part/00000001", "disk.part/00000001/x", "swiftnbd/00000001"} {
-		if i, ok := ParseObjectName(name); ok {
-			t.Errorf("%q is taken for chunk %d", name, i)
-		}
+	if err := read(t, s).Need(Version2); err != nil {
+		t.Error(err)
 	}
-}
+	var ve *VersionError
+	if err := read(t, s).Need(Version1); !errors.As(err, &ve) || ve.Has != 2 || ve.Need != 1 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("version 1 needed: %v", err)
+	}
+	post(t, s, map[string]string{KeyClient: "b@2", KeyLast: "a@1"})
+	if got := read(t, s); got.Client != "b@2" || got.Last != "a@1" || got.Blank || got.Map != "" {
+		t.Errorf("held: %+v", got)
+	}
 
-func FuzzParseObjectName(f *testing.F) {
-	f.Add("disk.part/00000001")
-	f.Add("disk.part/100000000")
-	f.Add("disk.part/0000000١")
-	f.Fuzz(func(t *testing.T, name string) {
-		if i, ok := ParseObjectName(name); ok && (i < 0 || ObjectName(i) != name) {
-			t.Errorf("%q is chunk %d, whose name is %q", name, i, ObjectName(i))
+	before := items(t, s)
+	for _, bad := range []Meta{{Size: 1}, {UUID: want.UUID}, {UUID: want.UUID, Size: -1}} {
+		var fe *FormatError
+		if err := Create2(t.Context(), s, bad); !errors.As(err, &fe) {
+			t.Errorf("%+v: %v", bad, err)
 		}
-	})
+	}
+	if after := items(t, s); !maps.Equal(after, before) {
+		t.Errorf("refused, and written: %v", after)
+	}
+	good := map[string]string{KeyVersion: "2", KeyUUID: "000102030405060708090a0b0c0d0e0f", KeySize: "4097"}
+	if m, err := ParseMeta(good); err != nil || m.Size != 4097 || m.UUID[15] != 15 || m.Root != "" {
+		t.Errorf("without a root: %+v, %v", m, err)
+	}
+	for key, values := range map[string][]string{
+		KeyUUID: {"", "0", "000102030405060708090a0b0c0d0e", "000102030405060708090a0b0c0d0e0f10", "000102030405060708090a0b0c0d0e0g",
+			"00000000000000000000000000000000", "00010203-0405-0607-0809-0a0b0c0d0e0f"},
+		KeySize: {"", "0", "-1", "x", "9223372036854775808", "1.5"},
+	} {
+		for _, value := range values {
+			bad := maps.Clone(good)
+			bad[key] = value
+			_, err := ParseMeta(bad)
+			var fe *FormatError
+			if !errors.As(err, &fe) || fe.Version != Version2 || !strings.Contains(err.Error(), key) {
+				t.Errorf("%s %q: %v", key, value, err)
+			}
+		}
+	}
 }
 
 func FuzzParseMeta(f *testing.F) {
@@ -197,7 +266,7 @@ func FuzzParseMeta(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if m.Geometry.Size() <= 0 || m.Version != FormatVersion {
+		if m.Geometry.Size() <= 0 || m.Size != m.Geometry.Size() || m.Version != Version1 {
 			t.Errorf("taken: %+v", m)
 		}
 		if (m.Blank || m.Map != "") && (client != "" || last == "") {
@@ -205,6 +274,22 @@ func FuzzParseMeta(f *testing.F) {
 		}
 		if m.Map != "" && m.Map != last {
 			t.Errorf("the map of %q is believed, %q was the last", m.Map, last)
+		}
+	})
+}
+
+func FuzzParseMeta2(f *testing.F) {
+	f.Add("2", "000102030405060708090a0b0c0d0e0f", "4097", "00000001-00000001", "a@1")
+	f.Fuzz(func(t *testing.T, version, uuid, size, root, client string) {
+		m, err := ParseMeta(map[string]string{KeyVersion: version, KeyUUID: uuid, KeySize: size, KeyRoot: root, KeyClient: client})
+		if err != nil {
+			return
+		}
+		if m.Version != Version2 || m.Size <= 0 || m.UUID == [16]byte{} || m.Root != root || m.Client != client || m.Geometry != (geometry.Geometry{}) {
+			t.Errorf("taken: %+v", m)
+		}
+		if !strings.EqualFold(hex.EncodeToString(m.UUID[:]), uuid) {
+			t.Errorf("%q is read as %x", uuid, m.UUID)
 		}
 	})
 }

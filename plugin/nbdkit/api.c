@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * nbdkit's functions in a form that Go can call: cgo cannot call variadic
- * functions, nor ask whether a weak one is there.
+ * nbdkit's functions in a form that Go can call. cgo cannot call variadic
+ * functions, and cannot ask whether a weak function exists.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * The callbacks that nbdkit calls in C and that go on to Go, and the struct
- * that names them.  A request costs one call from C to Go and no call back.
+ * The callbacks that nbdkit calls in C, which call Go, and the struct that
+ * names them.  A request costs one call from C to Go and no call back.
  *
  * Go answers 0, a positive errno, or -1 for a failure without an errno.
- * nbdkit takes EIO for the last one, unless the plugin called SetError.
+ * For the last one nbdkit uses EIO, unless the plugin has called SetError.
  */
 #include <errno.h>
 #include <signal.h>
@@ -67,8 +67,8 @@ early_get_ready (void)
 }
 
 /* Goroutines have small stacks, so a signal that arrives while one runs must
- * be handled on the thread's alternate stack.  Go sees to it for handlers that
- * are there when it starts; with the early start nbdkit's come after that.
+ * be handled on the thread's alternate stack.  Go arranges this for handlers
+ * that exist when it starts.  With the early start nbdkit's come later.
  */
 static void
 signals_onto_alternate_stack (void)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Short-lived children: the only processes in which Go runs before nbdkit has
- * forked.  The Go runtime does not survive fork, so it is started in a child,
- * which answers over a pipe and ends.
+ * Short-lived children.  Before nbdkit has forked, Go runs only in these
+ * processes: the Go runtime does not survive fork, so it is started in a child,
+ * which answers over a socket and ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,12 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "shim.h"
 
-/* The last byte of the pipe says how the child ended: SIGCHLD may be ignored,
+/* The last byte says how the child ended: SIGCHLD may be ignored,
  * and then waitpid cannot.
  */
 enum { CHILD_OK = 'k', CHILD_FAILED = 'f' };
@@ -30,12 +31,12 @@ child (int (*fn) (int fd), int fd, pid_t parent, bool keep_stdout,
   int null;
   ssize_t r;
 
-  /* Whatever happens to nbdkit, the child goes with it. */
+  /* If nbdkit ends in any way, the child ends too. */
   prctl (PR_SET_PDEATHSIG, SIGKILL);
   if (getppid () != parent)
     _exit (EXIT_FAILURE);
 
-  /* With nbdkit -s these are the client's socket. */
+  /* With nbdkit -s, 0 and 1 are the client's socket. */
   null = open ("/dev/null", O_RDWR | O_CLOEXEC);
   if (null == -1) {
     nbdkit_error ("/dev/null: %s", strerror (errno));
@@ -58,7 +59,75 @@ child (int (*fn) (int fd), int fd, pid_t parent, bool keep_stdout,
   _exit (end == CHILD_OK ? EXIT_SUCCESS : EXIT_FAILURE);
 }
 
-/* Reads until the child's end of the pipe is closed.  Returns 0 or an errno. */
+/* Descriptors that a child has passed, in the order of their passing. */
+static int passed[NBDKITGO_PASSED];
+static size_t n_passed;
+
+int
+nbdkitgo_passed (size_t i)
+{
+  return i < n_passed ? passed[i] : -1;
+}
+
+/* Sends the bytes, and with them a descriptor.  Returns 0, or -1 and errno. */
+int
+nbdkitgo_pass (int sock, int fd, const void *bytes, size_t len)
+{
+  union { struct cmsghdr align; char buf[CMSG_SPACE (sizeof (int))]; } u = { };
+  struct iovec iov = { (void *) bytes, len };
+  struct msghdr msg = {
+    .msg_iov = &iov, .msg_iovlen = 1,
+    .msg_control = u.buf, .msg_controllen = sizeof u.buf,
+  };
+  struct cmsghdr *c = CMSG_FIRSTHDR (&msg);
+  ssize_t r;
+
+  c->cmsg_level = SOL_SOCKET;
+  c->cmsg_type = SCM_RIGHTS;
+  c->cmsg_len = CMSG_LEN (sizeof (int));
+  memcpy (CMSG_DATA (c), &fd, sizeof fd);
+  do
+    r = sendmsg (sock, &msg, MSG_NOSIGNAL);
+  while (r == -1 && errno == EINTR);
+  if (r >= 0 && (size_t) r != len) {
+    errno = EMSGSIZE;           /* a few bytes: it does not happen */
+    return -1;
+  }
+  return r == -1 ? -1 : 0;
+}
+
+/* read, which also receives the descriptors that are passed. */
+static ssize_t
+receive (int sock, void *p, size_t len)
+{
+  union { struct cmsghdr align; char buf[CMSG_SPACE (8 * sizeof (int))]; } u;
+  struct iovec iov = { p, len };
+  struct msghdr msg = {
+    .msg_iov = &iov, .msg_iovlen = 1,
+    .msg_control = u.buf, .msg_controllen = sizeof u.buf,
+  };
+  ssize_t r = recvmsg (sock, &msg, MSG_CMSG_CLOEXEC);
+
+  if (r == -1)
+    return -1;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR (&msg); c; c = CMSG_NXTHDR (&msg, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+      continue;
+    for (size_t at = CMSG_LEN (0); at + sizeof (int) <= c->cmsg_len;
+         at += sizeof (int)) {
+      int fd;
+
+      memcpy (&fd, (char *) c + at, sizeof fd);
+      if (n_passed < NBDKITGO_PASSED)
+        passed[n_passed++] = fd;
+      else
+        close (fd);
+    }
+  }
+  return r;
+}
+
+/* Reads until the child's end is closed.  Returns 0 or an errno. */
 static int
 read_all (int fd, struct nbdkitgo_bytes *out)
 {
@@ -80,7 +149,7 @@ read_all (int fd, struct nbdkitgo_bytes *out)
       free (out->ptr);
       out->ptr = p;
     }
-    r = read (fd, out->ptr + out->len, alloc - out->len);
+    r = receive (fd, out->ptr + out->len, alloc - out->len);
     if (r == 0)
       return 0;
     if (r > 0)
@@ -107,8 +176,9 @@ nbdkitgo_run_child (const char *what, int (*fn) (int fd), bool keep_stdout,
   int fds[2], status, err;
   pid_t parent = getpid (), pid, r;
 
-  if (pipe2 (fds, O_CLOEXEC) == -1) {
-    nbdkit_error ("%s: pipe: %s", what, strerror (errno));
+  /* A socket and no pipe: descriptors pass through it, too. */
+  if (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == -1) {
+    nbdkit_error ("%s: socketpair: %s", what, strerror (errno));
     return -1;
   }
 

@@ -15,9 +15,9 @@ import (
 	"unsafe"
 )
 
-// connection is what a handle stands for. It is not written to once the
-// handle is made, so requests need no lock; looking a handle up is a lock-free
-// map, and safe while other connections come and go.
+// connection is what a handle stands for. It does not change after the handle
+// is made, so requests need no mutex. Handles are looked up in a lock-free map,
+// which is safe while other connections come and go.
 type connection struct {
 	ConnectionInterface
 	// Nil unless the connection has the method. Resolved once, since Extents
@@ -46,7 +46,7 @@ func open(readonly bool) (h uintptr, rc int32) {
 	return uintptr(cgo.NewHandle(c)), 0
 }
 
-// closeHandle ends a connection. The handle is dropped whatever Close does.
+// closeHandle ends a connection. The handle is dropped even if Close panics.
 func closeHandle(h uintptr) (rc int32) {
 	defer guard("Close", &rc)
 	c := lookup(h)
@@ -104,9 +104,9 @@ func level(callback string, h uintptr, most uint32, ask func(*connection) (uint3
 	return int32(n)
 }
 
-// The next four answer, for a connection without the optional method, what
-// nbdkit assumes of a plugin without the callback. nbdkit decides by the
-// struct of the whole plugin, so it cannot do so for single connections.
+// If a connection lacks an optional method, the next four functions answer what
+// nbdkit assumes for a plugin without the callback. nbdkit looks only at the
+// struct of the whole plugin, so it cannot decide for single connections.
 
 func canFUA(c *connection) (uint32, error) {
 	if o, ok := c.ConnectionInterface.(CanFUAInterface); ok {
@@ -146,9 +146,9 @@ func canCache(c *connection) (uint32, error) {
 	return CacheNone, nil
 }
 
-// supported keeps ENOTSUP from PWrite and Flush: nbdkit gives it a meaning in
-// Zero alone, uses these two in place of a Zero, and has assertions about it;
-// and the client would be told EINVAL.
+// supported replaces ENOTSUP of PWrite and Flush. For nbdkit it has a meaning
+// in Zero only. nbdkit uses these two instead of a Zero, and has assertions
+// about it. And the client would get EINVAL.
 func supported(rc int32) int32 {
 	if rc == int32(syscall.ENOTSUP) || rc == int32(syscall.EOPNOTSUPP) {
 		return int32(syscall.EIO)
@@ -213,7 +213,8 @@ func extents(h uintptr, count uint32, offset uint64, flags uint32, to *Extents) 
 	return 0
 }
 
-// cacheRange does nothing for CacheNative without a Cache method, as nbdkit.
+// cacheRange does nothing for CacheNative without a Cache method, as nbdkit
+// does.
 func cacheRange(h uintptr, count uint32, offset uint64, flags uint32) (rc int32) {
 	defer guard("Cache", &rc)
 	c := lookup(h)

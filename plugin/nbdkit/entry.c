@@ -2,8 +2,8 @@
  *
  * The entry that nbdkit looks up.  It is weak: a main package that exports a
  * plugin_init of its own (as upstream's examples do) replaces it at link time.
- * It has a file of its own so that loader.c, which compares the two, cannot be
- * told by the compiler that they are the same.
+ * It has a file of its own: loader.c compares the two, and in one file the
+ * compiler would assume that they are the same.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +42,8 @@ plugin_init (void)
   return nbdkitgo_own_plugin_init ();
 }
 
-/* A second name for the function above whichever plugin_init the linker chose. */
+/* Another name for the function above.  It does not depend on the linker's
+ * choice of plugin_init.
+ */
 extern struct nbdkit_plugin *nbdkitgo_weak_plugin_init (void)
   __attribute__ ((alias ("plugin_init")));

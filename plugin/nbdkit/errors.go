@@ -62,8 +62,8 @@ func (e *reported) Unwrap() error { return e.errno }
 // What a callback tells C beside 0 and an errno.
 const failedWithoutErrno = -1
 
-// errnoOf returns the errno that err carries, or failedWithoutErrno, which
-// leaves what the plugin gave to SetError in force.
+// errnoOf returns the errno that err carries, or failedWithoutErrno. With the
+// latter, the errno that the plugin gave to SetError counts.
 func errnoOf(err error) int32 {
 	var errno syscall.Errno
 	if errors.As(err, &errno) && errno > 0 {
@@ -124,8 +124,8 @@ func oneLine(s string) string {
 	return b.String()
 }
 
-// guard is deferred by every callback: it turns a panic into a line that says
-// so, the stack, a line each, and EIO.
+// guard is deferred by every callback. It turns a panic into EIO, and logs it
+// with its stack, line by line.
 func guard(callback string, rc *int32) {
 	if e := recover(); e != nil {
 		logPanic(callback, e)

@@ -10,6 +10,7 @@ import "C"
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -33,6 +34,44 @@ func PreflightState() []byte { return preflightState }
 // InPreflight tells whether this process only checks, and ends once Preflight
 // has returned.
 func InPreflight() bool { return inPreflight.Load() }
+
+// passed are the files that Preflight passes on.
+var passed []*os.File
+
+// PassFile hands an open file, such as a listening socket, from Preflight to
+// the process that serves, where PassedFiles returns it. It is for files that
+// the command of nbdkit --run may need as soon as it starts, which is before
+// AfterFork. The file stays the caller's, who may close it after Preflight has
+// returned. At most 16 files can be passed.
+func PassFile(f *os.File) error {
+	if len(passed) == C.NBDKITGO_PASSED {
+		return fmt.Errorf("PassFile: more than %d files", C.NBDKITGO_PASSED)
+	}
+	passed = append(passed, f)
+	return nil
+}
+
+// PassedFiles returns the files that Preflight has passed, in their order, in
+// the process that serves, from AfterFork on. They are the caller's then: each
+// call after the first returns none.
+func PassedFiles() []*os.File {
+	files := passed
+	passed = nil
+	if passedOnce || !bool(C.nbdkitgo_is_late()) {
+		return files // with the early start there is one process only
+	}
+	passedOnce = true
+	for i := C.size_t(0); ; i++ {
+		fd := C.nbdkitgo_passed(i)
+		if fd == -1 {
+			return files
+		}
+		files = append(files, os.NewFile(uintptr(fd), "passed"))
+	}
+}
+
+// passedOnce says that PassedFiles has taken the descriptors from C.
+var passedOnce bool
 
 // step runs one callback of the plugin, reports its error or panic, and
 // returns what to tell C.
@@ -111,6 +150,28 @@ func writeAll(fd int, b []byte) error {
 	return nil
 }
 
+// pass hands f to nbdkit with a record of its own.
+func pass(fd int, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("handing over %s: %w", f.Name(), err)
+	}
+	mark := record(nil, 'f', "")
+	var sent error
+	err = raw.Control(func(own uintptr) {
+		if r, errno := C.nbdkitgo_pass(C.int(fd), C.int(own), unsafe.Pointer(&mark[0]), C.size_t(len(mark))); r != 0 {
+			sent = errno
+		}
+	})
+	if err == nil {
+		err = sent
+	}
+	if err != nil {
+		return fmt.Errorf("handing over %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
 // takeCarried takes what the preflight left: its state and the passwords read.
 func takeCarried(b []byte) error {
 	for len(b) > 0 {
@@ -169,6 +230,11 @@ func nbdkitgoPreflight(fd C.int) C.int {
 		}
 		for _, p := range passwords.all() {
 			b = record(b, 'p', p)
+		}
+		for _, f := range passed {
+			if err := pass(int(fd), f); err != nil {
+				return err
+			}
 		}
 		return writeAll(int(fd), b)
 	}))

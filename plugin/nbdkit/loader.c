@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The late start: brings up the Go runtime in a process of our choosing
- * instead of when nbdkit opens the plugin, and the callbacks that go with it.
+ * The late start, and its callbacks.  It starts the Go runtime in a process
+ * that we choose, and not when nbdkit opens the plugin.
  *
  *   process                        Go runs   what it does
  *   nbdkit until its last fork     no        records parameters
@@ -25,15 +25,15 @@
 
 typedef void (*init_fn) (int, char **, char **);
 
-/* Set by goinit.ld.  Hidden and weak: both are NULL in whatever was linked
- * without it, which is what tells an early plugin from a late one.
+/* Set by goinit.ld.  Hidden and weak: both are NULL in a plugin that was linked
+ * without it.  Such a plugin has the early start.
  */
 extern init_fn nbdkitgo_init_start[]
   __attribute__ ((weak, visibility ("hidden")));
 extern init_fn nbdkitgo_init_stop[]
   __attribute__ ((weak, visibility ("hidden")));
 
-/* Whichever the linker chose; nbdkitgo_weak_plugin_init is always entry.c's. */
+/* The one that the linker chose; nbdkitgo_weak_plugin_init is always entry.c's. */
 extern struct nbdkit_plugin *plugin_init (void);
 
 static int saved_argc;
@@ -41,7 +41,9 @@ static char **saved_argv, **saved_envp;
 static bool go_runs;            /* in this process, by our doing */
 static struct nbdkitgo_bytes carried; /* from the preflight child */
 
-/* The two are one array, which the compiler, seeing two, must not know. */
+/* The two are the ends of one array.  The compiler must not assume that they
+ * are different arrays.
+ */
 static init_fn *
 opaque (init_fn *p)
 {
@@ -94,8 +96,8 @@ late_config (const char *key, const char *value)
   return 0;
 }
 
-/* A password may be asked for on a terminal (password=-), where nbdkit does
- * not use standard input and output for the client (-s).
+/* A password may be asked for on a terminal (password=-), unless nbdkit uses
+ * standard input and output for the client (-s).
  */
 static bool
 on_terminal (void)
@@ -149,8 +151,8 @@ late_after_fork (void)
   return r;
 }
 
-/* nbdkit unloads plugins in processes that never served, too: --help,
- * --version, --dump-plugin, an error before the fork.
+/* nbdkit also unloads plugins in processes that never served: after --help,
+ * --version, --dump-plugin, or an error before the fork.
  */
 static void
 late_cleanup (void)

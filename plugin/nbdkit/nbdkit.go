@@ -72,10 +72,10 @@ type PluginInterface interface {
 	// GetReady is called before nbdkit serves.
 	GetReady() error
 
-	// PreConnect is called for each client before it is negotiated with;
-	// an error turns it away.
+	// PreConnect is called for each client before the negotiation. An error
+	// turns the client away.
 	PreConnect(readonly bool) error
-	// Open is called for each client once it is negotiated with. Required.
+	// Open is called for each client after the negotiation. Required.
 	Open(readonly bool) (ConnectionInterface, error)
 }
 
@@ -111,7 +111,7 @@ type ConnectionInterface interface {
 	// Trim says that the range is of no use any more. flags may hold FlagFUA.
 	Trim(count uint32, offset uint64, flags uint32) error
 
-	// CanZero tells whether Zero may be called. Where not, nbdkit writes zeroes.
+	// CanZero tells whether Zero may be called. If not, nbdkit writes zeroes.
 	CanZero() (bool, error)
 	// Zero makes the range read as zeroes. flags may hold FlagMayTrim, FlagFUA
 	// and FlagFastZero. On ENOTSUP nbdkit writes zeroes instead, or lets the

@@ -2,14 +2,15 @@
 
 package nbdkit
 
-// The interfaces of this file are optional. A plugin or connection that has
-// the method gets the callback; for one that has not, nbdkit behaves as it
-// does for a plugin written in C without that callback.
+// The interfaces of this file are optional. If a plugin or connection has the
+// method, it gets the callback. Otherwise nbdkit behaves as for a plugin in C
+// without this callback.
 
 // VersionInterface gives the plugin's version, for nbdkit --version.
 //
-// It and the five interfaces after it are asked before Load, and under the
-// late start in a process of its own: the answers must be constant.
+// This method and those of the next five interfaces are called before Load.
+// With the late start they are called in a process of its own. Their results
+// must be constant.
 type VersionInterface interface{ Version() string }
 
 // LongNameInterface gives a free-text name, for nbdkit --help.
@@ -28,8 +29,8 @@ type MagicConfigKeyInterface interface{ MagicConfigKey() string }
 // [ThreadModelParallel].
 type ThreadModelInterface interface{ ThreadModel() uint32 }
 
-// PreflightInterface checks, before nbdkit goes into the background or binds a
-// socket, whatever would fail later, and so makes it an error of the command
+// PreflightInterface checks what would fail later, before nbdkit goes into the
+// background or binds a socket. Such a failure is then an error of the command
 // line.
 //
 // Preflight is called after GetReady. Under the late start it runs in a
@@ -45,9 +46,9 @@ type PreflightInterface interface {
 // AfterForkInterface is called last before nbdkit serves, in the process that
 // serves. Start goroutines here.
 //
-// An error ends nbdkit when hardly anybody looks, and with --run it leaves the
-// command waiting for a server (the socket is bound, and nbdkit's other half
-// holds it open): have Preflight find out what can go wrong.
+// An error ends nbdkit when the user may not see it any more. With --run it
+// leaves the command waiting for a server: the socket is bound, and nbdkit's
+// other process holds it open. Let Preflight find out what can go wrong.
 type AfterForkInterface interface{ AfterFork() error }
 
 // CleanupInterface is called when nbdkit stops serving, in the process that
@@ -55,14 +56,14 @@ type AfterForkInterface interface{ AfterFork() error }
 // more.
 type CleanupInterface interface{ Cleanup() }
 
-// ListExportsInterface lists what there is to connect to. Without it, the
-// answer is the default export alone.
+// ListExportsInterface lists the exports. Without it, the list has only the
+// default export.
 type ListExportsInterface interface {
 	ListExports(readonly, isTLS bool, exports *Exports) error
 }
 
-// DefaultExportInterface says which export the empty name stands for, in at
-// most 4096 bytes. An error turns the client away.
+// DefaultExportInterface gives the name of the export that the empty name
+// stands for, in at most 4096 bytes. An error turns the client away.
 type DefaultExportInterface interface {
 	DefaultExport(readonly, isTLS bool) (string, error)
 }
@@ -85,8 +86,8 @@ type BlockSizeInterface interface {
 // emulated by Flush if CanFlush is true.
 type CanFUAInterface interface{ CanFUA() (uint32, error) }
 
-// CanFastZeroInterface tells whether Zero minds [FlagFastZero]. Without it,
-// that is so only if CanZero is false.
+// CanFastZeroInterface tells whether Zero respects [FlagFastZero]. Without it,
+// the answer is yes only if CanZero is false.
 type CanFastZeroInterface interface{ CanFastZero() (bool, error) }
 
 // ExtentsInterface tells which parts of the disk are holes or zeroes. Add
@@ -96,8 +97,8 @@ type ExtentsInterface interface {
 	Extents(count uint32, offset uint64, flags uint32, extents *Extents) error
 }
 
-// CanExtentsInterface tells whether Extents may be called. Without it, that is
-// so if there is an Extents method.
+// CanExtentsInterface tells whether Extents may be called. Without it, the
+// answer is yes if there is an Extents method.
 type CanExtentsInterface interface{ CanExtents() (bool, error) }
 
 // CacheInterface hints that the range will be wanted soon.

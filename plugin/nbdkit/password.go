@@ -13,7 +13,7 @@ import (
 	"syscall"
 )
 
-// passwordCache keeps what ReadPassword returned by what it was asked.
+// passwordCache keeps the results of ReadPassword by its argument.
 type passwordCache struct {
 	mu      sync.Mutex
 	answers map[string]string
@@ -58,10 +58,10 @@ func (p *passwordCache) carry(s string) {
 // "+FILE" is read from a file, "-FD" from a file descriptor, "-" from the
 // terminal, and anything else is the password.
 //
-// Each value is read once. Under the late start that is done by the preflight
-// process, with the privileges and the directory that nbdkit was started with
-// and, if it is a terminal, with its standard input, and the answer is handed
-// to the process that serves.
+// Each value is read once. With the late start the preflight process reads it,
+// with the privileges and the directory with which nbdkit was started. If
+// standard input is a terminal, it has that too. It hands the answer to the
+// process that serves.
 func ReadPassword(value string) (string, error) {
 	if value == "" || value[0] != '-' && value[0] != '+' {
 		return value, nil

@@ -3,9 +3,9 @@
  * Declarations that every C file of the binding shares.
  *
  * nbdkit's functions are weak references.  In a plugin they are resolved
- * against nbdkit when it loads the .so; in an ordinary program (go test, a
- * command that imports a package that imports the binding) they are NULL, and
- * whoever calls one looks first.
+ * against nbdkit when it loads the .so.  In an ordinary program (go test, or a
+ * command that imports the binding indirectly) they are NULL, so each caller
+ * must check first.
  */
 #ifndef NBDKITGO_SHIM_H
 #define NBDKITGO_SHIM_H
@@ -35,7 +35,7 @@
 #pragma weak nbdkit_use_default_export
 
 /* Optional callbacks of a plugin, as bits of the record 'c' of a description.
- * nbdkit tells "absent" by a NULL pointer, so these have to be known before
+ * A NULL pointer means "absent" to nbdkit, so these must be known before
  * plugin_init returns.
  */
 #define NBDKITGO_HAS_LIST_EXPORTS   1
@@ -53,10 +53,10 @@ struct nbdkitgo_param {
   char *value;
 };
 
-/* Only plugin_init is for others to see. */
+/* Only plugin_init is visible from outside. */
 #pragma GCC visibility push(hidden)
 
-/* state.c: what C keeps for Go, since C is there before Go is. */
+/* state.c: what C keeps for Go, since C runs before Go. */
 extern const char *nbdkitgo_cwd (void);
 extern int nbdkitgo_param_append (const char *key, const char *value);
 extern size_t nbdkitgo_param_count (void);
@@ -74,8 +74,8 @@ extern struct nbdkit_plugin *nbdkitgo_weak_plugin_init (void);
 /* entry.c: the plugin_init that a main package may replace by its own. */
 extern struct nbdkit_plugin *nbdkitgo_own_plugin_init (void);
 
-/* child.c: run fn in a short-lived child process.  Whatever fn writes to its
- * descriptor comes back in out.
+/* child.c: run fn in a short-lived child process.  out gets all that fn writes to
+ * its descriptor.
  *
  * Returns 0 when fn returned 0, and -1 when it returned something else (it has
  * reported why) or when the child was killed, crashed or exited on its own
@@ -85,6 +85,13 @@ extern int nbdkitgo_run_child (const char *what, int (*fn) (int fd),
                                bool keep_stdout, bool keep_stdin,
                                struct nbdkitgo_bytes *out);
 extern void nbdkitgo_bytes_free (struct nbdkitgo_bytes *b);
+
+/* A child passes open descriptors with nbdkitgo_pass on its own; afterwards
+ * nbdkitgo_passed returns them, or -1 after the last.  They are close-on-exec.
+ */
+#define NBDKITGO_PASSED 16
+extern int nbdkitgo_pass (int sock, int fd, const void *bytes, size_t len);
+extern int nbdkitgo_passed (size_t i);
 
 /* api.c: nbdkit's functions in a form that cgo can call. */
 extern bool nbdkitgo_in_nbdkit (void);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What is known before Go runs: the directory nbdkit was started in and the
- * parameters in the order given.  Both outlive nbdkit's forks.
+ * What is known before Go runs: the directory in which nbdkit was started, and
+ * the parameters in their order.  Both survive nbdkit's forks.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -14,7 +14,7 @@ static char *cwd;
 static struct nbdkitgo_param *params;
 static size_t nparams;
 
-/* The dynamic loader runs this when nbdkit opens the plugin: the directory has
+/* The dynamic loader runs this when nbdkit opens the plugin.  The directory has
  * not changed yet.
  */
 __attribute__ ((constructor)) static void
@@ -23,14 +23,14 @@ remember_cwd (void)
   cwd = get_current_dir_name ();
 }
 
-/* Returns NULL where the directory was gone or unreadable. */
+/* Returns NULL if the directory was gone or unreadable. */
 const char *
 nbdkitgo_cwd (void)
 {
   return cwd;
 }
 
-/* Filters may pass parameters of their own whose strings do not last: copy. */
+/* Filters may pass parameters whose strings do not last, so copy them. */
 int
 nbdkitgo_param_append (const char *key, const char *value)
 {

@@ -25,8 +25,8 @@ var inNbdkit = bool(C.nbdkitgo_in_nbdkit())
 // stderr is where errors go outside nbdkit.
 var stderr io.Writer = os.Stderr
 
-// withNUL returns s as C wants it, in memory that the garbage collector owns:
-// C code that does not keep the pointer may be given it, and nothing leaks.
+// withNUL returns s as a C string in memory that the garbage collector owns. It
+// may be given to C code that does not keep the pointer, and nothing leaks.
 func withNUL(s string) *C.char {
 	b := make([]byte, len(s)+1)
 	copy(b, s)
@@ -59,9 +59,9 @@ func Debugf(format string, args ...any) { Debug(fmt.Sprintf(format, args...)) }
 // in syslog after (nbdkit --log). A callback that returns an error need not
 // call it.
 //
-// What Load, Config, ConfigComplete and GetReady log was logged by the
-// preflight process of the late start; when the process that serves calls them
-// again, it is a debug message.
+// With the late start, the preflight process has logged the messages of Load,
+// Config, ConfigComplete and GetReady. The process that serves calls these
+// methods again. Their messages are debug messages then.
 func Error(s string) {
 	if replaying.Load() {
 		Debug(s)
@@ -180,11 +180,11 @@ func peerID(which rune) (int64, error) {
 // Shutdown asks nbdkit to stop, and returns at once. Callbacks may follow.
 func Shutdown() { C.nbdkitgo_shutdown() }
 
-// StdioSafe tells whether a Config method may read standard input, which with
-// nbdkit -s is the client's.
+// StdioSafe tells whether a Config method may read standard input. With nbdkit
+// -s it belongs to the client.
 //
-// Under the late start standard input is /dev/null unless it is a terminal, so
-// read nothing from it but by [ReadPassword].
+// With the late start, standard input is /dev/null unless it is a terminal.
+// Read from it with [ReadPassword] only.
 func StdioSafe() bool { return C.nbdkitgo_stdio_safe() == 1 }
 
 // Extents takes what an Extents method finds. Adding fails after the

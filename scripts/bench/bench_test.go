@@ -52,7 +52,7 @@ proxy-server: 127.0.0.1 127.0.0.1 20/Nov/2026/08/21/40 HEAD /bkt/s3backer-mounte
 	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := &cloud{log: log}
+	c := &swiftServer{log: log}
 	ours, err := c.counts("one")
 	if err != nil || !maps.Equal(ours, counts{"PUT": 1, "GET": 1}) {
 		t.Errorf("ours: %v, %v", ours, err)

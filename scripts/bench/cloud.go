@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// cloud is a Swift that runs, and that we are logged in to.
-type cloud struct {
+// swiftServer is a Swift that runs, and that we are logged in to.
+type swiftServer struct {
 	name    string // "dev" or "real"
 	authURL string
 	storage string // URL of the account
@@ -36,12 +36,12 @@ const (
 )
 
 // cloud returns the Swift of that name, which is started at its first use.
-func (s *suite) cloud(name string) (*cloud, error) {
+func (s *suite) cloud(name string) (*swiftServer, error) {
 	if c := s.clouds[name]; c != nil {
 		return c, nil
 	}
 	var (
-		c   *cloud
+		c   *swiftServer
 		err error
 	)
 	switch name {
@@ -66,7 +66,7 @@ func (s *suite) cloud(name string) (*cloud, error) {
 
 // startDev starts the embedded Swift in a process of its own, so that its work
 // is not done by the one that measures.
-func (s *suite) startDev() (*cloud, error) {
+func (s *suite) startDev() (*swiftServer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -92,11 +92,11 @@ func (s *suite) startDev() (*cloud, error) {
 		return nil, fmt.Errorf("the embedded Swift did not start: %w", err)
 	}
 	root := "http://" + strings.TrimSpace(address)
-	return &cloud{authURL: root + "/auth/v1.0", root: root, pid: cmd.Process.Pid}, nil
+	return &swiftServer{authURL: root + "/auth/v1.0", root: root, pid: cmd.Process.Pid}, nil
 }
 
 // startReal starts the real Swift with scripts/saio.sh.
-func (s *suite) startReal() (*cloud, error) {
+func (s *suite) startReal() (*swiftServer, error) {
 	dir := s.state
 	if dir == "" {
 		dir = filepath.Join(s.dir, "saio")
@@ -128,13 +128,13 @@ func (s *suite) startReal() (*cloud, error) {
 	// export ST_AUTH=URL ST_USER=…
 	for field := range strings.FieldsSeq(env) {
 		if url, ok := strings.CutPrefix(field, "ST_AUTH="); ok {
-			return &cloud{authURL: url, log: filepath.Join(dir, "log", "proxy-server.log")}, nil
+			return &swiftServer{authURL: url, log: filepath.Join(dir, "log", "proxy-server.log")}, nil
 		}
 	}
 	return nil, fmt.Errorf("scripts/saio.sh env names no ST_AUTH:\n%s", env)
 }
 
-func (c *cloud) logIn() error {
+func (c *swiftServer) logIn() error {
 	req, err := http.NewRequest("GET", c.authURL, nil)
 	if err != nil {
 		return err
@@ -183,18 +183,30 @@ func (n counts) String() string {
 	return strings.TrimSpace(b.String())
 }
 
-// counts returns how many requests for the chunks of a container were made so
-// far. Containers' own, logins and listings are not among them.
-func (c *cloud) counts(container string) (counts, error) {
+// counts returns how many requests for the objects of a disk were made so far.
+// Containers' own, logins and listings are not among them.
+func (c *swiftServer) counts(container string) (counts, error) {
 	if c.root != "" {
-		return devCounts(c.root, container)
+		t, err := devTraffic(c.root, container)
+		if err != nil {
+			return nil, err
+		}
+		return t.Requests, nil
 	}
 	// "… PUT /v1/AUTH_test/CONTAINER/disk.part/00000000 HTTP/1.0 201 …"
-	return c.logged("/" + container + "/disk.part/")
+	n, err := c.logged("/" + container + "/disk.part/")
+	if err != nil {
+		return nil, err
+	}
+	log, err := c.logged("/" + container + "/swiftnbd/")
+	for k, v := range log {
+		n[k] += v
+	}
+	return n, err
 }
 
 // logged counts the requests in the real Swift's log whose path has mark in it.
-func (c *cloud) logged(mark string) (counts, error) {
+func (c *swiftServer) logged(mark string) (counts, error) {
 	// The proxy has answered before it has logged.
 	time.Sleep(50 * time.Millisecond)
 	data, err := os.ReadFile(c.log)
@@ -222,7 +234,7 @@ func (c *cloud) logged(mark string) (counts, error) {
 
 // call makes one request of the account and wants an answer of 2xx, or one of
 // those named.
-func (c *cloud) call(method, path string, header map[string]string, also ...int) (*http.Response, error) {
+func (c *swiftServer) call(method, path string, header map[string]string, also ...int) (*http.Response, error) {
 	req, err := http.NewRequest(method, c.storage+"/"+path, nil)
 	if err != nil {
 		return nil, err
@@ -245,4 +257,14 @@ func (c *cloud) call(method, path string, header map[string]string, also ...int)
 		err = errors.Join(err, fmt.Errorf("%s %s: %s", method, path, resp.Status))
 	}
 	return resp, err
+}
+
+// traffic is counts with the bytes that were sent, which only the embedded
+// Swift knows.
+func (c *swiftServer) traffic(container string) (*traffic, error) {
+	if c.root != "" {
+		return devTraffic(c.root, container)
+	}
+	n, err := c.counts(container)
+	return &traffic{Requests: n}, err
 }

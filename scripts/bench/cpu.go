@@ -81,7 +81,7 @@ func selfCPU() time.Duration {
 }
 
 // cpu returns the CPU time that the cloud's processes have used.
-func (c *cloud) cpu() time.Duration {
+func (c *swiftServer) cpu() time.Duration {
 	if c.pid != 0 {
 		return processCPU(c.pid)
 	}

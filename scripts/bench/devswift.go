@@ -44,16 +44,23 @@ func serveDev(args []string) int {
 		return fail(err)
 	}
 	fmt.Println(l.Addr())
-	counter := &counter{next: swift, seen: make(map[string]counts)}
+	counter := &counter{next: swift, seen: make(map[string]*traffic)}
 	return fail(http.Serve(l, counter))
 }
 
-// counter counts the requests for the chunks of each container.
+// traffic is what was asked for the objects of a container.
+type traffic struct {
+	Requests counts
+	Sent     int64 // bytes of PUTs
+}
+
+// counter counts the requests for the objects of each container that a disk
+// consists of, in either version of the format.
 type counter struct {
 	next http.Handler
 
 	mu   sync.Mutex // guards seen
-	seen map[string]counts
+	seen map[string]*traffic
 }
 
 func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -68,37 +75,38 @@ func (c *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(data)
 		return
 	}
-	// /v1/ACCOUNT/CONTAINER/disk.part/00000000. Counted before the answer, so
-	// that whoever has it finds it counted.
-	if parts := strings.SplitN(r.URL.Path, "/", 6); len(parts) == 6 && parts[4] == "disk.part" {
-		c.count(parts[3], r.Method)
+	// /v1/ACCOUNT/CONTAINER/disk.part/00000000 or …/swiftnbd/log/…. Counted
+	// before the answer, so that whoever has it finds it counted.
+	if parts := strings.SplitN(r.URL.Path, "/", 6); len(parts) == 6 && (parts[4] == "disk.part" || parts[4] == "swiftnbd") {
+		c.count(parts[3], r.Method, max(0, r.ContentLength))
 	}
 	c.next.ServeHTTP(w, r)
 }
 
-func (c *counter) count(container, method string) {
+func (c *counter) count(container, method string, sent int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := c.seen[container]
-	if n == nil {
-		n = counts{}
-		c.seen[container] = n
+	t := c.seen[container]
+	if t == nil {
+		t = &traffic{Requests: counts{}}
+		c.seen[container] = t
 	}
-	n[method]++
+	t.Requests[method]++
+	t.Sent += sent
 }
 
-func devCounts(root, container string) (counts, error) {
+func devTraffic(root, container string) (*traffic, error) {
 	resp, err := http.Get(root + countsPath + "/" + container)
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	n := counts{}
-	if err := json.NewDecoder(resp.Body).Decode(&n); err != nil {
+	t := &traffic{}
+	if err := json.NewDecoder(resp.Body).Decode(t); err != nil {
 		return nil, fmt.Errorf("the embedded Swift's counts: %w", err)
 	}
-	if n == nil { // "null": nothing yet
-		n = counts{}
+	if t.Requests == nil { // "null": nothing yet
+		t.Requests = counts{}
 	}
-	return n, nil
+	return t, nil
 }

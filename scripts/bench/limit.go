@@ -24,13 +24,13 @@ import (
 // computed, and nothing is looked at but the status and the length. It has the
 // plugin's buffer sizes, which are better than net/http's own.
 type limit struct {
-	cloud     *cloud
+	cloud     *swiftServer
 	conns     int
 	transport *http.Transport
 	buffers   [][]byte // one a connection
 }
 
-func newLimit(c *cloud, conns int) *limit {
+func newLimit(c *swiftServer, conns int) *limit {
 	return &limit{
 		cloud: c, conns: conns,
 		transport: &http.Transport{

@@ -136,6 +136,23 @@ func (c *nbdConn) warm(off, n int64) error {
 // readAt reads n bytes at each of the places, depth of them at once, and
 // returns how long that took.
 func (c *nbdConn) readAt(offs []int64, n, depth int) (time.Duration, error) {
+	return c.each(nbdRead, offs, n, depth)
+}
+
+// writeAt writes n random bytes at each of the places, depth of them at once.
+func (c *nbdConn) writeAt(offs []int64, n, depth int) (time.Duration, error) {
+	return c.each(nbdWrite, offs, n, depth)
+}
+
+// each reads or writes n bytes at each of the places.
+func (c *nbdConn) each(kind uint16, offs []int64, n, depth int) (time.Duration, error) {
+	var data []byte
+	if kind == nbdWrite {
+		data = make([]byte, n)
+		for i := range data {
+			data[i] = byte(rand.Uint32())
+		}
+	}
 	start := time.Now()
 	var (
 		slots = make(chan struct{}, depth)
@@ -147,7 +164,10 @@ func (c *nbdConn) readAt(offs []int64, n, depth int) (time.Duration, error) {
 		defer wg.Done()
 		for i, off := range offs {
 			slots <- struct{}{}
-			if sent = c.request(nbdRead, uint64(i), off, n, nil); sent != nil {
+			if data != nil {
+				binary.BigEndian.PutUint64(data, uint64(off))
+			}
+			if sent = c.request(kind, uint64(i), off, n, data); sent != nil {
 				c.Close() // ends the replies
 				return
 			}
@@ -156,7 +176,7 @@ func (c *nbdConn) readAt(offs []int64, n, depth int) (time.Duration, error) {
 	buf := make([]byte, n)
 	for range offs {
 		_, err := c.reply()
-		if err == nil {
+		if err == nil && kind == nbdRead {
 			_, err = io.ReadFull(c, buf)
 		}
 		if err != nil {

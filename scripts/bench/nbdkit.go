@@ -19,12 +19,13 @@ import (
 // from the start, so that opening the disk is never part of what a client is
 // measured at, and a client that leaves does not close it.
 type server struct {
-	uri  string
-	held *nbdConn
-	cmd  *exec.Cmd
-	said bytes.Buffer
-	wait chan error // the end of cmd
-	gone bool
+	uri    string
+	socket string
+	held   *nbdConn
+	cmd    *exec.Cmd
+	said   bytes.Buffer
+	wait   chan error // the end of cmd
+	gone   bool
 
 	unlock *exec.Cmd // frees the disk when nbdkit was killed; nil: there is no need
 }
@@ -44,9 +45,8 @@ func (s *suite) serveArgs(v *disk, blank bool, args []string, params ...string) 
 	if err := v.setUp(blank); err != nil {
 		return nil, err
 	}
-	secrets := s.path("secrets")
-	text := fmt.Sprintf("[%s]\nusername = %s\npassword = %s\nauthurl = %s\n", v.container, userName, userKey, v.cloud.authURL)
-	if err := os.WriteFile(secrets, []byte(text), 0o600); err != nil {
+	secrets, err := s.secrets(v)
+	if err != nil {
 		return nil, err
 	}
 	plugin, err := filepath.Abs(filepath.Join(s.build, "nbdkit-swift-plugin.so"))
@@ -70,6 +70,13 @@ func (s *suite) serveArgs(v *disk, blank bool, args []string, params ...string) 
 	return n, err
 }
 
+// secrets writes a file of credentials for a disk, and returns its name.
+func (s *suite) secrets(v *disk) (string, error) {
+	path := s.path("secrets")
+	text := fmt.Sprintf("[%s]\nusername = %s\npassword = %s\nauthurl = %s\n", v.container, userName, userKey, v.cloud.authURL)
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
 func hasParam(params []string, key string) bool {
 	for _, p := range params {
 		if strings.HasPrefix(p, key+"=") {
@@ -82,7 +89,7 @@ func hasParam(params []string, key string) bool {
 // nbdkit starts nbdkit with these arguments on a Unix socket.
 func (s *suite) nbdkit(args ...string) (*server, error) {
 	socket, pid := s.path("sock"), s.path("pid")
-	n := &server{uri: "nbd+unix:///?socket=" + url.QueryEscape(socket)}
+	n := &server{socket: socket, uri: "nbd+unix:///?socket=" + url.QueryEscape(socket)}
 	n.cmd = exec.Command("nbdkit", append([]string{"-f", "-U", socket, "-P", pid}, args...)...)
 	n.cmd.Stdout, n.cmd.Stderr = &n.said, &n.said
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

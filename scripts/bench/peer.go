@@ -31,7 +31,7 @@ const (
 
 // peerDisk is a disk of s3backer's.
 type peerDisk struct {
-	cloud  *cloud
+	cloud  *swiftServer
 	bucket string
 	object int64
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/store"
@@ -110,7 +112,7 @@ func drive(n int64, clients int, do func(i int64, buf []byte) error, last func()
 				}
 				binary.LittleEndian.PutUint64(buf, uint64(i))
 				if err := do(i, buf); err != nil {
-					if err != errDone {
+					if !errors.Is(err, errDone) {
 						once.Do(func() { first = err })
 					}
 					next.Store(n)
@@ -138,13 +140,9 @@ func (s *suite) profile(name string) error {
 			names = append(names, n)
 		}
 		slices.Sort(names)
-		return fmt.Errorf("--profile wants JOB/SWIFT/OBJECTSIZE, such as seq-read/dev/1M; jobs are %s", strings.Join(names, ", "))
+		return fmt.Errorf("--profile wants JOB/SWIFT/OBJECTSIZE, such as seq-read/dev/1M, or v2 or v2-scattered as the size; jobs are %s", strings.Join(names, ", "))
 	}
-	size, err := config.ParseSize(parts[2])
-	if err != nil {
-		return err
-	}
-	v, err := s.filled(parts[1], size, s.bulk(parts[1], size))
+	v, err := s.profileDisk(parts[1], parts[2])
 	if err != nil {
 		return err
 	}
@@ -192,9 +190,9 @@ func (s *suite) profile(name string) error {
 	}
 	fmt.Printf("%s: %.0f MB/s, %.0f IOPS, %v; %v\n", name, mbps(p.bytes, p.took),
 		float64(p.ios)/p.took.Seconds(), p.took.Round(time.Millisecond), after.minus(before))
-	st := d.Cache().Stats()
+	st := d.Stats()
 	fmt.Printf("cache: hits %d, misses %d, fetches %d, fills %d, ahead %d, uploads %d, evicted %d, flushes %d\n",
-		st.Hits.Load(), st.Misses.Load(), st.Fetches.Load(), st.Fills.Load(), st.Ahead.Load(), st.Uploads.Load(), st.Evicted.Load(), st.Flushes.Load())
+		st.Hits, st.Misses, st.Fetches, st.Fills, st.Ahead, st.Uploads, st.Evicted, st.Flushes)
 	fmt.Printf("profiles: %s.cpu .block .mutex; go tool pprof -top %s.cpu\n", base, base)
 	if parts[0] == "rand-write" {
 		d.Abandon()
@@ -203,12 +201,28 @@ func (s *suite) profile(name string) error {
 	return d.Close()
 }
 
+// profileDisk returns a full disk with objects of that size, or one of version 2
+// that was written in order or at random.
+func (s *suite) profileDisk(cloud, kind string) (*disk, error) {
+	switch kind {
+	case "v2":
+		return s.filledLog(cloud, s.bulk(cloud, 1<<20), inOrder)
+	case "v2-scattered":
+		return s.filledLog(cloud, s.bulk(cloud, 1<<20), atRandom)
+	}
+	size, err := config.ParseSize(kind)
+	if err != nil {
+		return nil, err
+	}
+	return s.filled(cloud, size, s.bulk(cloud, size))
+}
+
 // openDevice opens a disk as the plugin does.
 func (s *suite) openDevice(v *disk) (*device.Device, func(), error) {
-	client, err := swiftstore.Dial(swiftstore.Options{
+	account, client, err := cloud.Dial(swiftstore.Options{
 		Login:     config.Login{AuthURL: v.cloud.authURL, Username: userName, Password: userKey},
 		Container: v.container, Connections: s.conns, Timeout: time.Minute,
-	})
+	}, cloud.Options{Connections: s.conns, Policy: store.Policy{Timeout: time.Minute}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -227,7 +241,7 @@ func (s *suite) openDevice(v *disk) (*device.Device, func(), error) {
 			return nil, nil, fmt.Errorf("--profile takes no %s", key)
 		}
 	}
-	o.Store = store.NewLimiter(s.conns).Store(store.Retry(client.Container(v.container), store.Policy{Timeout: time.Minute}))
+	o.Store, o.Lease = account.Writer(v.container, time.Minute)
 	o.Holder, o.Connections, o.Timeout = "bench", s.conns, time.Minute
 	o.Log = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 	d, err := device.Open(s.ctx, o)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -223,7 +224,7 @@ func (l *limit) rewrite(v *disk, d time.Duration) (float64, error) {
 		done[k]++
 		return nil
 	})
-	if err == errDone {
+	if errors.Is(err, errDone) {
 		err = nil
 	}
 	var n int64
@@ -272,7 +273,7 @@ func (s *suite) writeFlush(cloud string, size int64, cold bool) line {
 				n++
 				return one.put(v.container, rand.Int64N(v.objects), buf)
 			})
-			if err == errDone {
+			if errors.Is(err, errDone) {
 				err = nil
 			}
 			return took.Seconds() * 1e3 / float64(n), err

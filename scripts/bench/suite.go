@@ -18,12 +18,14 @@ type suite struct {
 	dir    string // for sockets and secrets; removed at the end
 	serial int    // for names
 
-	clouds  map[string]*cloud
+	clouds  map[string]*swiftServer
 	disks   map[diskKey]*disk
 	peers   map[int64]*peerDisk // by object size
 	results []result
-	tarball string // of the source tree, once made
-	closers []func() error
+	// busyRuns are the runs of the jobs that two lines report.
+	busyRuns map[busyKey][]busyRun
+	tarball  string // of the source tree, once made
+	closers  []func() error
 }
 
 func newSuite(ctx context.Context, o options) (*suite, error) {
@@ -39,7 +41,7 @@ func newSuite(ctx context.Context, o options) (*suite, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &suite{options: o, ctx: ctx, dir: dir, clouds: make(map[string]*cloud), disks: make(map[diskKey]*disk), peers: make(map[int64]*peerDisk)}
+	s := &suite{options: o, ctx: ctx, dir: dir, clouds: make(map[string]*swiftServer), disks: make(map[diskKey]*disk), peers: make(map[int64]*peerDisk)}
 	s.atEnd(func() error { return os.RemoveAll(dir) })
 	return s, nil
 }

@@ -162,6 +162,11 @@ func (s *suite) tree(cloud string, size int64, params ...string) (tree, error) {
 	if err != nil {
 		return tree{}, err
 	}
+	return s.treeOn(v, size, params...)
+}
+
+// treeOn does the tree job on a new disk, whose chunks count as size bytes.
+func (s *suite) treeOn(v *disk, size int64, params ...string) (tree, error) {
 	log := s.path("log")
 	n, err := s.serveArgs(v, true, []string{"--filter=log"}, append(params, "logfile="+log)...)
 	if err != nil {

@@ -8,15 +8,17 @@ import (
 	"os"
 	"strconv"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/volume"
 )
 
 // disk is a volume in a cloud, every chunk of which may hold random bytes.
 type disk struct {
-	cloud      *cloud
+	cloud      *swiftServer
 	container  string
 	objectSize int64
 	objects    int64
+	log        bool // it is of version 2; then the two numbers above only say how large it is
 }
 
 func (v *disk) size() int64 { return v.objectSize * v.objects }
@@ -26,12 +28,13 @@ type diskKey struct {
 	cloud      string
 	objectSize int64
 	objects    int64
+	fill       string // of version 2, how it was filled
 }
 
 // filled returns a disk of about bytes bytes that is full of random bytes. It
 // is made at its first use and kept: whoever uses it must leave it full.
 func (s *suite) filled(cloud string, objectSize, bytes int64) (*disk, error) {
-	key := diskKey{cloud, objectSize, max(1, bytes/objectSize)}
+	key := diskKey{cloud, objectSize, max(1, bytes/objectSize), ""}
 	if v := s.disks[key]; v != nil {
 		return v, nil
 	}
@@ -66,10 +69,13 @@ func metaHeader(key string) string { return "X-Container-Meta-" + key }
 
 // setUp writes the volume's metadata as if it had been left in order. blank
 // says that it has no objects, which the plugin may then rely on; otherwise it
-// knows nothing of them.
+// knows nothing of them. A disk of version 2 is set up when it is made.
 func (v *disk) setUp(blank bool) error {
+	if v.log {
+		return nil
+	}
 	header := map[string]string{
-		metaHeader(volume.KeyVersion):    strconv.Itoa(volume.FormatVersion),
+		metaHeader(volume.KeyVersion):    strconv.Itoa(volume.Version1),
 		metaHeader(volume.KeyObjects):    strconv.FormatInt(v.objects, 10),
 		metaHeader(volume.KeyObjectSize): strconv.FormatInt(v.objectSize, 10),
 		metaHeader(volume.KeyClient):     "",
@@ -87,7 +93,7 @@ func (v *disk) setUp(blank bool) error {
 // remove deletes the disk's objects, to have their space back.
 func (v *disk) remove() error {
 	_, err := v.cloud.limit.each(v.objects, 0, func(_ int, i int64, _ []byte) error {
-		_, err := v.cloud.call("DELETE", fmt.Sprintf("%s/%s%08d", v.container, volume.Prefix, i), nil, http.StatusNotFound)
+		_, err := v.cloud.call("DELETE", fmt.Sprintf("%s/%s%08d", v.container, chunked.Prefix, i), nil, http.StatusNotFound)
 		return err
 	})
 	return err

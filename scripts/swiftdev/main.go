@@ -54,6 +54,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	dir := flags.String("dir", "", "keep objects in this `directory` (default: in memory)")
 	latency := flags.Duration("latency", 0, "wait this `time` before each answer")
 	bandwidth := flags.String("bandwidth", "0", "limit bodies to this many `bytes` a second, both directions together; K, M and G are powers of 1024")
+	life := flags.Duration("token-life", 0, "tokens are good for this `time` (default: a day)")
+	dead := flags.Int("dead-token", 0, "answer a token that has ended with this `status` (default: 401; older gateways: 403)")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
 	} else if err != nil {
@@ -73,10 +75,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if *latency < 0 {
 		return usage("--latency: %v is negative", *latency)
 	}
+	if *life < 0 {
+		return usage("--token-life: %v is negative", *life)
+	}
+	if *dead != 0 && *dead != http.StatusUnauthorized && *dead != http.StatusForbidden {
+		return usage("--dead-token: %d is neither 401 nor 403", *dead)
+	}
 	if err := loopback(*listen); err != nil {
 		return usage("--listen: %v", err)
 	}
-	if err := serve(ctx, *listen, devswift.Options{Dir: *dir, Latency: *latency, Bandwidth: rate, Journal: -1}, stdout, stderr); err != nil {
+	if err := serve(ctx, *listen, devswift.Options{
+		Dir: *dir, Latency: *latency, Bandwidth: rate, Journal: -1, TokenLife: *life, DeadToken: *dead,
+	}, stdout, stderr); err != nil {
 		fmt.Fprintf(stderr, "swiftdev: %v\n", err)
 		return 1
 	}

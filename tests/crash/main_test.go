@@ -60,6 +60,13 @@ func newDisk(t *testing.T, objects, objectSize int64, params ...string) *disk {
 	d.account.Setup(t, d.name, objects, objectSize)
 	d.secrets = harness.Secrets(t, c.Section(d.name))
 	d.params = append([]string{d.name, "secrets=" + d.secrets, lease}, params...)
+	if harness.Format() == 2 {
+		for i, p := range d.params { // its smallest cache is larger
+			if p == "cache=2M" || p == "cache=4M" || p == "cache=2097152" {
+				d.params[i] = "cache=5M"
+			}
+		}
+	}
 	return d
 }
 

@@ -74,7 +74,10 @@ func TestStarts(t *testing.T) {
 			rng := newRand(t)
 			s := &starts{t: t, account: tc.cloud(t).Account(t), name: harness.Name(t)}
 			s.account.Setup(t, s.name, 8, 64<<10)
-			s.params = []string{s.name, "secrets=" + harness.Secrets(t, tc.cloud(t).Section(s.name)), lease}
+			// Nobody is killed here, so no lease is waited out. With the shortest one
+			// a busy Swift may be too slow for the mark to be given back in time, and
+			// nbdkit then ends with status 1.
+			s.params = []string{s.name, "secrets=" + harness.Secrets(t, tc.cloud(t).Section(s.name)), "lease=30"}
 			atStart, atClient := 0, 0
 			rounds := (*startsFlag + 1) / 2
 			for round := range rounds {
@@ -163,8 +166,9 @@ func (s *starts) round(round int, rng *rand.Rand) (atStart bool) {
 	}
 	want := make([]byte, 64<<10)
 	copy(want, blocks[w])
+	disk := s.account.Read011(t, s.name)
 	for i := range chunks {
-		if got, ok := s.account.Get(t, s.name, fmt.Sprintf("disk.part/%08d", i)); !ok || !bytes.Equal(got, want) {
+		if got := disk[i*len(want):][:len(want)]; !bytes.Equal(got, want) {
 			t.Errorf("round %d: chunk %d in Swift is not what the one that was let in has flushed", round, i)
 		}
 	}

@@ -19,12 +19,14 @@ import (
 	"time"
 )
 
-// Account is plain HTTP to a Swift account: what a test checks swiftnbd with,
-// and what it makes containers with that swiftnbd has never seen. It is
-// written from Swift's API, not with swiftnbd's client.
+// Account is plain HTTP to a Swift account. Tests check swiftnbd with it, and
+// make containers that swiftnbd has never seen. It is written from Swift's API
+// and does not use swiftnbd's client.
 type Account struct {
 	StorageURL string
 	Token      string
+
+	ProjectID, UserID string // of Keystone's login
 }
 
 var (
@@ -32,12 +34,14 @@ var (
 	accounts  = map[string]*Account{}
 )
 
-// Account logs in with v1 authentication, once for all tests.
+// Account logs in with v1 authentication, once for all tests of a user.
 func (c *Cloud) Account(t testing.TB) *Account {
 	t.Helper()
 	accountMu.Lock()
 	defer accountMu.Unlock()
-	if a := accounts[c.AuthURL]; a != nil {
+	// An embedded Swift may have the port of an earlier one that has ended. It
+	// does not know the tokens of that one.
+	if a := accounts[c.User+" "+c.AuthURL]; a != nil && !a.refused(t) {
 		return a
 	}
 	req, err := http.NewRequest("GET", c.AuthURL, nil)
@@ -55,8 +59,24 @@ func (c *Cloud) Account(t testing.TB) *Account {
 	if a.StorageURL == "" || a.Token == "" {
 		t.Fatalf("login at %s: %s", c.AuthURL, resp.Status)
 	}
-	accounts[c.AuthURL] = a
+	accounts[c.User+" "+c.AuthURL] = a
 	return a
+}
+
+// refused says whether Swift refuses the token.
+func (a *Account) refused(t testing.TB) bool {
+	t.Helper()
+	req, err := http.NewRequest("HEAD", a.StorageURL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Auth-Token", a.Token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return true // for example on a connection to the earlier one
+	}
+	resp.Body.Close()
+	return resp.StatusCode == http.StatusUnauthorized
 }
 
 // Forget makes the next Account log in again, as after a restart of an embedded
@@ -64,7 +84,7 @@ func (c *Cloud) Account(t testing.TB) *Account {
 func Forget(c *Cloud) {
 	accountMu.Lock()
 	defer accountMu.Unlock()
-	delete(accounts, c.AuthURL)
+	delete(accounts, c.User+" "+c.AuthURL)
 }
 
 // Account logs in with Keystone's user and password.
@@ -86,7 +106,8 @@ func (k *Keystone) Account(t testing.TB) *Account {
 	defer resp.Body.Close()
 	var answer struct {
 		Token struct {
-			Catalog []struct {
+			Project, User struct{ ID string }
+			Catalog       []struct {
 				Type      string
 				Endpoints []struct{ Interface, URL string }
 			}
@@ -98,7 +119,8 @@ func (k *Keystone) Account(t testing.TB) *Account {
 	for _, service := range answer.Token.Catalog {
 		for _, e := range service.Endpoints {
 			if service.Type == "object-store" && e.Interface == "public" {
-				return &Account{StorageURL: e.URL, Token: resp.Header.Get("X-Subject-Token")}
+				return &Account{StorageURL: e.URL, Token: resp.Header.Get("X-Subject-Token"),
+					ProjectID: answer.Token.Project.ID, UserID: answer.Token.User.ID}
 			}
 		}
 	}
@@ -131,6 +153,27 @@ func (a *Account) Do(t testing.TB, method, path string, header map[string]string
 	return resp.StatusCode, resp.Header, data
 }
 
+// Send makes a request with a body of size bytes. It reads the body when Swift
+// is ready for it (100 Continue). It returns the status, or 0 if no answer
+// came.
+func (a *Account) Send(method, path string, size int64, body io.Reader) int {
+	req, err := http.NewRequest(method, a.StorageURL+path, body)
+	if err != nil {
+		panic(err)
+	}
+	req.ContentLength = size
+	req.Header.Set("X-Auth-Token", a.Token)
+	req.Header.Set("Expect", "100-continue")
+	transport := &http.Transport{ExpectContinueTimeout: time.Minute}
+	defer transport.CloseIdleConnections()
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
 func (a *Account) must(t testing.TB, method, path string, header map[string]string, body []byte) (http.Header, []byte) {
 	t.Helper()
 	status, h, data := a.Do(t, method, path, header, body)
@@ -140,14 +183,19 @@ func (a *Account) must(t testing.TB, method, path string, header map[string]stri
 	return h, data
 }
 
-// MetaPrefix begins the headers of a container that swiftnbd writes.
+// MetaPrefix is the beginning of the container's headers that swiftnbd writes.
 const MetaPrefix = "X-Container-Meta-Swiftnbd-"
 
 // Setup makes a container exactly as swiftnbd 0.11's "ctl setup" left it: the
 // container, then the metadata with 0.11's underscore, which Swift makes a
-// dash. The container goes when the test ends.
+// dash. The container goes when the test ends. With -format 2 it makes a disk of
+// the same size in version 2 of the format.
 func (a *Account) Setup(t testing.TB, container string, objects, objectSize int64) {
 	t.Helper()
+	if Format() == 2 {
+		a.SetupLog(t, container, objects*objectSize)
+		return
+	}
 	a.Create(t, container, nil)
 	a.must(t, "POST", "/"+url.PathEscape(container), map[string]string{
 		"x-container-meta-swiftnbd-version":     "1",
@@ -163,7 +211,7 @@ func (a *Account) Create(t testing.TB, container string, header map[string]strin
 	t.Helper()
 	a.must(t, "PUT", "/"+url.PathEscape(container), header, nil)
 	t.Cleanup(func() {
-		// A Swift of the test's own may have gone before.
+		// A Swift of the test's own may have ended already.
 		if c, err := net.Dial("tcp", strings.Split(a.StorageURL, "/")[2]); err == nil {
 			c.Close()
 			a.Remove(t, container)
@@ -191,7 +239,7 @@ func (a *Account) SetMeta(t testing.TB, container, key, value string) {
 	a.must(t, "POST", "/"+url.PathEscape(container), map[string]string{MetaPrefix + key: value}, nil)
 }
 
-// Holder returns who holds the volume by 0.11's mark, "" when nobody does.
+// Holder returns the holder in 0.11's mark, or "" if there is no mark.
 func (a *Account) Holder(t testing.TB, container string) string {
 	t.Helper()
 	return a.Meta(t, container)["client"]
@@ -244,14 +292,15 @@ func (a *Account) Leases(t testing.TB, volume string) []string {
 	return strings.Fields(string(data))
 }
 
-// Remove deletes a container and all in it, whether or not it is there.
+// Remove deletes a container and all objects in it. It is no error if there is
+// no such container.
 func (a *Account) Remove(t testing.TB, container string) {
 	t.Helper()
 	path := "/" + url.PathEscape(container)
 	if status, _, _ := a.Do(t, "HEAD", path, nil, nil); status == http.StatusNotFound {
 		return
 	}
-	// Bulk delete: names a line, 10,000 a request at most.
+	// A bulk delete has one name on each line, and at most 10,000 names.
 	for names := range slices.Chunk(a.List(t, container), 5000) {
 		var body strings.Builder
 		for _, name := range names {
@@ -264,12 +313,16 @@ func (a *Account) Remove(t testing.TB, container string) {
 	}
 }
 
-// Read011 reads a whole volume as swiftnbd 0.11 did: object size and number of
-// objects from the metadata, each object by its decimal number, a missing one
-// as zeroes, one of another size an error.
+// Read011 reads a whole volume as swiftnbd 0.11 did. Object size and number of
+// objects come from the metadata. Each object has its decimal number as name. A
+// missing object is zeroes. An object of another size is an error. A disk of
+// version 2 is read as docs/FORMAT-V2.md describes it.
 func (a *Account) Read011(t testing.TB, container string) []byte {
 	t.Helper()
 	meta := a.Meta(t, container)
+	if meta["version"] == "2" {
+		return a.readLog(t, container)
+	}
 	number := func(key string) int {
 		n, err := strconv.Atoi(meta[key])
 		if err != nil {
@@ -296,11 +349,16 @@ func (a *Account) Read011(t testing.TB, container string) []byte {
 	return disk
 }
 
-// Write011 writes to a volume as a session of swiftnbd 0.11 did: it leaves its
-// mark in Client, writes, moves the mark to Last, and so makes void whatever
-// others have noted. chunks maps the number of an object to its bytes.
+// Write011 writes to a volume as a session of swiftnbd 0.11 did. It leaves its
+// mark in Client, writes, and moves the mark to Last. This makes the notes of
+// other programs void. chunks maps the number of an object to its bytes. On a
+// disk of version 2, which was never opened, it begins the log with them.
 func (a *Account) Write011(t testing.TB, container string, chunks map[int][]byte) {
 	t.Helper()
+	if a.Meta(t, container)["version"] == "2" {
+		a.writeLog(t, container, chunks)
+		return
+	}
 	mark := fmt.Sprintf("127.0.0.1:51120@%d", time.Now().Unix())
 	a.SetMeta(t, container, "Client", mark)
 	for _, i := range slices.Sorted(maps.Keys(chunks)) {

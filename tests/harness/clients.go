@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// Random returns n bytes that a seed decides.
+// Random returns n bytes that depend on seed.
 func Random(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	rng := rand.NewChaCha8([32]byte{0: byte(seed), 1: byte(seed >> 8), 2: byte(seed >> 16), 31: 1})
@@ -21,9 +21,9 @@ func Random(seed uint64, n int) []byte {
 	return b
 }
 
-// RoundTrip copies data onto the disk with nbdcopy and back, and fails the
-// test unless the same comes back. The disk may be larger than data. Options
-// are nbdcopy's.
+// RoundTrip copies data onto the disk with nbdcopy and back. It fails the test
+// if the result differs. The disk may be larger than data. options are
+// nbdcopy's.
 func RoundTrip(t testing.TB, uri string, data []byte, options ...string) {
 	t.Helper()
 	Upload(t, uri, data, options...)
@@ -55,9 +55,9 @@ func Download(t testing.TB, uri string, options ...string) []byte {
 	return data
 }
 
-// Load writes random blocks all over the first clients x mib MiB of the disk
-// from several connections at once, each with many requests in flight, and
-// has fio read every one of them back and check it.
+// Load writes random blocks all over the first clients x mib MiB of the disk.
+// It uses several connections at once, each with many requests in flight. fio
+// then reads every block back and checks it.
 func Load(t testing.TB, uri string, clients, mib int) {
 	t.Helper()
 	Must(t, "fio", load(uri, clients, mib)...)
@@ -80,7 +80,7 @@ func load(uri string, clients, mib int) []string {
 }
 
 // Nbdsh runs a Python script with a libnbd handle h that is connected to the
-// disk, and returns what it printed. The test fails when the script does.
+// disk, and returns its output. If the script fails, the test fails.
 func Nbdsh(t testing.TB, uri, script string) string {
 	t.Helper()
 	r := TryNbdsh(t, uri, script)

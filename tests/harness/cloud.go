@@ -22,7 +22,7 @@ type Cloud struct {
 	Keystone *Keystone // nil where there is none
 }
 
-// Keystone is how the real Swift's Keystone lets us in.
+// Keystone has the URL and the credentials for the real Swift's Keystone.
 type Keystone struct {
 	AuthURL                  string
 	User, Password           string
@@ -38,6 +38,10 @@ var (
 	realOnce sync.Once
 	realOne  *Cloud
 	realErr  error
+
+	rgwOnce sync.Once
+	rgwOne  *Cloud
+	rgwErr  error
 )
 
 // Dev returns the embedded Swift that the tests of a package share.
@@ -74,7 +78,7 @@ func OwnDev(t testing.TB, args ...string) (*Cloud, *Process) {
 var authLine = regexp.MustCompile(`(?m)^(http://127\.0\.0\.1:[0-9]+/auth/v1\.0)$`)
 
 func startDev(program string, args ...string) (*Cloud, *Process, error) {
-	// Of two --listen the last counts.
+	// If --listen is given twice, the last one counts.
 	p, err := start(exec.Command(program, append([]string{"--listen", "127.0.0.1:0"}, args...)...))
 	if err != nil {
 		return nil, nil, err
@@ -138,7 +142,42 @@ func startReal(script, dir string) (map[string]string, error) {
 	return s.vars(nil)
 }
 
-// saio runs scripts/saio.sh for one directory.
+// RGW returns Ceph's Swift gateway: the one that the environment names, as
+// `scripts/rgw.sh env` prints it, or else one that is started for the tests of
+// this package.
+func RGW(t testing.TB) *Cloud {
+	t.Helper()
+	script := filepath.Join(Root(t), "scripts", "rgw.sh")
+	rgwOnce.Do(func() { rgwOne, rgwErr = rgwCloud(script) })
+	if rgwErr != nil {
+		t.Fatal(rgwErr)
+	}
+	return rgwOne
+}
+
+func rgwCloud(script string) (*Cloud, error) {
+	env := os.Getenv
+	if env("SWIFTNBD_TEST_RGW_AUTH") == "" {
+		dir, err := os.MkdirTemp("", "swiftnbd-rgw")
+		if err != nil {
+			return nil, err
+		}
+		s := saio{script, dir}
+		settings := []string{"RGW_DIR=" + dir}
+		atEnd(func() { s.run(settings, "wipe") })
+		if _, err := s.run(settings, "up"); err != nil {
+			return nil, err
+		}
+		vars, err := s.vars(settings)
+		if err != nil {
+			return nil, err
+		}
+		env = func(name string) string { return vars[name] }
+	}
+	return &Cloud{AuthURL: env("SWIFTNBD_TEST_RGW_AUTH"), User: env("SWIFTNBD_TEST_RGW_USER"), Key: env("SWIFTNBD_TEST_RGW_KEY")}, nil
+}
+
+// saio runs scripts/saio.sh, or rgw.sh, for one directory.
 type saio struct{ script, dir string }
 
 // run runs a command of the script with further settings, and returns what it
@@ -150,7 +189,7 @@ func (s saio) run(settings []string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("saio.sh %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+		return "", fmt.Errorf("%s %s: %w\n%s", filepath.Base(s.script), strings.Join(args, " "), err, stderr.String())
 	}
 	return stdout.String(), nil
 }

@@ -17,9 +17,9 @@ type Failure struct {
 	mode   Mode
 }
 
-// Fail starts nbdkit with what should be an error, and fails the test unless
-// nbdkit ends by itself with a non-zero status, and leaves no pid file, no
-// socket and no process behind.
+// Fail starts nbdkit with options that should be an error. It fails the test
+// unless nbdkit ends by itself with a non-zero status, and leaves no pid file,
+// no socket and no process behind.
 func Fail(t testing.TB, o Options) Failure {
 	t.Helper()
 	dir := TempDir(t)
@@ -53,7 +53,8 @@ func Fail(t testing.TB, o Options) Failure {
 	if _, err := os.Stat(ran); err == nil {
 		t.Error("nbdkit --run failed and ran its command all the same")
 	}
-	// The directory's name is on the command line of all that nbdkit started.
+	// The directory's name is on the command line of every process that nbdkit
+	// has started.
 	if !within(Patience, func() bool { return len(Mentioning(t, dir)) == 0 }) {
 		t.Errorf("nbdkit (%v) failed and left processes running: %v", o.Mode, Mentioning(t, dir))
 	}
@@ -69,8 +70,8 @@ func activatedFailure(t testing.TB, o Options, pidFile, socket string) *exec.Cmd
 	return cmd
 }
 
-// Line returns the one "nbdkit: error:" line that says what was wrong, and
-// fails the test when there is none, or another.
+// Line returns the "nbdkit: error:" line. It fails the test unless there is
+// exactly one.
 func (f Failure) Line(t testing.TB) string {
 	t.Helper()
 	var found []string
@@ -86,8 +87,8 @@ func (f Failure) Line(t testing.TB) string {
 	return found[0]
 }
 
-// Want fails the test unless the one error line says all of these words, in
-// whatever case. It must not say a password.
+// Want fails the test unless the one error line has all of these words, in any
+// case. The line must not contain a password.
 func (f Failure) Want(t testing.TB, words ...string) {
 	t.Helper()
 	line := f.Line(t)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 
-// Package harness owns the processes of the black-box tests: real nbdkit in
-// any of its modes, the embedded Swift and the real one, the clients, and the
-// files that they want. It imports nothing of swiftnbd, so that what a test
-// says of swiftnbd comes from the outside. A tool that is missing fails the
-// test; nothing here skips one.
+// Package harness owns the processes of the black-box tests: real nbdkit in all
+// of its modes, the embedded Swift and the real one, the clients, and the files
+// that they need. It imports nothing of swiftnbd, so a test sees swiftnbd only
+// from the outside. If a tool is missing, the test fails. Nothing here skips a
+// test.
 package harness
 
 import (
@@ -22,8 +22,8 @@ import (
 	"time"
 )
 
-// Patience is how long a test waits for what should come at once. It is long,
-// since the machine may be busy; no test measures speed with it.
+// Patience is how long a test waits for something that should come at once. It
+// is long, since the machine may be busy. No test measures speed with it.
 const Patience = 60 * time.Second
 
 // prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2), which the syscall
@@ -35,15 +35,16 @@ const prSetChildSubreaper = 36
 func Main(m *testing.M) int {
 	// nbd-client, mke2fs and e2fsck are in sbin, which PATH may lack.
 	os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
-	// What the person who runs the tests has set must not log in for us.
+	// Variables that the person who runs the tests has set must not give us a
+	// login.
 	for _, kv := range os.Environ() {
 		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "OS_") || strings.HasPrefix(name, "ST_") ||
 			strings.HasSuffix(strings.ToLower(name), "_proxy") {
 			os.Unsetenv(name)
 		}
 	}
-	// An nbdkit that went into the background becomes our child, so that its
-	// exit status can be had.
+	// An nbdkit that went into the background becomes our child, so that we can
+	// read its exit status.
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); errno != 0 {
 		fmt.Fprintln(os.Stderr, "harness: prctl(PR_SET_CHILD_SUBREAPER):", errno)
 		return 1
@@ -57,7 +58,7 @@ var (
 	shared   []func()
 )
 
-// atEnd has f called when all tests of the package are done.
+// atEnd registers f, which is called when all tests of the package are done.
 func atEnd(f func()) {
 	sharedMu.Lock()
 	defer sharedMu.Unlock()
@@ -92,8 +93,8 @@ func Root(t testing.TB) string {
 	}
 }
 
-// Built returns the path of what `make` built: build/NAME, or NAME in the
-// directory that SWIFTNBD_BUILD says.
+// Built returns the path of a program that `make` has built: build/NAME, or
+// NAME in the directory that SWIFTNBD_BUILD names.
 func Built(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("SWIFTNBD_BUILD")
@@ -123,7 +124,7 @@ func Tool(t testing.TB, name string) string {
 	return path
 }
 
-// NeedRoot fails a test that needs to be root, as changing the user does.
+// NeedRoot fails a test that needs root but does not run as root.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -131,8 +132,9 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// TempDir returns a new directory with a short path, as the names of Unix
-// sockets must be. Everybody may write in it, as nbdkit does after its -u.
+// TempDir returns a new directory with a short path, since the names of Unix
+// sockets must be short. Everybody may write in it, because nbdkit does after
+// its -u.
 func TempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "swiftnbd-t")
@@ -148,7 +150,7 @@ func TempDir(t testing.TB) string {
 
 var serial atomic.Int64
 
-// Name returns a name for a container that nobody else uses.
+// Name returns a name for a container that no other test uses.
 func Name(t testing.TB) string {
 	t.Helper()
 	clean := strings.Map(func(r rune) rune {
@@ -174,12 +176,20 @@ func FreePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// Eventually waits until cond is true, and fails the test when it does not
-// become so in Patience.
+// Eventually waits until cond is true. If this takes longer than Patience, it
+// fails the test.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	if !within(Patience, cond) {
 		t.Fatalf("still not after %v: %s", Patience, what)
+	}
+}
+
+// EventuallyWithin is Eventually with a limit of its own.
+func EventuallyWithin(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	if !within(limit, cond) {
+		t.Fatalf("still not after %v: %s", limit, what)
 	}
 }
 
@@ -201,21 +211,21 @@ type Result struct {
 	Stderr string
 }
 
-// Run runs a program to its end and returns how it ended. The test fails when
-// that takes longer than a few times Patience.
+// Run runs a program to its end and returns how it ended. If this takes longer
+// than a few times Patience, the test fails.
 func Run(t testing.TB, name string, args ...string) Result {
 	t.Helper()
 	return RunCmd(t, Command(t, name, args...))
 }
 
-// RunCmd is Run for a command that was made by the caller, who may have set
+// RunCmd is Run for a command that the caller has made. The caller may have set
 // its environment or standard input.
 func RunCmd(t testing.TB, cmd *exec.Cmd) Result {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	// A daemon that the program leaves behind may hold its standard error
-	// open; it must not hold us up.
+	// A daemon that the program leaves behind may hold its standard error open.
+	// We must not wait for it.
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -231,7 +241,8 @@ func RunCmd(t testing.TB, cmd *exec.Cmd) Result {
 	return Result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
-// Must runs a program that has to succeed, and returns its standard output.
+// Must runs a program, fails the test unless it succeeds, and returns its
+// standard output.
 func Must(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	r := Run(t, name, args...)

@@ -43,6 +43,7 @@ type Options struct {
 	Args   []string // nbdkit's own options
 	Env    []string // added to the environment
 	TCP    bool     // listen on a loopback port rather than on a Unix socket
+	Port   int      // with TCP, this port; 0: a free one
 }
 
 // Nbdkit is an nbdkit that serves.
@@ -95,7 +96,9 @@ func Serve(t testing.TB, o Options) *Nbdkit {
 	where := []string{"-P", n.PidFile}
 	switch {
 	case o.TCP:
-		n.Port = FreePort(t)
+		if n.Port = o.Port; n.Port == 0 {
+			n.Port = FreePort(t)
+		}
 		n.URI = fmt.Sprintf("nbd://127.0.0.1:%d/", n.Port)
 		where = append(where, "-i", "127.0.0.1", "-p", strconv.Itoa(n.Port))
 	case o.Mode == Captive:
@@ -116,9 +119,9 @@ func Serve(t testing.TB, o Options) *Nbdkit {
 		if r.Status != 0 {
 			t.Fatalf("nbdkit did not go into the background: exit status %d\n%s", r.Status, r.Stderr)
 		}
-		// The file is the child's, which may still be about to write it.
+		// The child writes the file, and may not have done so yet.
 		Eventually(t, "nbdkit writes its pid file", n.hasPidFile)
-		n.Server = adopt(t, "nbdkit", n.readPid(t))
+		n.Server = Adopt(t, "nbdkit", n.readPid(t))
 	case Captive:
 		n.captive(t, o, where, dir)
 	case Activated:
@@ -133,8 +136,8 @@ func (o Options) cmd(argv []string) *exec.Cmd {
 	return cmd
 }
 
-// captive starts nbdkit with a command that says where the server is and then
-// stays until it is released, so that the test can work meanwhile.
+// captive starts nbdkit with a command. The command writes where the server is,
+// and then runs until it is released. The test can work meanwhile.
 func (n *Nbdkit) captive(t testing.TB, o Options, where []string, dir string) {
 	uri := filepath.Join(dir, "uri")
 	n.release = filepath.Join(dir, "release")
@@ -142,7 +145,7 @@ func (n *Nbdkit) captive(t testing.TB, o Options, where []string, dir string) {
 		`echo "$uri" >%s.new; mv %s.new %s; while [ ! -e %s ]; do sleep 0.05; done`, uri, uri, uri, n.release))
 	n.front = Start(t, o.cmd(o.command(t, where...)))
 	n.waitPidFile(t, n.front)
-	n.Server = adopt(t, "nbdkit", n.readPid(t))
+	n.Server = Adopt(t, "nbdkit", n.readPid(t))
 	Eventually(t, "nbdkit --run runs its command", func() bool {
 		b, err := os.ReadFile(uri)
 		n.URI = strings.TrimSpace(string(b))
@@ -150,13 +153,13 @@ func (n *Nbdkit) captive(t testing.TB, o Options, where []string, dir string) {
 	})
 }
 
-// activated starts nbdkit with a listening socket as file descriptor 3. The
-// shell is there for LISTEN_PID: exec keeps its process id.
+// activated starts nbdkit with a listening socket as file descriptor 3. A shell
+// sets LISTEN_PID to its own process id, which exec keeps.
 func (n *Nbdkit) activated(t testing.TB, o Options, where []string, socket string) {
 	network, address := "unix", socket
 	if o.TCP {
 		network, address = "tcp", fmt.Sprintf("127.0.0.1:%d", n.Port)
-		where = where[:2] // -P only: the address is the socket's
+		where = where[:2] // -P only: the socket has the address
 	}
 	f := listen(t, network, address)
 	defer f.Close()
@@ -218,8 +221,8 @@ func (n *Nbdkit) readPid(t testing.TB) int {
 	return pid
 }
 
-// Stop sends SIGTERM to the server, as people and systemd do, waits for its
-// end, and fails the test unless its exit status is 0.
+// Stop sends SIGTERM to the server, as people and systemd do, and waits for its
+// end. It fails the test unless the exit status is 0.
 func (n *Nbdkit) Stop(t testing.TB) {
 	t.Helper()
 	if n.inetd != nil {
@@ -238,8 +241,8 @@ func (n *Nbdkit) Stop(t testing.TB) {
 // Mode returns the way in which nbdkit was started.
 func (n *Nbdkit) Mode() Mode { return n.mode }
 
-// Terminate has nbdkit begin to end, in the way that belongs to its mode: a
-// signal, or with --run the end of the command.
+// Terminate makes nbdkit begin to end, as its mode wants it: by a signal, or
+// with --run by the end of the command.
 func (n *Nbdkit) Terminate(t testing.TB) {
 	t.Helper()
 	switch n.mode {
@@ -252,8 +255,8 @@ func (n *Nbdkit) Terminate(t testing.TB) {
 	}
 }
 
-// End waits for the end after Terminate, and returns the exit status that
-// whoever started nbdkit sees, or in the background nbdkit's own.
+// End waits for the end after Terminate. It returns the exit status that the
+// process which started nbdkit sees, or in the background nbdkit's own.
 func (n *Nbdkit) End(t testing.TB) int {
 	t.Helper()
 	switch n.mode {
@@ -265,8 +268,8 @@ func (n *Nbdkit) End(t testing.TB) int {
 	return n.Server.Wait(t)
 }
 
-// Output returns what nbdkit has said, and false in the background, where it
-// says it to syslog.
+// Output returns nbdkit's messages so far. It returns false in the background,
+// where they go to syslog.
 func (n *Nbdkit) Output() (string, bool) {
 	switch n.mode {
 	case Captive:
@@ -292,8 +295,8 @@ func (n *Nbdkit) Release(t testing.TB) int {
 	return n.front.Wait(t)
 }
 
-// inetd is what starts an `nbdkit -s` for each connection, as inetd(8) does:
-// the connected socket is its standard input and output. The next connection
+// inetd starts an `nbdkit -s` for each connection, as inetd(8) does. The
+// connected socket is nbdkit's standard input and output. The next connection
 // waits until the one before has ended, since the volume has one writer.
 type inetd struct {
 	mu   sync.Mutex
@@ -386,12 +389,12 @@ func (d *inetd) process(t testing.TB) *Process {
 }
 
 // stop ends the newest nbdkit by a signal, unless it has ended with its
-// connection, and wants status 0 of it.
+// connection. It fails the test unless the status is 0.
 func (d *inetd) stop(t testing.TB) {
 	t.Helper()
 	p := d.process(t)
 	if p.Running() {
-		// It may end on its own just now.
+		// It may end by itself at this moment.
 		_ = syscall.Kill(p.Pid, syscall.SIGTERM)
 	}
 	if status := p.Wait(t); status != 0 {

@@ -17,7 +17,7 @@ import (
 )
 
 // Process is a program that runs beside the test. It is killed when the test
-// ends, and what it said is logged when the test failed.
+// ends. If the test failed, its output is logged.
 type Process struct {
 	Pid  int
 	name string
@@ -27,7 +27,7 @@ type Process struct {
 	status syscall.WaitStatus // valid once done is closed
 }
 
-// log collects what a program says.
+// log collects the output of a program.
 type log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -56,8 +56,8 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// start starts a program for whoever sees to its end. Standard output and
-// error go to the log where the caller has set none.
+// start starts a program. The caller must end it. Standard output and error go
+// to the log, unless the caller has set them.
 func start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{name: filepath.Base(cmd.Path), done: make(chan struct{})}
 	if cmd.Stdout == nil {
@@ -73,7 +73,7 @@ func start(cmd *exec.Cmd) (*Process, error) {
 	p.Pid = cmd.Process.Pid
 	go func() {
 		defer close(p.done)
-		cmd.Wait() // its error says no more than the state
+		cmd.Wait() // its error has nothing that the state lacks
 		if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok {
 			p.status = s
 		}
@@ -81,9 +81,9 @@ func start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// adopt makes a Process of one that is ours by being our subreaped orphan,
-// such as an nbdkit that went into the background.
-func adopt(t testing.TB, name string, pid int) *Process {
+// Adopt makes a Process of an orphan that became our child because we are its
+// subreaper, such as an nbdkit that went into the background.
+func Adopt(t testing.TB, name string, pid int) *Process {
 	p := &Process{name: name, Pid: pid, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
@@ -95,7 +95,8 @@ func adopt(t testing.TB, name string, pid int) *Process {
 				p.status = s
 				return
 			case err == syscall.ECHILD && Alive(pid):
-				// Its parent has not gone yet: it becomes ours any moment.
+				// Its parent has not ended yet. It becomes our child at any
+				// moment.
 				time.Sleep(10 * time.Millisecond)
 			case err == syscall.EINTR:
 			default:
@@ -128,7 +129,7 @@ func (p *Process) how() string {
 	return fmt.Sprintf("exit status %d", p.status.ExitStatus())
 }
 
-// Running says whether the program has not ended yet.
+// Running says whether the program still runs.
 func (p *Process) Running() bool {
 	select {
 	case <-p.done:
@@ -138,8 +139,8 @@ func (p *Process) Running() bool {
 	}
 }
 
-// Until waits for a file by which the program says how far it is, and fails the
-// test when the program ends without it.
+// Until waits for a file by which the program reports its progress. If the
+// program ends without the file, the test fails.
 func (p *Process) Until(t testing.TB, file string) {
 	t.Helper()
 	Eventually(t, p.name+" makes "+filepath.Base(file), func() bool {
@@ -151,7 +152,7 @@ func (p *Process) Until(t testing.TB, file string) {
 	})
 }
 
-// Output returns what the program has said so far.
+// Output returns the program's output so far.
 func (p *Process) Output() string { return p.out.String() }
 
 // Signal sends a signal to the program.
@@ -177,13 +178,14 @@ func (p *Process) Wait(t testing.TB) int {
 	return p.status.ExitStatus()
 }
 
-// Alive says whether a process runs; a zombie does not.
+// Alive says whether a process runs. A zombie does not run.
 func Alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
 	}
-	// pid (comm) state ...; comm may hold anything, also parentheses.
+	// The form is "pid (comm) state ...". comm may hold anything, also
+	// parentheses.
 	_, rest, ok := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
 	return ok && !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
 }
@@ -202,7 +204,7 @@ func Mentioning(t testing.TB, s string) []int {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		// A process that has gone meanwhile reads as nothing.
+		// If the process has ended meanwhile, the line is empty.
 		if line, _ := os.ReadFile(f); bytes.Contains(line, []byte(s)) && Alive(pid) {
 			pids = append(pids, pid)
 		}

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -14,12 +17,12 @@ import (
 // NumReplicas is how many replicas Replicas keeps of everything.
 const NumReplicas = 3
 
-// Replicas is a real Swift with three replicas of each container and object,
-// every one of them kept by a server of its own that can be stopped and
-// started. No replicator runs, so a replica that missed a change stays behind,
-// and its proxies never leave a server alone for its errors, so it is asked as
-// often as the others. It is shared by the tests of a package, which must not
-// run beside each other.
+// Replicas is a real Swift with three replicas of each container and object. A
+// server of its own keeps each replica, and can be stopped and started. No
+// replicator runs, so a replica that missed a change stays behind. The proxies
+// never avoid a server because of its errors, so they ask each server equally
+// often. The tests of a package share the Swift, and must not run beside each
+// other.
 type Replicas struct {
 	*Cloud
 	saio saio
@@ -35,7 +38,7 @@ var (
 )
 
 // Replicated returns the Swift with three replicas, with all of its servers
-// running. Those that the test stops are started again when it ends.
+// running. When the test ends, servers that it has stopped are started again.
 func Replicated(t testing.TB) *Replicas {
 	t.Helper()
 	script := filepath.Join(Root(t), "scripts", "saio.sh")
@@ -88,8 +91,27 @@ func (r *Replicas) Stop(t testing.TB, names ...string) {
 	}
 }
 
-// Start starts servers that were stopped, with what they kept, and waits until
-// they answer. One that runs is left alone.
+// Freeze stops running servers with SIGSTOP. Their connections stay open, until
+// Stop ends the servers.
+func (r *Replicas) Freeze(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join(r.saio.dir, "run", name+".pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatalf("freeze %s: %v", name, err)
+		}
+	}
+}
+
+// Start starts stopped servers with the data that they kept, and waits until
+// they answer. It leaves a running server alone.
 func (r *Replicas) Start(t testing.TB, names ...string) {
 	t.Helper()
 	if _, err := r.saio.run(replicaSettings, append([]string{"start"}, names...)...); err != nil {
@@ -97,14 +119,14 @@ func (r *Replicas) Start(t testing.TB, names ...string) {
 	}
 }
 
-// Slow starts a second proxy, whose clock is behind by that, and returns the
-// way through it. It is stopped when the test ends.
+// Slow starts a second proxy with a clock that is behind, and returns the Swift
+// through this proxy. The proxy is stopped when the test ends.
 func (r *Replicas) Slow(t testing.TB, behind time.Duration) *Cloud {
 	t.Helper()
 	const proxy = "proxy-slow"
 	settings := append(replicaSettings[:len(replicaSettings):len(replicaSettings)],
 		fmt.Sprintf("SAIO_SKEW=%g", behind.Seconds()))
-	r.Stop(t, proxy) // its clock may be another's
+	r.Stop(t, proxy) // it may have another test's clock
 	if _, err := r.saio.run(settings, "start", proxy); err != nil {
 		t.Fatal(err)
 	}
@@ -114,4 +136,26 @@ func (r *Replicas) Slow(t testing.TB, behind time.Duration) *Cloud {
 		t.Fatal(err)
 	}
 	return cloudOf(vars["SWIFTNBD_TEST_SLOW_AUTH"], vars)
+}
+
+// Forget has a server lose its replicas of all objects, as a disk does that was
+// changed for an empty one. The function that it returns brings them back; what
+// was written meanwhile is gone then.
+func (r *Replicas) Forget(t testing.TB, i int) (remember func()) {
+	t.Helper()
+	objects := filepath.Join(r.saio.dir, "node", fmt.Sprintf("sd%d", i%NumReplicas+1), "objects")
+	lost := objects + ".lost"
+	if err := os.Rename(objects, lost); err != nil {
+		t.Fatal(err)
+	}
+	back := sync.OnceFunc(func() {
+		if err := os.RemoveAll(objects); err != nil {
+			t.Error(err)
+		}
+		if err := os.Rename(lost, objects); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(back)
+	return back
 }

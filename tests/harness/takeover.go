@@ -3,21 +3,28 @@
 package harness
 
 import (
+	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TryServe is Serve in the foreground for an nbdkit that may be refused: it
-// returns what nbdkit said before it ended, and no server then. It may be called
-// by any goroutine of the test.
+// TryServe is Serve in the foreground for an nbdkit that may be refused. Then
+// it returns nbdkit's messages and no server. Any goroutine of the test may
+// call it.
 func TryServe(t testing.TB, o Options) (n *Nbdkit, said string) {
 	t.Helper()
 	dir := TempDir(t)
 	socket := filepath.Join(dir, "s")
 	n = &Nbdkit{mode: Foreground, PidFile: filepath.Join(dir, "pid"), URI: UnixURI(socket, "")}
-	p, err := start(o.cmd(o.command(t, "-f", "-P", n.PidFile, "-U", socket)))
+	where := []string{"-U", socket}
+	if o.TCP {
+		n.Port, n.URI = o.Port, fmt.Sprintf("nbd://127.0.0.1:%d/", o.Port)
+		where = []string{"-i", "127.0.0.1", "-p", strconv.Itoa(o.Port)}
+	}
+	p, err := start(o.cmd(o.command(t, append(where, "-f", "-P", n.PidFile)...)))
 	if err != nil {
 		t.Error(err)
 		return nil, err.Error()
@@ -34,8 +41,9 @@ func TryServe(t testing.TB, o Options) (n *Nbdkit, said string) {
 	return n, ""
 }
 
-// Said waits until nbdkit has said a line with all of these words, and returns
-// it. nbdkit writes a line in pieces: an unfinished one is none.
+// Said waits until nbdkit has written a line with all of these words, and
+// returns the line. nbdkit writes a line in pieces, so Said ignores an
+// unfinished one.
 func (n *Nbdkit) Said(t testing.TB, words ...string) string {
 	t.Helper()
 	var found string
@@ -61,13 +69,13 @@ lines:
 	return ""
 }
 
-// Has is Said without waiting, and says whether it was.
+// Has says whether nbdkit has written such a line already.
 func (n *Nbdkit) Has(words ...string) bool { return n.said(words) != "" }
 
-// TakeOver serves the volume of a holder that died, or is out of reach, as a
-// supervisor does that starts nbdkit until it stays: refused, by that name and
-// with how long it will be, until the lease has run out, and then let in without
-// anybody's unlock. It returns how often it was refused.
+// TakeOver serves the volume of a holder that died or is out of reach. Like a
+// supervisor, it starts nbdkit until nbdkit stays. Until the lease has ended,
+// nbdkit is refused, with the holder's name and the time that is left. Then it
+// serves without an unlock. TakeOver returns how often nbdkit was refused.
 func TakeOver(t testing.TB, o Options, holder string) (n *Nbdkit, refused int) {
 	t.Helper()
 	command := Options{Plugin: o.Plugin, Args: o.Args, Env: o.Env, Params: append(o.Params[:len(o.Params):len(o.Params)], "--run", "true")}

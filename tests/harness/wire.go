@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Wire is a relay on the way to a Swift: all that one nbdkit says and hears goes
-// through it, so that the test can read along, and take the network away from
-// this one while others keep it.
+// Wire is a relay on the way to a Swift. All traffic of one nbdkit goes through
+// it. The test can read the traffic, and cut the network of this nbdkit while
+// others keep theirs.
 type Wire struct {
 	Cloud *Cloud // the Swift, reached through the wire
 
@@ -27,7 +27,7 @@ type Wire struct {
 	ended    sync.WaitGroup
 
 	mu       sync.Mutex    // guards all below
-	cut      chan struct{} // not nil: what comes stands still until it is closed
+	cut      chan struct{} // not nil: traffic waits until the channel is closed
 	broken   bool          // connections are refused
 	closed   bool
 	conns    map[net.Conn]bool
@@ -42,7 +42,7 @@ type Request struct {
 	Path   string // with the account, without the query
 	Query  string
 	Sent   time.Time // when its head was passed on
-	Status int       // 0: not answered, as yet or at all
+	Status int       // 0: not answered, or not yet
 }
 
 // Writes says whether the request would change an object of the container.
@@ -51,8 +51,8 @@ func (r Request) Writes(container string) bool {
 	return ok && object != "" && (r.Method == http.MethodPut || r.Method == http.MethodDelete)
 }
 
-// NewWire returns a wire to a Swift with v1 authentication, whose answer to a
-// login leads back over the wire, since Swift makes it of the Host header.
+// NewWire returns a wire to a Swift with v1 authentication. Swift's answer to a
+// login also leads over the wire, since Swift builds it from the Host header.
 func NewWire(t testing.TB, c *Cloud) *Wire {
 	t.Helper()
 	address, _, _ := strings.Cut(strings.TrimPrefix(c.AuthURL, "http://"), "/")
@@ -91,9 +91,10 @@ func (w *Wire) accept() {
 	}
 }
 
-// Cut drops all packets, so to speak: nothing arrives any more, either way, and
-// nobody is told. What was sent meanwhile arrives after Mend, as long as who has
-// sent it is there to send it again, and has not reset the connection.
+// Cut works as if all packets were lost: nothing arrives in either direction,
+// and neither side gets an error. After Mend, the bytes that were sent
+// meanwhile arrive, if their sender still lives and has not reset the
+// connection.
 func (w *Wire) Cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -131,8 +132,8 @@ func (w *Wire) mendLocked() {
 	}
 }
 
-// CutAt cuts the wire in the middle of the first request that match is true of,
-// n bytes after its head or a little later.
+// CutAt cuts the wire in the middle of the first request for which match is
+// true, n bytes after its head or a little later.
 func (w *Wire) CutAt(n int64, match func(*Request) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -146,7 +147,7 @@ func (w *Wire) IsCut() bool {
 	return w.cut != nil
 }
 
-// Requests returns what went over the wire so far.
+// Requests returns the requests that went over the wire so far.
 func (w *Wire) Requests() []Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -157,8 +158,7 @@ func (w *Wire) Requests() []Request {
 	return all
 }
 
-// passable waits until the wire lets something pass, and says whether it had to
-// wait.
+// passable waits until the wire is not cut, and says whether it had to wait.
 func (w *Wire) passable() (waited bool) {
 	for {
 		w.mu.Lock()
@@ -172,8 +172,8 @@ func (w *Wire) passable() (waited bool) {
 	}
 }
 
-// reset says whether the other side has reset a connection, whatever is still to
-// be read from it.
+// reset says whether the other side has reset a connection, even if there are
+// still bytes to read from it.
 func reset(c net.Conn) bool {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
@@ -192,8 +192,8 @@ func reset(c net.Conn) bool {
 	return info.State == unix.BPF_TCP_CLOSE
 }
 
-// keep remembers a connection, to be closed by Break. It says no when the wire
-// is broken.
+// keep remembers a connection for Break, which closes it. It returns false if
+// the wire is broken.
 func (w *Wire) keep(c net.Conn) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -241,7 +241,7 @@ func (w *Wire) copy(to, from net.Conn, t *tap) {
 		n, err := from.Read(b)
 		for p := b[:n]; len(p) > 0; {
 			if w.passable() && reset(from) {
-				return // it was lost, and nobody is there to send it again
+				return // the bytes are lost, and no sender can send them again
 			}
 			k := t.next(len(p))
 			_, _ = t.w.Write(p[:k])
@@ -261,7 +261,7 @@ func (w *Wire) copy(to, from net.Conn, t *tap) {
 	}
 }
 
-// tap gives what passes to a reader, and knows where to cut.
+// tap copies the passing bytes to a reader, and knows where to cut.
 type tap struct {
 	r *io.PipeReader
 	w *io.PipeWriter
@@ -285,7 +285,7 @@ func (t *tap) next(n int) int {
 	return n
 }
 
-// passed says whether this is where to cut.
+// passed says whether this is the place to cut.
 func (t *tap) passed(n int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -307,7 +307,7 @@ func (w *Wire) readAlong(up, down *tap) {
 	go func() {
 		defer both.Done()
 		defer close(asked)
-		defer io.Copy(io.Discard, up.r) // whatever follows must not stand in the way
+		defer io.Copy(io.Discard, up.r) // the rest must not block the copy
 		r := bufio.NewReader(up.r)
 		for {
 			req, err := http.ReadRequest(r)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Package pod reads as much of a manual page in POD as the tests need that
-// hold manuals against programs: sections, items, verbatim paragraphs.
+// Package pod reads a manual page in POD, as far as the tests need it that
+// compare manuals with programs: sections, items, verbatim paragraphs.
 package pod
 
 import (
@@ -15,8 +15,8 @@ type Page struct {
 	paragraphs []paragraph
 }
 
-// Item is one `=item` of a list. Body is the text up to the next item that has
-// one, so that items which share an explanation each have it.
+// Item is one `=item` of a list. Body is its text. Several items may share one
+// text, and then each of them has it.
 type Item struct {
 	Text string
 	Body string
@@ -175,8 +175,8 @@ func (p *Page) Verbatim(section string, subsection ...string) (out []string) {
 	return out
 }
 
-// Long returns the verbatim lines that have more than n characters once they
-// are indented as man(1) does.
+// Long returns the verbatim lines that have more than n characters with
+// man(1)'s indentation.
 func (p *Page) Long(n int) (out []string) {
 	const indent = 7
 	for _, g := range p.paragraphs {

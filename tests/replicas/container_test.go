@@ -165,7 +165,7 @@ func TestRecreateContainer(t *testing.T) {
 		}
 		r.Start(t, behind)
 		if n := createAtOnce(t, s, 1); n != 0 {
-			t.Errorf("a replica has the container still, and its creator is told 201: so FORMAT and DESIGN need another look")
+			t.Errorf("a replica has the container still, and its creator is told 201: FORMAT and PROTOCOL need another look")
 		}
 		if err := s.DeleteContainer(t.Context()); err != nil {
 			t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/store"
@@ -99,9 +100,9 @@ func newDisk(t *testing.T, objects, objectSize int64) *disk {
 }
 
 // open opens the volume through s as a session does that knows nothing of it.
-func (d *disk) open(s store.Store) *volume.Volume {
+func (d *disk) open(s store.Store) *chunked.Volume {
 	d.t.Helper()
-	v, err := volume.Open(d.t.Context(), s, volume.Meta{Version: volume.FormatVersion, Geometry: d.geo}, false)
+	v, err := chunked.Open(d.t.Context(), s, volume.Meta{Version: volume.Version1, Geometry: d.geo}, false)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -109,7 +110,7 @@ func (d *disk) open(s store.Store) *volume.Volume {
 }
 
 // session is open with the plugin's patience.
-func (d *disk) session() *volume.Volume { return d.open(store.Retry(d.store, patience)) }
+func (d *disk) session() *chunked.Volume { return d.open(store.Retry(d.store, patience)) }
 
 // params are the plugin's parameters that serve the volume through c.
 func (d *disk) params(c *harness.Cloud, more ...string) []string {
@@ -119,7 +120,7 @@ func (d *disk) params(c *harness.Cloud, more ...string) []string {
 
 // want fails the test unless v reads these bytes of chunk i, or with nil sees a
 // hole.
-func (d *disk) want(v *volume.Volume, who string, i geometry.ChunkIndex, off, n int64, content []byte) {
+func (d *disk) want(v *chunked.Volume, who string, i geometry.ChunkIndex, off, n int64, content []byte) {
 	d.t.Helper()
 	p := make([]byte, n)
 	hole, err := v.Read(d.t.Context(), i, off, p)
@@ -138,7 +139,7 @@ func (d *disk) want(v *volume.Volume, who string, i geometry.ChunkIndex, off, n 
 func (d *disk) stale(i geometry.ChunkIndex, content []byte) bool {
 	d.t.Helper()
 	p := make([]byte, d.geo.ObjectSize())
-	_, err := d.store.Get(d.t.Context(), volume.ObjectName(i), p, store.GetOptions{Whole: true})
+	_, err := d.store.Get(d.t.Context(), chunked.ObjectName(i), p, store.GetOptions{Whole: true})
 	if errors.Is(err, store.ErrNotFound) {
 		return content != nil
 	}

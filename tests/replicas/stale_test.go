@@ -208,6 +208,10 @@ func TestReplicaDown(t *testing.T) {
 import os, time
 while not os.path.exists(%q): time.sleep(0.1)
 `, stop))
+	// All replicas are to know of the session. One that misses its beginning stays
+	// behind, since nothing replicates here, and with another away there is no
+	// quorum for the lease.
+	harness.Eventually(t, "a client holds the volume", func() bool { return d.account.Holder(t, d.name) != "" })
 	load := harness.StartLoad(t, n.URI, 2, 3, stop)
 	last := -1
 	for range repeat(4) {

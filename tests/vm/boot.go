@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"fmt"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -61,4 +62,45 @@ func Value(t testing.TB, console, name string) string {
 	}
 	t.Fatalf("the machine printed no %s=; console:\n%s", name, console)
 	return ""
+}
+
+// Machine is a machine that runs beside the test.
+type Machine struct{ process *harness.Process }
+
+// Start boots a machine as Boot does, and does not wait for its end.
+func (k *Kernel) Start(t testing.TB, initramfs string, more ...string) *Machine {
+	t.Helper()
+	args := append(k.Args(initramfs), more...)
+	return &Machine{harness.Start(t, exec.Command(harness.Tool(t, args[0]), args[1:]...))}
+}
+
+// Console returns what the machine has printed so far, without its carriage
+// returns.
+func (m *Machine) Console() string {
+	return strings.ReplaceAll(m.process.Output(), "\r", "")
+}
+
+// Until waits until the machine has printed a line that contains text.
+func (m *Machine) Until(t testing.TB, text string) {
+	t.Helper()
+	harness.EventuallyWithin(t, 15*time.Minute, fmt.Sprintf("the machine prints %q", text), func() bool {
+		console := m.Console()
+		if i := strings.Index(console, text); i >= 0 && strings.Contains(console[i:], "\n") {
+			return true
+		}
+		if endLine.MatchString(console) || !m.process.Running() {
+			t.Fatalf("the machine ended without printing %q; console:\n%s", text, console)
+		}
+		return false
+	})
+}
+
+// End waits for the end of the machine and returns what it printed. The test
+// fails unless the task came to its end.
+func (m *Machine) End(t testing.TB) string {
+	t.Helper()
+	m.Until(t, "VM-END ")
+	m.process.Wait(t)
+	Check(t, m.Console(), "")
+	return m.Console()
 }

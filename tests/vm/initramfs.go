@@ -43,8 +43,8 @@ finish ok
 
 // Initramfs writes an initial file system into dir and returns its path. Its
 // task is a script for busybox's shell that runs under set -e as the first
-// process, after the modules were loaded, with the programs in /bin. What it
-// prints is on the machine's console.
+// process, after the modules were loaded, with the programs in /bin: names, or
+// paths. What it prints is on the machine's console.
 func (k *Kernel) Initramfs(t testing.TB, dir, task string, modules, programs []string) string {
 	t.Helper()
 	path := filepath.Join(dir, "initramfs")
@@ -61,8 +61,11 @@ func (k *Kernel) Initramfs(t testing.TB, dir, task string, modules, programs []s
 	a.copy("bin/busybox", busybox)
 	paths := []string{busybox}
 	for _, name := range programs {
-		p := harness.Tool(t, name)
-		a.copy("bin/"+name, p)
+		p := name
+		if !filepath.IsAbs(p) {
+			p = harness.Tool(t, name)
+		}
+		a.copy("bin/"+filepath.Base(p), p)
 		paths = append(paths, p)
 	}
 	for _, lib := range libraries(t, paths...) {

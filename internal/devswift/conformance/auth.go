@@ -105,7 +105,8 @@ var authCases = map[string]func(*run){
 	},
 }
 
-// checkInfo holds the sections of /info that swiftnbd reads to those of 2.30.
+// checkInfo compares the sections of /info that swiftnbd reads with those of
+// Swift 2.30.
 func checkInfo(a answer) error {
 	var info struct {
 		Swift struct {

@@ -19,6 +19,7 @@ type wire struct {
 	*run
 	conn net.Conn
 	in   *bufio.Reader
+	head string // of the last request that was written
 }
 
 func (r *run) dial() *wire {
@@ -32,21 +33,23 @@ func (r *run) dial() *wire {
 	}
 	r.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(time.Minute))
-	return &wire{r, conn, bufio.NewReader(conn)}
+	return &wire{run: r, conn: conn, in: bufio.NewReader(conn)}
 }
 
 // write sends a request's head, its lines separated by "|", and a body.
 func (w *wire) write(head, body string) {
+	w.head = head
 	head = strings.ReplaceAll(w.names.Replace(head), "|", "\r\n")
 	method, rest, _ := strings.Cut(head, " ")
 	path, fields, _ := strings.Cut(rest, "\r\n")
 	if fields != "" {
 		fields += "\r\n"
 	}
-	fmt.Fprintf(w.conn, "%s /v1/%s/%s HTTP/1.1\r\nHost: swift\r\nX-Auth-Token: %s\r\n%s\r\n%s", method, w.account, path, w.token, fields, body)
+	fmt.Fprintf(w.conn, "%s %s/v1/%s/%s HTTP/1.1\r\nHost: swift\r\nX-Auth-Token: %s\r\n%s\r\n%s",
+		method, strings.TrimPrefix(w.root, w.origin), w.account, path, w.token, fields, body)
 }
 
-// read takes one answer off the connection.
+// read reads one answer from the connection.
 func (w *wire) read(method string) (*http.Response, string, error) {
 	resp, err := http.ReadResponse(w.in, &http.Request{Method: method})
 	if err != nil {
@@ -64,32 +67,33 @@ func (w *wire) expect(status int) *http.Response {
 		w.Fatalf("want status %d: %v", status, err)
 	}
 	if resp.StatusCode != status {
-		w.Fatalf("status %d, want %d; body %q", resp.StatusCode, status, body)
+		w.fault(w.head, fmt.Sprintf("status %d, want %d; body %q", resp.StatusCode, status, body))
 	}
 	return resp
 }
 
-// alive asks whether the connection still takes a request.
+// alive says whether the connection still takes a request.
 func (w *wire) alive() bool {
 	w.Helper()
+	last := w.head
 	w.write("HEAD {c}", "")
 	resp, _, err := w.read(http.MethodHead)
 	var timeout net.Error
 	switch {
 	case err == nil:
 		if resp.StatusCode != http.StatusNoContent {
-			w.Errorf("next request on the connection: status %d", resp.StatusCode)
+			w.fault(last, fmt.Sprintf("next request: status %d, want 204", resp.StatusCode))
 		}
 		return true
 	case errors.As(err, &timeout) && timeout.Timeout():
-		w.Errorf("next request on the connection: %v", err)
+		w.fault(last, fmt.Sprintf("no answer to the next request, want one or an end: %v", err))
 	}
 	return false
 }
 
 var connectionCases = map[string]func(*run){
-	// A client that waits for 100 Continue and is refused finds its connection
-	// closed, without having been told.
+	// If a client waits for 100 Continue and is refused, its connection is
+	// closed. The answer does not announce that.
 	"ExpectRefused": func(r *run) {
 		r.do(s("PUT {c}/o", 201).send("x"))
 		for head, status := range map[string]int{
@@ -103,10 +107,10 @@ var connectionCases = map[string]func(*run){
 			w.write(head, "")
 			resp := w.expect(status)
 			if resp.Close {
-				r.Errorf("%s: the answer announces that the connection closes", head)
+				r.fault(head, "the answer announces that the connection closes, want no such header")
 			}
 			if w.alive() {
-				r.Errorf("%s: the connection goes on", head)
+				r.fault(head, "the connection goes on, want its end")
 			}
 		}
 	},
@@ -121,7 +125,7 @@ var connectionCases = map[string]func(*run){
 		io.WriteString(w.conn, "other")
 		w.expect(422)
 		if !w.alive() {
-			r.Error("the connection ended after a 422")
+			r.fault(w.head, "the connection ended, want another request")
 		}
 		r.do(s("GET {c}/o", 200).text("hello"))
 	},
@@ -142,7 +146,7 @@ var connectionCases = map[string]func(*run){
 			w.write(c.head, c.body)
 			w.expect(c.status)
 			if !w.alive() {
-				r.Errorf("%s: the connection ended", c.head)
+				r.fault(c.head, "the connection ended, want another request")
 			}
 		}
 	},
@@ -151,7 +155,7 @@ var connectionCases = map[string]func(*run){
 		w.write("PUT {c}/o", "")
 		w.expect(411)
 		if !w.alive() {
-			r.Error("the connection ended after a 411")
+			r.fault(w.head, "the connection ended, want another request")
 		}
 		w.write("PUT {c}/o|Content-Length: x", "")
 		w.expect(400)

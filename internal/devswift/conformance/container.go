@@ -60,7 +60,7 @@ var containerCases = map[string]func(*run){
 				created++
 			case http.StatusAccepted:
 			default:
-				r.Errorf("PUT of a container gave %d", got)
+				r.fault("PUT {d}", fmt.Sprintf("status %d, want 201 or 202", got))
 			}
 		}
 		if created != 1 {
@@ -110,7 +110,8 @@ var metadataCases = map[string]func(*run){
 			many(s("POST {c}", 400), "X-Container-Meta-E", 91, "").text("Too many metadata items; max 90"),
 			many(s("POST {c}", 400), "X-Container-Meta-M", 91, "1").has("Content-Type", text).text("Too many metadata items; max 90"),
 			many(s("POST {c}", 204), "X-Container-Meta-M", 50, "1"),
-			// Together with those that are there already, and then nothing is taken.
+			// The existing items count too. If there are too many, none is
+			// taken.
 			many(s("POST {c}", 400), "X-Container-Meta-L", 50, "1").has("Content-Type", html).text("Too many metadata items; max 90"),
 			s("HEAD {c}", 204).has("X-Container-Meta-M49", "1").lacks("X-Container-Meta-L0"),
 			many(s("POST {c}", 400), "X-Container-Meta-S", 17, strings.Repeat("v", 250)).text("Total metadata too large; max 4096"),

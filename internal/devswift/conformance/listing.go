@@ -15,8 +15,8 @@ func (r *run) fill(names ...string) {
 	}
 }
 
-// lists makes steps of queries and the lines that they give, separated by
-// spaces in the table.
+// lists makes steps from queries and the lines of their answers. In the table,
+// spaces separate the lines.
 func lists(queries [][2]string) []*step {
 	var steps []*step
 	for _, q := range queries {
@@ -124,7 +124,7 @@ var listingCases = map[string]func(*run){
 			}
 			for line := range strings.Lines(a.body) {
 				if want := fmt.Sprintf("p/%08d\n", seen); line != want {
-					r.Fatalf("page behind %q: %q, want %q", marker, line, want)
+					r.fault("GET {c}?limit=7&marker="+marker, fmt.Sprintf("line %q, want %q", line, want))
 				}
 				seen++
 				marker = strings.TrimSpace(line)

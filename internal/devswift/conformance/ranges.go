@@ -65,7 +65,8 @@ var rangeCases = map[string]func(*run){
 		multipart("bytes=0-9,0-9,0-9", [2]int{0, 9}, [2]int{0, 9}, [2]int{0, 9})
 		multipart("bytes=0-5,3-8", [2]int{0, 5}, [2]int{3, 8})
 		r.do(
-			// More than anyone needs: three overlaps, 51 ranges, eight out of order.
+			// More than Swift allows: three overlaps, 51 ranges, eight out of
+			// order.
 			s("GET {c}/o", 416).with("Range", "bytes=0-10,1-9,2-8"),
 			s("GET {c}/o", 206).with("Range", "bytes=0-5,1-6,9-9"),
 			s("GET {c}/o", 206).with("Range", "bytes="+singles(50)),
@@ -76,7 +77,7 @@ var rangeCases = map[string]func(*run){
 	},
 }
 
-// singles gives n ranges of one byte each.
+// singles returns n ranges of one byte each.
 func singles(n int) string {
 	var specs []string
 	for i := range n {

@@ -26,7 +26,7 @@ type signature struct {
 	ipRange     string
 }
 
-// query signs an object of {c} and gives the query that carries the signature.
+// query signs an object of {c} and returns the query with the signature.
 func (r *run) query(g signature, object string) string {
 	digests := map[string]func() hash.Hash{"sha1": sha1.New, "": sha256.New, "sha256": sha256.New, "sha512": sha512.New}
 	at := time.Now().Add(g.expires)
@@ -74,7 +74,7 @@ var tempURLCases = map[string]func(*run){
 			get("one", 401).text(tempURLInvalid).has("Www-Authenticate", `Swift realm="unknown"`).has("Content-Type", html),
 			s("POST {c}", 204).with("X-Container-Meta-Temp-URL-Key", "one").with("X-Container-Meta-Temp-URL-Key-2", "two"),
 			get("one", 200).text("hello"), get("two", 200).text("hello"), get("three", 401),
-			// A rotation of the second key leaves the first.
+			// A change of the second key leaves the first.
 			s("POST {c}", 204).with("X-Container-Meta-Temp-URL-Key-2", "three"),
 			get("one", 200), get("two", 401), get("three", 200),
 			s("POST {c}", 204).with("X-Container-Meta-Temp-URL-Key", "").with("X-Remove-Container-Meta-Temp-URL-Key-2", "x"),
@@ -108,7 +108,7 @@ var tempURLCases = map[string]func(*run){
 			s("PUT {c}/"+sign("PUT", "a%20b"), 401).anonymous().send("x"), // the path is signed unquoted
 			s("PUT {c}/a%20b"+r.query(signature{key: "k", method: "PUT", expires: time.Minute}, "a b"), 201).anonymous().send("x"),
 			s("PUT {c}/"+sign("PUT", "o"), 400).anonymous().send("x").with("X-Object-Manifest", "a/b"),
-			// A signature counts, and a token beside it does not.
+			// If there is a signature, a token does not count.
 			s("GET {c}/"+sign("GET", "o"), 200).with("X-Auth-Token", "wrong"),
 			s("GET {c}/o?temp_url_sig=00", 401), s("GET {c}/o?temp_url_expires=4000000000", 401), s("GET {c}?temp_url_sig=00&temp_url_expires=4000000000", 401),
 			s("COPY {c}/"+sign("COPY", "o"), 401).anonymous().with("Destination", "{c}/x"),
@@ -116,7 +116,7 @@ var tempURLCases = map[string]func(*run){
 			s("GET {c}/o", 404),
 		)
 	},
-	// What a lease's fence relies on.
+	// A lease's fence relies on this.
 	"TempURLFence": func(r *run) {
 		sign := func(method, key string, expires time.Duration) string {
 			return method + " {c}/o" + r.query(signature{key: key, method: method, expires: expires}, "o")

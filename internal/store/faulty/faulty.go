@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 
-// Package faulty makes a store fail on demand: a decorator that asks a
-// function about each operation and does to it what the answer says. With a
-// function that depends on nothing but the operation's number a run can be
-// repeated exactly.
+// Package faulty makes a store fail on demand. It is a decorator that asks a
+// function about each operation, and does what the function answers. If the
+// function depends only on the number of the operation, a run can be repeated
+// exactly.
 package faulty
 
 import (
@@ -39,13 +39,13 @@ type Fault struct {
 	After bool
 	// Short leaves the last Short bytes of a Get unread, and fails it.
 	Short int
-	// Late, for Put and Delete, lets the operation take effect when that
-	// many more operations have begun: as well as now if it succeeds or
-	// After is set (a duplicate), or else only then.
+	// Late, for Put and Delete, lets the operation take effect when that many
+	// more operations have begun. If the operation succeeds or After is set, it
+	// takes effect now as well (a duplicate).
 	Late int64
-	// Stale, for reads that may be stale, answers as the store was: a Get
-	// that many versions of the object ago, a List before any of what has
-	// been written through the decorator.
+	// Stale, for reads that may be stale, answers with an earlier state of the
+	// store. A Get answers with the object that many versions ago. A List
+	// answers without anything that was written through the decorator.
 	Stale int
 }
 
@@ -67,13 +67,14 @@ func Reset(op store.Op) error {
 	return &store.TransportError{Op: op.String(), Sent: true, Err: errors.New("connection reset by peer")}
 }
 
-// Refused is a connection that never came about.
+// Refused is a connection that was not made.
 func Refused(op store.Op) error {
 	return &store.TransportError{Op: op.String(), Err: errors.New("connection refused")}
 }
 
-// Store is a store.Store that fails on demand. What the driver is asked about
-// goes on to the inner store, whose own operations are not counted.
+// Store is a store.Store that fails on demand. The driver is asked about each
+// operation, which then goes to the inner store. Operations that the inner
+// store makes itself are not counted.
 type Store struct {
 	store.Store // the operations that are decorated in one way
 	inner       store.Store
@@ -93,7 +94,8 @@ type late struct {
 	do func()
 }
 
-// past is what an object was, oldest first; the last is what it is.
+// past has the states of an object, oldest first. The last one is the present
+// state.
 type past struct {
 	writing  sync.Mutex // held across a write, so that versions are in order
 	versions []version
@@ -118,8 +120,9 @@ func New(s store.Store, driver Driver) *Store {
 	return f
 }
 
-// NewGate returns s without faults, for CrashAt alone. It makes no requests of
-// its own, as New's does to know what objects were before: Stale does nothing.
+// NewGate returns s without faults, for CrashAt only. Unlike New's, it makes no
+// requests of its own to learn the earlier states of objects. Stale therefore
+// does nothing.
 func NewGate(s store.Store) *Store {
 	f := New(s, nil)
 	f.past = nil
@@ -156,8 +159,8 @@ func (f *Store) Crashed() bool {
 	return f.crashAt > 0 && f.ops >= f.crashAt
 }
 
-// Settle lets all writes that are late take effect now, in their order.
-func (f *Store) Settle() { f.land(1<<63 - 1) }
+// LandAll lets all writes that are late take effect now, in their order.
+func (f *Store) LandAll() { f.land(1<<63 - 1) }
 
 // land lets the late writes land that are due by operation number n.
 func (f *Store) land(n int64) {
@@ -175,8 +178,9 @@ func (f *Store) land(n int64) {
 	}
 }
 
-// around is one operation. again, when not nil, prepares its effect for a late
-// landing; it may look at the caller's data, and what it returns may not.
+// around does one operation. again, if not nil, prepares its effect for a late
+// landing. again itself may use the caller's data; the function that it returns
+// may not.
 func (f *Store) around(ctx context.Context, op store.Op, again func() func(), call func(Fault) error) error {
 	f.mu.Lock()
 	f.ops++

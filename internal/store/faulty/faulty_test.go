@@ -138,7 +138,7 @@ func TestLate(t *testing.T) {
 	if got := content(t, f); got != "a" { // operation 3
 		t.Errorf("%q after the late write landed, want a", got)
 	}
-	// A duplicate that only Settle lands.
+	// A duplicate that only LandAll lands.
 	f.SetDriver(func(op faulty.Op) faulty.Fault {
 		if op.Kind == store.OpDelete {
 			return faulty.Fault{Late: 1000}
@@ -154,7 +154,7 @@ func TestLate(t *testing.T) {
 	if got := content(t, m); got != "c" {
 		t.Errorf("%q, want c", got)
 	}
-	f.Settle()
+	f.LandAll()
 	if got := content(t, m); got != "absent" {
 		t.Errorf("%q after the deletion landed again", got)
 	}
@@ -262,7 +262,7 @@ func TestRandomRepeats(t *testing.T) {
 			}
 			log += fmt.Sprintln(err)
 		}
-		f.Settle()
+		f.LandAll()
 		return log + content(t, m)
 	}
 	first := run(1)

@@ -50,7 +50,8 @@ func (f *Store) read(ctx context.Context, name string) (version, error) {
 	return v, err
 }
 
-// write does a write and remembers what the object has become: absent, or data.
+// write does a write and remembers the new state of the object: absent, or
+// data.
 func (f *Store) write(ctx context.Context, name string, exists bool, data []byte, do func() error) error {
 	if f.past == nil || store.CheckObjectName(name) != nil {
 		return do()
@@ -79,8 +80,9 @@ func (f *Store) write(ctx context.Context, name string, exists bool, data []byte
 	return nil
 }
 
-// version returns the object as it was back versions ago, or as it was first;
-// false where it has not been written through the decorator.
+// version returns the object as it was back versions ago, or its first state if
+// there are fewer. It returns false if the object was not written through the
+// decorator.
 func (f *Store) version(name string, back int) (version, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -9,8 +9,8 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// Rates are the probabilities, from 0 to 1, of what Random does. They are
-// tried in this order, and the first that comes true is it.
+// Rates are the probabilities, from 0 to 1, of the faults that Random makes.
+// They are tried in this order, and the first that comes true is the fault.
 type Rates struct {
 	Refuse    float64 // no connection
 	Fail      float64 // 503 without effect
@@ -25,8 +25,8 @@ type Rates struct {
 	Delay time.Duration
 }
 
-// Random returns a driver of random faults. What it does to operation number n
-// depends on the seed, n and the kind of operation alone.
+// Random returns a driver of random faults. The fault of operation number n
+// depends only on the seed, n and the kind of operation.
 func Random(seed uint64, r Rates) Driver {
 	return func(op Op) (f Fault) {
 		rng := rand.New(rand.NewPCG(seed, uint64(op.N)))

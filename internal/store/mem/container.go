@@ -27,6 +27,9 @@ func (c *Container) Metadata(ctx context.Context) (store.Metadata, error) {
 	return store.Metadata{Items: maps.Clone(k.meta), Objects: int64(len(k.objects)), Bytes: k.bytes, Date: time.Now()}, nil
 }
 
+// MetadataHint implements store.Store.
+func (c *Container) MetadataHint(ctx context.Context) (store.Metadata, error) { return c.Metadata(ctx) }
+
 // SetMetadata implements store.Store.
 func (c *Container) SetMetadata(ctx context.Context, items map[string]string) error {
 	op := c.op("POST", "")

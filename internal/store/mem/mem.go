@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
-// Package mem is an object store in memory. It answers as Swift does in all
-// that the Store interface names, and is always consistent: a read sees the
-// last write. What is eventual or fails is added by package faulty.
+// Package mem is an object store in memory. It answers as Swift does in
+// everything that the Store interface names. It is always consistent: a read
+// sees the last write. Package faulty adds failures and stale reads.
 package mem
 
 import (
@@ -82,18 +82,18 @@ type Container struct {
 	cluster *Cluster
 	name    string
 	fence   *store.Fence // nil: anybody writes
-	under   func()       // nil, or what comes between a write's signing and its arrival
+	under   func()       // nil, or a function that is called between a write's signing and its arrival
 }
 
-// Fenced returns the same container, whose objects are written only while f
-// holds and, where it has a key, with the container's own, as long as the
-// signature is good.
+// Fenced returns the same container behind the fence f. Its objects are written
+// only while f holds. If f has a key, it must be the container's own, and the
+// signature must be valid.
 func (c *Container) Fenced(f *store.Fence) *Container {
 	return &Container{cluster: c.cluster, name: c.name, fence: f}
 }
 
-// UnderWay returns the same container, whose writes call under after they have
-// been signed and before they arrive.
+// UnderWay returns the same container. Each of its writes calls under after it
+// was signed and before it arrives.
 func (c *Container) UnderWay(under func()) *Container {
 	return &Container{cluster: c.cluster, name: c.name, fence: c.fence, under: under}
 }
@@ -101,13 +101,13 @@ func (c *Container) UnderWay(under func()) *Container {
 // fenceKey is the item of the container's metadata that holds the key.
 const fenceKey = "Temp-Url-Key-2"
 
-// signature is what a write comes with.
+// signature is the signature of a write.
 type signature struct {
 	key     string
 	expires time.Time
 }
 
-// sign signs a write, as the fence allows it, and lets it go on its way.
+// sign signs a write, if the fence allows it, and calls under.
 func (c *Container) sign(op string) (signature, error) {
 	var s signature
 	if c.fence != nil {
@@ -126,7 +126,7 @@ func (c *Container) sign(op string) (signature, error) {
 	return s, nil
 }
 
-// allowedLocked says whether the store lets a write pass that came with s.
+// allowedLocked says whether the store accepts a write with the signature s.
 func (c *Container) allowedLocked(op string, s signature) error {
 	if s.key == "" {
 		return nil

@@ -9,9 +9,9 @@ import (
 	"swiftnbd/internal/config"
 )
 
-// The environment variables that tell the tests of a real Swift, as
-// `scripts/saio.sh env` prints them. This is the one place that names them for
-// the store's tests; `make check` sets all of them.
+// The environment variables that name a real Swift to the tests, as
+// `scripts/saio.sh env` prints them. Only this file names them for the store's
+// tests. `make check` sets all of them.
 const (
 	// EnvAuth, EnvUser and EnvKey are a version 1 authentication URL, the
 	// user ("test:tester") and the key.
@@ -29,12 +29,18 @@ const (
 	EnvAppCredID     = "SWIFTNBD_TEST_APPCRED_ID"
 	EnvAppCredSecret = "SWIFTNBD_TEST_APPCRED_SECRET"
 
+	// EnvRGWAuth, EnvRGWUser and EnvRGWKey name Ceph's Swift gateway, as
+	// `scripts/rgw.sh env` prints them.
+	EnvRGWAuth = "SWIFTNBD_TEST_RGW_AUTH"
+	EnvRGWUser = "SWIFTNBD_TEST_RGW_USER"
+	EnvRGWKey  = "SWIFTNBD_TEST_RGW_KEY"
+
 	// EnvRequire, when not empty, turns a test that is skipped because a
 	// variable is missing into one that fails.
 	EnvRequire = "SWIFTNBD_TEST_REQUIRE"
 )
 
-// need returns the variables' values, or skips the test where one is missing.
+// need returns the variables' values. If one is missing, it skips the test.
 func need(t testing.TB, names ...string) []string {
 	t.Helper()
 	values := make([]string, len(names))
@@ -54,6 +60,13 @@ func need(t testing.TB, names ...string) []string {
 func RealLogin(t testing.TB) config.Login {
 	t.Helper()
 	v := need(t, EnvAuth, EnvUser, EnvKey)
+	return config.Login{AuthURL: v[0], Version: 1, Username: v[1], Password: config.Secret(v[2])}
+}
+
+// RGWLogin is the login of Ceph's gateway.
+func RGWLogin(t testing.TB) config.Login {
+	t.Helper()
+	v := need(t, EnvRGWAuth, EnvRGWUser, EnvRGWKey)
 	return config.Login{AuthURL: v[0], Version: 1, Username: v[1], Password: config.Secret(v[2])}
 }
 

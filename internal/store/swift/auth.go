@@ -31,15 +31,29 @@ type auth struct {
 	service  string
 }
 
-// newAuth checks l and fills in what it leaves open.
+// newAuth checks l and fills in its empty fields.
 func newAuth(l config.Login) (auth, error) {
 	a := auth{login: l, service: cmp.Or(l.ServiceType, "object-store")}
+	l.AuthURL = config.Base(l.AuthURL)
+	l.StorageURL = strings.TrimRight(l.StorageURL, "/")
+	a.login = l
+	if l.StorageURL != "" {
+		if err := config.CheckStorageURL(l.StorageURL); err != nil {
+			return a, fmt.Errorf("storage URL: %w", err)
+		}
+	}
+	if l.Token != "" && l.StorageURL != "" {
+		return a, nil
+	}
+	if l.Token != "" && l.AuthURL == "" {
+		return a, errors.New("a token is given, but neither a storage URL nor an authentication URL")
+	}
 	u, err := url.Parse(l.AuthURL)
 	switch {
 	case l.AuthURL == "":
 		return a, errors.New("no authentication URL is given")
 	case err != nil:
-		// The error would quote the URL with all that is in it.
+		// The parser's error would quote the URL with a password in it.
 		return a, errors.New("the authentication URL is malformed")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 		return a, fmt.Errorf("authentication URL %q: must be http://HOST… or https://HOST…", u.Redacted())
@@ -50,7 +64,7 @@ func newAuth(l config.Login) (auth, error) {
 		switch {
 		case inPath != 0:
 			a.version = inPath
-		case l.AppCredentialID != "" || l.Project != "" || l.ProjectID != "" || l.UserDomain != "" ||
+		case l.AppCredentialID != "" || l.AppCredentialName != "" || l.Token != "" || l.TrustID != "" || l.Project != "" || l.ProjectID != "" || l.UserDomain != "" ||
 			l.UserDomainID != "" || l.ProjectDomain != "" || l.ProjectDomainID != "":
 			a.version = 3
 		default:
@@ -80,11 +94,17 @@ func newAuth(l config.Login) (auth, error) {
 		return a, fmt.Errorf("endpoint type %q: must be public, internal or admin", l.EndpointType)
 	}
 	switch {
-	case l.AppCredentialID != "" && a.version != 3:
+	case (l.AppCredentialID != "" || l.AppCredentialName != "") && a.version != 3:
 		return a, fmt.Errorf("an application credential needs authentication version 3, not %d", a.version)
-	case l.AppCredentialID != "" && l.AppCredentialSecret == "":
+	case (l.AppCredentialID != "" || l.AppCredentialName != "") && l.AppCredentialSecret == "":
 		return a, errors.New("the application credential has no secret")
-	case l.AppCredentialID == "" && l.Username == "":
+	case l.Token != "" && a.version != 3:
+		return a, fmt.Errorf("a token without a storage URL needs authentication version 3, not %d", a.version)
+	case l.TrustID != "" && a.version != 3:
+		return a, fmt.Errorf("a trust needs authentication version 3, not %d", a.version)
+	case l.UserID != "" && a.version == 1:
+		return a, errors.New("a user's ID needs authentication version 2 or 3, not 1")
+	case l.AppCredentialID == "" && l.Token == "" && l.Username == "" && l.UserID == "":
 		// ncw/swift would send the password as if it were a token.
 		return a, errors.New("no username is given")
 	}
@@ -116,9 +136,24 @@ func redactURL(s string) string {
 	return u.Redacted()
 }
 
+// given says whether there is no login: a token was given, and where it counts.
+func (a auth) given() bool { return a.login.Token != "" && a.login.StorageURL != "" }
+
 // op names a login in errors: the URL and the user, never a secret.
 func (a auth) op() string {
+	if a.given() {
+		return "the token for " + a.login.StorageURL
+	}
 	shown := redactURL(a.url)
+	if a.login.Token != "" {
+		return fmt.Sprintf("login at %s with a token", shown)
+	}
+	if a.login.AppCredentialName != "" {
+		return fmt.Sprintf("login at %s with application credential %s of user %s", shown, a.login.AppCredentialName, cmp.Or(a.login.UserID, a.login.Username))
+	}
+	if a.login.UserID != "" {
+		return fmt.Sprintf("login at %s with user ID %s", shown, a.login.UserID)
+	}
 	if a.login.AppCredentialID != "" {
 		return fmt.Sprintf("login at %s with application credential %s", shown, a.login.AppCredentialID)
 	}
@@ -133,28 +168,38 @@ func (a auth) connection(rt http.RoundTripper, userAgent string) *swift.Connecti
 	l := a.login
 	c := bare(rt, userAgent)
 	c.AuthUrl, c.AuthVersion = a.url, a.version
-	if l.AppCredentialID != "" {
+	switch {
+	case l.AppCredentialID != "":
 		c.ApplicationCredentialId = l.AppCredentialID
 		c.ApplicationCredentialSecret = l.AppCredentialSecret.Reveal()
-	} else {
-		c.UserName, c.ApiKey = l.Username, l.Password.Reveal()
+	case l.AppCredentialName != "":
+		c.ApplicationCredentialName, c.ApplicationCredentialSecret = l.AppCredentialName, l.AppCredentialSecret.Reveal()
+		c.UserName, c.UserId, c.Domain, c.DomainId = l.Username, l.UserID, l.UserDomain, l.UserDomainID
+		if c.UserId == "" && c.Domain == "" && c.DomainId == "" {
+			c.Domain = "Default"
+		}
+	case l.Token != "":
+		c.Token, c.Tenant, c.TenantId = l.Token.Reveal(), l.Project, l.ProjectID
+		c.TenantDomain, c.TenantDomainId, c.TrustId = l.ProjectDomain, l.ProjectDomainID, l.TrustID
+	default:
+		c.UserName, c.UserId, c.ApiKey = l.Username, l.UserID, l.Password.Reveal()
 		c.Tenant, c.TenantId = l.Project, l.ProjectID
 		c.Domain, c.DomainId = l.UserDomain, l.UserDomainID
-		c.TenantDomain, c.TenantDomainId = l.ProjectDomain, l.ProjectDomainID
-		if a.version == 3 && c.Domain == "" && c.DomainId == "" {
+		c.TenantDomain, c.TenantDomainId, c.TrustId = l.ProjectDomain, l.ProjectDomainID, l.TrustID
+		if a.version == 3 && c.Domain == "" && c.DomainId == "" && c.UserId == "" {
 			c.Domain = "Default"
 		}
 	}
 	return c
 }
 
-// never is longer than any request: ncw/swift's own timeouts are put out of
-// the way, since the context bounds every request, and does not leave a
-// goroutine behind that reads into the caller's buffer.
+// never is longer than any request. It disables ncw/swift's own timeouts. The
+// context bounds every request instead, and leaves no goroutine behind that
+// reads into the caller's buffer.
 const never = 10 * 365 * 24 * time.Hour
 
-// bare returns a connection without credentials. With Retries -1 Call hands
-// every status back, 401 too.
+// bare returns a connection without credentials. With Retries -1, Call returns
+// every status to us, 401 too.
 func bare(rt http.RoundTripper, userAgent string) *swift.Connection {
 	return &swift.Connection{
 		Transport: rt, UserAgent: userAgent, Retries: -1,
@@ -162,21 +207,23 @@ func bare(rt http.RoundTripper, userAgent string) *swift.Connection {
 	}
 }
 
-// token is what one login gave, as the connection to use from then on. Its
-// address is the token's generation: whoever sees 401 compares it with the
-// current one and so knows whether somebody else has logged in since.
+// token is the result of one login: the connection to use from then on. Its
+// address is the token's generation. A request that gets 401 compares its own
+// with the current one, and knows whether there was another login since.
 type token struct {
 	conn    *swift.Connection // StorageUrl and AuthToken, no credentials
+	own     string            // the storage URL of the login's own account; empty: not known
+	issued  time.Time         // when the login was answered; zero: by another process
 	expires time.Time         // zero: not known
 	renewAt time.Time         // when to log in ahead of time; zero: never
-	ahead   atomic.Bool       // that login has begun; where it fails, the next is left to the 401
+	ahead   atomic.Bool       // that login has begun; if it fails, the next login waits for a 401
 }
 
-// newToken makes the token ready for use. A token of known life is renewed a
-// minute before its end, or with a fifth of its life left if that is less, so
-// that even a life of seconds costs one login each.
+// newToken makes the token ready for use. If the token's end is known, the
+// token is renewed a minute before it, or when a fifth of its life is left if
+// that is less. Even a token that lives for seconds then costs one login.
 func newToken(rt http.RoundTripper, userAgent, storageURL, authToken string, now, expires time.Time) *token {
-	t := &token{conn: bare(rt, userAgent), expires: expires}
+	t := &token{conn: bare(rt, userAgent), issued: now, expires: expires}
 	t.conn.StorageUrl, t.conn.AuthToken = storageURL, authToken
 	if life := expires.Sub(now); !expires.IsZero() && life > 0 {
 		t.renewAt = expires.Add(-min(time.Minute, life/5))
@@ -184,9 +231,16 @@ func newToken(rt http.RoundTripper, userAgent, storageURL, authToken string, now
 	return t
 }
 
-// logIn makes one login.
-func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string) (*token, error) {
+// logIn makes one login. old is the token that there is, or nil.
+func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string, old *token) (*token, error) {
 	op := a.op()
+	if given := a.login.Token.Reveal(); a.given() {
+		if old != nil && old.conn.AuthToken == given {
+			return nil, &store.StatusError{Op: op, Code: http.StatusUnauthorized, Unsent: true,
+				Err: fmt.Errorf("%w: it has expired, or is another cluster's, and there are no credentials to get another with", store.ErrUnauthorized)}
+		}
+		return newToken(rt, userAgent, a.login.StorageURL, given, time.Now(), time.Time{}), nil
+	}
 	c := a.connection(rt, userAgent)
 	x := &exchange{login: true, probe: a.version == 2}
 	now := time.Now()
@@ -196,36 +250,54 @@ func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string)
 		x.wrote.Store(false) // a login is never ambiguous
 		return nil, transportError(op, x, err)
 	case x.status == http.StatusUnauthorized || x.status == http.StatusForbidden:
-		return nil, &store.StatusError{Op: op, Code: x.status, Err: store.ErrUnauthorized}
+		return nil, &store.StatusError{Op: op, Code: x.status, Body: errorText(x.text, a.login.Password.Reveal(), a.login.AppCredentialSecret.Reveal(), a.login.Token.Reveal()), Err: store.ErrUnauthorized}
 	case x.status >= 300:
 		return nil, &store.StatusError{Op: op, Code: x.status, RetryAfter: x.retryAfter(), Body: loginHint(a, x), Unsent: true}
 	}
 	if a.version == 1 {
 		storageURL, authToken := x.header.Get("X-Storage-Url"), x.header.Get("X-Auth-Token")
-		if storageURL == "" || authToken == "" {
+		if storageURL == "" && a.login.StorageURL == "" || authToken == "" {
 			return nil, fmt.Errorf("%s: the answer has no X-Storage-Url and X-Auth-Token: is this a version 1 authentication URL?", op)
 		}
 		var expires time.Time
 		if life, err := time.ParseDuration(x.header.Get("X-Auth-Token-Expires") + "s"); err == nil {
 			expires = now.Add(life)
 		}
-		return newToken(rt, userAgent, storageURL, authToken, now, expires), nil
+		own := storageURL
+		if storageURL, err = a.storageURL(ctx, rt, userAgent, storageURL, old); err != nil {
+			return nil, err
+		}
+		t := newToken(rt, userAgent, storageURL, authToken, now, expires)
+		t.own = own
+		return t, nil
 	}
 	if c.Auth == nil || c.Auth.Token() == "" {
 		return nil, fmt.Errorf("%s: the answer has no token: is this a Keystone version %d URL?", op, a.version)
 	}
-	storageURL, err := a.findEndpoint(x.text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", op, err)
+	storageURL := ""
+	if storageURL, err = a.findEndpoint(x.text); err != nil {
+		if a.login.StorageURL == "" {
+			return nil, fmt.Errorf("%s: %w", op, err)
+		}
+		storageURL = "" // the account of another user need not be in our catalogue
+	}
+	own := storageURL
+	if storageURL, err = a.storageURL(ctx, rt, userAgent, storageURL, old); err != nil {
+		return nil, err
 	}
 	var expires time.Time
 	if e, ok := c.Auth.(swift.Expireser); ok {
 		expires = e.Expires()
 	}
-	return newToken(rt, userAgent, storageURL, c.Auth.Token(), now, expires), nil
+	t := newToken(rt, userAgent, storageURL, c.Auth.Token(), now, expires)
+	if a.login.Token != "" {
+		t.renewAt = time.Time{} // a new token would end when this one does
+	}
+	t.own = own
+	return t, nil
 }
 
-// loginHint says what an odd answer to a login means.
+// loginHint explains an unusual answer to a login.
 func loginHint(a auth, x *exchange) string {
 	switch {
 	case x.location != "":
@@ -233,15 +305,15 @@ func loginHint(a auth, x *exchange) string {
 	case x.status == http.StatusNotFound || x.status == http.StatusMultipleChoices || x.status == http.StatusMethodNotAllowed:
 		return fmt.Sprintf("no authentication of version %d at this URL", a.version)
 	}
-	return errorText(x.text)
+	return errorText(x.text, a.login.Password.Reveal(), a.login.AppCredentialSecret.Reveal(), a.login.Token.Reveal())
 }
 
 // endpoint is one line of a catalogue.
 type endpoint struct{ service, region, kind, url string }
 
-// catalogue reads the services' endpoints out of a version 2 or 3 login's
-// answer. ncw/swift knows them too, but tells neither which regions there are
-// nor other services than object-store.
+// catalogue reads the services' endpoints from the answer to a login of version
+// 2 or 3. ncw/swift reads them too, but does not give the regions, or other
+// services than object-store.
 func catalogue(body []byte) []endpoint {
 	var answer struct {
 		Token struct {
@@ -297,7 +369,7 @@ func (a auth) findEndpoint(body []byte) (string, error) {
 	slices.Sort(others)
 	hint := "the catalogue has: " + strings.Join(slices.Compact(others), ", ")
 	switch {
-	case len(services) == 0 && a.login.Project == "" && a.login.ProjectID == "" && a.login.AppCredentialID == "":
+	case len(services) == 0 && a.login.Project == "" && a.login.ProjectID == "" && a.login.AppCredentialID == "" && a.login.TrustID == "":
 		hint = "the catalogue is empty, since no project is given"
 	case len(services) == 0:
 		hint = "the catalogue is empty"

@@ -19,8 +19,8 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// Info is what the cluster says of itself at /info. A cluster may keep it from
-// its users: then nothing is known, and nothing optional is used.
+// Info is what the cluster says about itself at /info. A cluster may refuse
+// this to its users. Then nothing is known, and nothing optional is used.
 type Info struct {
 	Known   bool
 	Version string // Swift's, or ""
@@ -28,13 +28,17 @@ type Info struct {
 	// names a request.
 	BulkDelete bool
 	MaxDeletes int
-	// TempURL says that requests may be signed with a key in place of a
-	// token; TempURLDigests are the signatures' digests ("sha256").
+	// TempURL says that requests may have a key's signature instead of a token.
+	// TempURLDigests are the digests that signatures may have ("sha256").
 	TempURL        bool
 	TempURLMethods []string
 	TempURLDigests []string
 	// MaxFileSize is the largest object in bytes, 0 where it is not known.
 	MaxFileSize int64
+	// Policies are the storage policies that a new container may have.
+	Policies []Policy
+	// rates are the limits of writes to a container; see WriteRate.
+	rates []rate
 }
 
 // maxBulk bounds the names of one bulk request, so that it ends well within
@@ -47,7 +51,7 @@ const (
 	maxBulkAnswer = 8 << 20
 )
 
-// Info asks the cluster what it can do, once: the answer is kept. Where the
+// Info asks the cluster once what it can do, and keeps the answer. If the
 // cluster does not tell (403, 404), Info.Known is false.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	c.mu.Lock()
@@ -72,8 +76,8 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 			return readError(r.op(), x, len(body), err)
 		}
 		if isJSON(x.header.Get("Content-Type")) && !json.Valid(body) {
-			// Damaged on the way. Taken for a cluster that does not
-			// tell, it would stand for as long as we run.
+			// The answer was damaged on the way. It must not count as a
+			// refusal, because a refusal is kept as long as we run.
 			return &store.TransportError{Op: r.op(), Sent: true, Err: errors.New("the answer is no JSON, though it says so")}
 		}
 		info = parseInfo(body)
@@ -81,7 +85,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	})
 	var se *store.StatusError
 	if errors.As(err, &se) && se.Code < 500 && !store.Transient(err) && !errors.Is(err, store.ErrUnauthorized) {
-		err = nil // not for us
+		err = nil // the cluster does not tell us
 	}
 	if err != nil {
 		return Info{}, err
@@ -92,7 +96,8 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
-// infoURL is the storage URL up to its version ("/v1"), and "/info" then.
+// infoURL returns the URL of /info, which replaces the storage URL's path from
+// its version ("/v1") on.
 func infoURL(storageURL string) (string, error) {
 	u, err := url.Parse(storageURL)
 	if err != nil {
@@ -119,6 +124,10 @@ func parseInfo(body []byte) Info {
 		Swift struct {
 			Version     string
 			MaxFileSize int64 `json:"max_file_size"`
+			Policies    []Policy
+		}
+		Ratelimit struct {
+			Container [][2]float64 `json:"container_ratelimits"`
 		}
 		BulkDelete *struct {
 			MaxDeletes int `json:"max_deletes_per_request"`
@@ -131,9 +140,16 @@ func parseInfo(body []byte) Info {
 	if json.Unmarshal(body, &answer) != nil {
 		return Info{}
 	}
-	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: max(0, answer.Swift.MaxFileSize)}
-	if b := answer.BulkDelete; b != nil && b.MaxDeletes > 0 {
-		info.BulkDelete, info.MaxDeletes = true, b.MaxDeletes
+	info := Info{Known: true, Version: answer.Swift.Version, MaxFileSize: max(0, answer.Swift.MaxFileSize), Policies: answer.Swift.Policies}
+	for _, r := range answer.Ratelimit.Container {
+		info.rates = append(info.rates, rate{r[0], r[1]})
+	}
+	if b := answer.BulkDelete; b != nil {
+		// Ceph's gateway names no limit.
+		info.BulkDelete, info.MaxDeletes = true, maxBulk
+		if b.MaxDeletes > 0 {
+			info.MaxDeletes = b.MaxDeletes
+		}
 	}
 	if t := answer.TempURL; t != nil {
 		info.TempURL, info.TempURLMethods, info.TempURLDigests = true, t.Methods, t.Digests
@@ -170,8 +186,7 @@ func (c *container) BulkDelete(ctx context.Context, names []string) error {
 func (c *container) bulkDelete(ctx context.Context, names []string) error {
 	var body strings.Builder
 	for _, name := range names {
-		// PathEscape leaves no slash and no newline, which would end the
-		// name.
+		// PathEscape escapes slashes, and newlines, which would end the name.
 		body.WriteString(url.PathEscape(c.name) + "/" + url.PathEscape(name) + "\n")
 	}
 	r := request{
@@ -189,8 +204,8 @@ func (c *container) bulkDelete(ctx context.Context, names []string) error {
 	})
 }
 
-// bulkError reads the answer to a bulk delete, whose HTTP status is 200
-// whatever happened.
+// bulkError reads the answer to a bulk delete. Its HTTP status is 200 even
+// after a failure.
 func bulkError(op string, body []byte) error {
 	var answer struct {
 		Status  string     `json:"Response Status"`
@@ -214,6 +229,9 @@ func bulkError(op string, body []byte) error {
 		found := &store.StatusError{Op: op + ": " + store.OneLine(name), Code: code, Body: errorText([]byte(e[1]))}
 		if found.Err = deleteCodes[code]; found.Err == nil {
 			found.Err = general[code]
+		}
+		if found.Err != nil {
+			found.Body = "" // the status only
 		}
 		return found
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net/http"
 	"testing"
-	"time"
 
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/storetest"
@@ -62,11 +61,11 @@ func TestForeignChecksum(t *testing.T) {
 		if err := s.Delete(t.Context(), "o"); err != nil {
 			t.Error(err)
 		}
-		err := s.DeleteContainer(t.Context())
-		for errors.Is(err, store.ErrNotEmpty) { // the listing is late
-			time.Sleep(50 * time.Millisecond)
+		var err error
+		eventually(t, "the listing is empty", func() bool { // it may be late
 			err = s.DeleteContainer(t.Context())
-		}
+			return !errors.Is(err, store.ErrNotEmpty)
+		})
 		if err != nil {
 			t.Error(err)
 		}

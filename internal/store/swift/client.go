@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT
 
-// Package swiftstore is the store in OpenStack Swift: containers reached with
-// HTTP through ncw/swift, with its own connection pool, its own login and its
-// own reading of the answers. FACTS behind each are in docs/DESIGN.md.
+// Package swiftstore is the store in OpenStack Swift. It reaches containers with
+// HTTP through ncw/swift, with a connection pool and a login of its own, and it
+// reads the answers itself. docs/PROTOCOL.md has the facts behind each of these.
 //
 // # Logging in
 //
 // The current token is a *token in an atomic pointer, and its address is its
-// generation. A request that is answered 401 hands in the generation that it
-// used: where the current one is another, the request is repeated with that;
-// where it is the same, one login is made for all who ask meanwhile. A login
-// never changes a connection that is in use: it makes a new one.
+// generation. A request that is answered 401 hands in the generation that it has
+// used. If the current generation is another one, the request is repeated with
+// that. If it is the same, one login is made for all requests that ask meanwhile.
+// A login never changes a connection that is in use: it makes a new one.
+// refusal.go says what a 403 means.
 package swiftstore
 
 import (
@@ -38,11 +39,11 @@ const (
 	DefaultTimeout = 60 * time.Second
 	// loginTimeout bounds one login.
 	loginTimeout = 30 * time.Second
-	// refusalHold is how long a refused login's answer stands for the
-	// requests that come after it: a cloud may lock an account after a few
-	// wrong passwords. A login that failed in another way stands for a part
-	// of that first, for longer each time it fails again, or for as long as
-	// the answer asks, up to maxHold: with all requests asking by themselves
+	// refusalHold is how long the answer to a refused login counts for later
+	// requests: a cloud may lock an account after a few wrong passwords. A
+	// login that failed in another way counts for a part of that time at first,
+	// and for longer each time it fails again. If the answer asks for a time,
+	// it counts for that, up to maxHold. If every request logged in by itself,
 	// a server that limits logins would never let us in again.
 	refusalHold = 5 * time.Second
 	firstHold   = 100 * time.Millisecond
@@ -61,24 +62,26 @@ type Options struct {
 	// means DefaultTimeout.
 	Timeout   time.Duration
 	UserAgent string
-	// Session, when not nil, is an earlier login's: none is made until it
-	// is refused.
+	// Session, if not nil, is the result of an earlier login. No login is made
+	// until it is refused.
 	Session *Session
-	// ReadFile reads Login.CACert; nil means os.ReadFile. Whoever has given
-	// up the right to read it has it kept elsewhere.
+	// ReadFile reads Login.CACert, ClientCert and ClientKey; nil means os.ReadFile. A process that has
+	// given up the right to read the file has kept its content elsewhere.
 	ReadFile func(path string) ([]byte, error)
 }
 
-// Session is what a login gave, for handing it from one process to another.
-// The token is as good as a password: it is written only by who reveals it.
+// Session is the result of a login. One process may hand it to another. The
+// token is as valuable as a password. Only code that calls Reveal can write it.
 type Session struct {
 	StorageURL string
+	Own        string // the storage URL of the login's own account; empty: not known
 	Token      config.Secret
 	Expires    time.Time // zero: not known
 }
 
-// Format implements fmt.Formatter without the token. config.Secret's own does
-// not do for it: fmt calls no methods where a verb does not fit the type.
+// Format implements fmt.Formatter without the token. config.Secret's own Format
+// is not enough: if a verb does not fit the type, fmt calls no methods of its
+// fields.
 func (s Session) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "session at "+s.StorageURL) }
 
 // Format implements fmt.Formatter without secrets; see Session.Format.
@@ -105,15 +108,22 @@ type Client struct {
 
 	current atomic.Pointer[token] // nil until the first login
 	logins  atomic.Int64
+	refused refusals
 
 	// mu guards the rest. It is never held across a request.
 	mu        sync.Mutex
 	flight    *flight   // the login that is being made, or nil
-	failed    error     // the last login's end, where it failed
-	failures  int       // how many have failed one after the other
+	failed    error     // the error of the last login, if it failed
+	failures  int       // the number of logins that have failed one after the other
 	heldUntil time.Time // no login before
-	sticky    bool      // a login gave the token that there was already
+	sticky    bool      // a login returned the token that we had already
 	info      *Info     // once known
+	// byAccount says that writes are signed with the account's key. accountKey
+	// is that key, if it is known; see fence.go.
+	byAccount  bool
+	accountKey string
+
+	limits limits // the limits that have refused PUTs
 }
 
 // flight is one login that several requests may wait for. token and err are
@@ -138,7 +148,7 @@ func Dial(o Options) (*Client, error) {
 	if o.ReadFile == nil {
 		o.ReadFile = os.ReadFile
 	}
-	t, err := newHTTPTransport(cmp.Or(o.Connections, DefaultConnections), o.Login.CACert, o.ReadFile)
+	t, err := newHTTPTransport(cmp.Or(o.Connections, DefaultConnections), o.Login, o.ReadFile)
 	if err != nil {
 		return nil, err
 	}
@@ -148,13 +158,16 @@ func Dial(o Options) (*Client, error) {
 	}
 	c.life, c.end = context.WithCancelCause(context.Background())
 	if s := o.Session; s != nil && s.StorageURL != "" && s.Token != "" {
-		c.current.Store(newToken(c.rt, c.userAgent, s.StorageURL, s.Token.Reveal(), time.Now(), s.Expires))
+		t := newToken(c.rt, c.userAgent, s.StorageURL, s.Token.Reveal(), time.Now(), s.Expires)
+		t.own = s.Own
+		t.issued = time.Time{} // its age is not known
+		c.current.Store(t)
 	}
 	return c, nil
 }
 
-// Login makes one login now, whatever is known already. It ends with
-// store.ErrUnauthorized where the credentials are refused.
+// Login makes one login now, even if there is a token. If the credentials are
+// refused, it ends with store.ErrUnauthorized.
 func (c *Client) Login(ctx context.Context) error {
 	_, err := c.renew(ctx, c.current.Load(), true)
 	return err
@@ -167,7 +180,7 @@ func (c *Client) Session() Session {
 	if t == nil {
 		return Session{}
 	}
-	return Session{StorageURL: t.conn.StorageUrl, Token: config.Secret(t.conn.AuthToken), Expires: t.expires}
+	return Session{StorageURL: t.conn.StorageUrl, Own: t.own, Token: config.Secret(t.conn.AuthToken), Expires: t.expires}
 }
 
 // Logins returns how many logins have been made, successful or not.
@@ -189,7 +202,7 @@ func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
 }
 
-// token returns the current token, and logs in first where there is none.
+// token returns the current token. If there is none, it logs in first.
 func (c *Client) token(ctx context.Context) (*token, error) {
 	t := c.current.Load()
 	if t == nil {
@@ -203,8 +216,9 @@ func (c *Client) token(ctx context.Context) (*token, error) {
 	return t, nil
 }
 
-// renew returns a token newer than seen. One login serves all who wait for it
-// at the same time; force makes one even after a refusal a moment ago.
+// renew returns a token newer than seen. One login serves all requests that
+// wait for it at the same time. With force it logs in even if a login was
+// refused a moment ago.
 func (c *Client) renew(ctx context.Context, seen *token, force bool) (*token, error) {
 	c.mu.Lock()
 	if t := c.current.Load(); t != seen && !force {
@@ -235,8 +249,8 @@ func (c *Client) renew(ctx context.Context, seen *token, force bool) (*token, er
 	}
 }
 
-// renewAhead begins a login for t, whose end is near, unless one is under way.
-// Nobody waits for it: t still holds.
+// renewAhead begins a login, unless one is under way, because the end of t is
+// near. No request waits for it: t is still valid.
 func (c *Client) renewAhead(t *token) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -258,11 +272,12 @@ func (c *Client) flyLocked() (*flight, error) {
 	c.work.Add(1)
 	go func() {
 		defer c.work.Done()
-		// Not the context of a request: others wait for this login too.
+		// The login does not use the context of a request, since others wait
+		// for it too.
 		ctx, cancel := context.WithTimeoutCause(c.life, min(loginTimeout, c.timeout), errTimeout)
 		defer cancel()
 		c.logins.Add(1)
-		f.token, f.err = c.auth.logIn(ctx, c.rt, c.userAgent)
+		f.token, f.err = c.auth.logIn(ctx, c.rt, c.userAgent, c.current.Load())
 		c.mu.Lock()
 		if old := c.current.Load(); f.err == nil && old != nil {
 			f.err = sameAccount(old.conn.StorageUrl, f.token.conn.StorageUrl)
@@ -270,8 +285,8 @@ func (c *Client) flyLocked() (*flight, error) {
 		f.err = c.holdLocked(f.err)
 		c.flight = nil
 		if f.err == nil {
-			// tempauth gives out the token that it has until it ends:
-			// asking ahead of time is no use there.
+			// tempauth returns the same token until it ends. A login ahead of
+			// time is of no use there.
 			if old := c.current.Load(); old != nil && old.conn.AuthToken == f.token.conn.AuthToken {
 				c.sticky = true
 			}
@@ -286,18 +301,19 @@ func (c *Client) flyLocked() (*flight, error) {
 	return f, nil
 }
 
-// holdLocked notes how a login has ended, and until when nobody asks again. It
-// returns the error that the login ends with.
+// holdLocked notes how a login has ended, and until when no other is made. It
+// returns the error of the login.
 func (c *Client) holdLocked(err error) error {
 	var se *store.StatusError
 	answered := errors.As(err, &se)
 	if err == nil || !answered && !errors.Is(err, store.ErrUnauthorized) {
-		// A server that does not answer is not made worse by asking.
+		// To ask a server that does not answer does no harm.
 		c.failed, c.failures = nil, 0
 		return err
 	}
 	if answered && se.Code == http.StatusForbidden && c.current.Load() != nil {
-		// A wrong password is 401. Servers that limit logins say this too.
+		// The answer to a wrong password is 401. Servers that limit logins
+		// answer 403.
 		err = &store.TransportError{Op: se.Op, Err: errors.New("403 Forbidden, though these credentials were good before")}
 	}
 	hold := refusalHold
@@ -310,9 +326,9 @@ func (c *Client) holdLocked(err error) error {
 	return err
 }
 
-// sameAccount ends with an error where a login leads to another account than
-// the one before it: half of a disk here and half of it there is worse than
-// none. Another host, or the way to it, may be the same cluster's.
+// sameAccount returns an error if a login leads to another account than the one
+// before: half of a disk here and half of it there is worse than none. Another
+// host or scheme is allowed, since it may belong to the same cluster.
 func sameAccount(before, now string) error {
 	a, err := url.Parse(before)
 	if err != nil {

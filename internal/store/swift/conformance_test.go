@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/devswift"
@@ -13,6 +14,16 @@ import (
 	"swiftnbd/internal/store/storetest"
 	swiftstore "swiftnbd/internal/store/swift"
 )
+
+// eventually waits until cond is true, for a minute at most.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still not after a minute: %s", what)
+		}
+	}
+}
 
 // embedded starts an embedded Swift and returns it with its login.
 func embedded(t testing.TB, o devswift.Options) (*devswift.Server, config.Login) {
@@ -53,9 +64,9 @@ func logins(t *testing.T) map[string]config.Login {
 	return all
 }
 
-func conform(t *testing.T, login config.Login) {
+func conform(t *testing.T, login config.Login, differences ...storetest.Difference) {
 	c := dial(t, swiftstore.Options{Login: login})
-	storetest.Run(t, func(t *testing.T) store.Store { return c.Container(storetest.Name(t)) })
+	storetest.Run(t, func(t *testing.T) store.Store { return c.Container(storetest.Name(t)) }, differences...)
 	if n := c.Logins(); n != 1 {
 		t.Errorf("%d logins for the whole suite", n)
 	}
@@ -69,3 +80,9 @@ func TestConformanceEmbedded(t *testing.T) {
 func TestConformanceReal(t *testing.T)     { conform(t, storetest.RealLogin(t)) }
 func TestConformanceKeystone(t *testing.T) { conform(t, storetest.KeystoneLogin(t)) }
 func TestConformanceAppCred(t *testing.T)  { conform(t, storetest.AppCredLogin(t)) }
+
+// TestConformanceRGW holds Ceph's gateway to all that Swift does, but for what is
+// named here.
+func TestConformanceRGW(t *testing.T) {
+	conform(t, storetest.RGWLogin(t), storetest.AnyMetadata, storetest.BusyCreation)
+}

@@ -5,6 +5,7 @@ package swiftstore
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,7 +24,7 @@ const metaPrefix = "X-Container-Meta-"
 
 var containerCodes = map[int]error{http.StatusNotFound: store.ErrContainerNotFound}
 
-// checkContainer looks at the container's name and the metadata to send.
+// checkContainer checks the container's name and the metadata to send.
 func (c *container) checkContainer(method string, items map[string]string) error {
 	err := store.CheckContainerName(c.name)
 	for key, value := range items {
@@ -82,7 +83,8 @@ func parseListing(body io.Reader) ([]store.ObjectInfo, error) {
 		if l.Name == "" {
 			continue // a subdir, which was not asked for
 		}
-		at, _ := time.Parse("2006-01-02T15:04:05", l.LastModified) // UTC
+		// UTC; Ceph's gateway writes a Z behind it.
+		at, _ := time.Parse("2006-01-02T15:04:05", strings.TrimSuffix(l.LastModified, "Z"))
 		page = append(page, store.ObjectInfo{Name: l.Name, Size: max(0, l.Bytes), ETag: etag(l.Hash), LastModified: at})
 	}
 	return page, nil
@@ -105,6 +107,7 @@ func parseMetadata(h http.Header) store.Metadata {
 		return n
 	}
 	m.Objects, m.Bytes = count("X-Container-Object-Count"), count("X-Container-Bytes-Used")
+	m.Versions = store.ParseVersions(h)
 	m.Date, _ = http.ParseTime(h.Get("Date"))
 	return m
 }
@@ -137,6 +140,9 @@ func (c *container) CreateContainer(ctx context.Context, items map[string]string
 	}
 	created := false
 	r := request{method: "PUT", container: c.name, headers: metaHeaders(items), body: []byte{}}
+	if c.policy != "" {
+		r.headers["X-Storage-Policy"] = c.policy
+	}
 	err := c.client.do(ctx, r, nil, func(x *exchange) error {
 		x.drain()
 		switch x.status {
@@ -148,7 +154,17 @@ func (c *container) CreateContainer(ctx context.Context, items map[string]string
 		}
 		return nil
 	})
-	return created, err
+	return created, c.nameRule(err)
+}
+
+// nameRule adds the rule of Ceph's gateway for names to an error of 400 without
+// words.
+func (c *container) nameRule(err error) error {
+	var se *store.StatusError
+	if errors.As(err, &se) && se.Code == http.StatusBadRequest && len(c.name) < 3 {
+		se.Body = strings.TrimSpace(se.Body + " (Ceph's gateway takes no container's name of less than three letters)")
+	}
+	return err
 }
 
 var deleteContainerCodes = map[int]error{

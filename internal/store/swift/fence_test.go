@@ -29,13 +29,14 @@ type fenced struct {
 	name   string
 	plain  store.Store // with the token
 	fence  *store.Fence
+	late   *store.Stragglers
 	writer store.Store // signed
 }
 
 func newFenced(t *testing.T, o swiftstore.Options) *fenced {
 	t.Helper()
-	f := &fenced{t: t, client: dial(t, o), name: storetest.Name(t) + " é?%", fence: new(store.Fence)}
-	f.plain, f.writer = f.client.Container(f.name), f.client.Fenced(f.name, f.fence)
+	f := &fenced{t: t, client: dial(t, o), name: storetest.Name(t) + " é?%", fence: new(store.Fence), late: new(store.Stragglers)}
+	f.plain, f.writer = f.client.Container(f.name), f.client.Fenced(f.name, f.fence, f.late)
 	if _, err := f.plain.CreateContainer(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -241,9 +242,7 @@ func TestFencedBody(t *testing.T) {
 				t.Errorf("put: %v", err)
 			}
 			gate.release()
-			for server.Active() > 0 {
-				time.Sleep(time.Millisecond)
-			}
+			eventually(t, "the request has ended", func() bool { return server.Active() == 0 })
 			if _, err := f.plain.Head(t.Context(), "o"); !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("it is there: %v", err)
 			}
@@ -349,18 +348,18 @@ func (g *gate) release() {
 }
 
 // TestFencedLate has a PUT be carried out after a later one of the same object
-// was acknowledged: Settle waits until the server refuses it. Without Settle,
+// was acknowledged: Ordered waits until the server refuses it. Without Ordered,
 // or without signatures, the acknowledged one is lost.
 func TestFencedLate(t *testing.T) {
 	for _, c := range []struct {
-		name           string
-		settle, signed bool
-		late           time.Duration
-		kept           bool
+		name            string
+		ordered, signed bool
+		late            time.Duration
+		kept            bool
 	}{
-		{"settled", true, true, 1500 * time.Millisecond, true},
+		{"ordered", true, true, 1500 * time.Millisecond, true},
 		{"expired", true, true, 6 * time.Second, true},
-		{"no settle", false, true, 1500 * time.Millisecond, false},
+		{"not ordered", false, true, 1500 * time.Millisecond, false},
 		{"not signed", true, false, 1500 * time.Millisecond, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -374,8 +373,8 @@ func TestFencedLate(t *testing.T) {
 			}
 			f.fence.Set(g)
 			s := store.Retry(f.writer, store.Policy{Timeout: 30 * time.Second, Attempt: 200 * time.Millisecond})
-			if c.settle {
-				s = store.Settle(s)
+			if c.ordered {
+				s = store.Ordered(s, f.late)
 			}
 			server.SetFault(devswift.Rules(devswift.Rule{
 				Method: http.MethodPut, Prefix: "/v1/AUTH_test/" + f.name + "/o", Times: 1, Action: devswift.Action{Delay: c.late},
@@ -390,10 +389,8 @@ func TestFencedLate(t *testing.T) {
 			if err := s.Put(t.Context(), "o", data, storetest.Sum(data)); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Until(begun.Add(c.late)))
-			for server.Active() > 0 {
-				time.Sleep(time.Millisecond)
-			}
+			time.Sleep(time.Until(begun.Add(c.late))) // what is late lands then
+			eventually(t, "the late request has ended", func() bool { return server.Active() == 0 })
 			info, err := f.plain.Head(t.Context(), "o")
 			if err != nil {
 				t.Fatal(err)

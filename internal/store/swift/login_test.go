@@ -3,11 +3,14 @@
 package swiftstore_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -329,6 +332,61 @@ func TestKeystoneReal(t *testing.T) {
 		l.EndpointType = kind
 		if err := dial(t, swiftstore.Options{Login: l}).Login(t.Context()); err != nil {
 			t.Errorf("endpoint type %s: %v", kind, err)
+		}
+	}
+}
+
+// TestClientCertificate shows a certificate to a server that asks for one, from
+// two files and from one; Insecure takes a server that nobody knows.
+func TestClientCertificate(t *testing.T) {
+	var shown atomic.Int32
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown.Add(int32(len(r.TLS.PeerCertificates)))
+		w.Header().Set("X-Storage-Url", "https://"+r.Host+"/v1/AUTH_test")
+		w.Header().Set("X-Auth-Token", "tok")
+	}))
+	web.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	web.Config.ErrorLog = log.New(io.Discard, "", 0) // the refused handshake
+	web.StartTLS()
+	defer web.Close()
+	dir := t.TempDir()
+	write := func(name string, blocks ...*pem.Block) string {
+		t.Helper()
+		var text []byte
+		for _, b := range blocks {
+			text = append(text, pem.EncodeToMemory(b)...)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// Any certificate will do; the server's own is at hand.
+	der, err := x509.MarshalPKCS8PrivateKey(web.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certBlock, keyBlock := &pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}, &pem.Block{Type: "PRIVATE KEY", Bytes: der}
+	cert, key, both := write("cert.pem", certBlock), write("key.pem", keyBlock), write("both.pem", certBlock, keyBlock)
+	login := config.Login{AuthURL: web.URL + "/auth/v1.0", Username: "u", Password: secret, Insecure: true}
+	if err := dial(t, swiftstore.Options{Login: login}).Login(t.Context()); err == nil {
+		t.Error("without a certificate: no error")
+	}
+	for i, files := range [][2]string{{cert, key}, {both, ""}} {
+		login.ClientCert, login.ClientKey = files[0], files[1]
+		if err := dial(t, swiftstore.Options{Login: login}).Login(t.Context()); err != nil || shown.Load() != int32(i+1) {
+			t.Errorf("%q: %v, %d certificates shown", files, err, shown.Load())
+		}
+	}
+	login.Insecure = false
+	if err := dial(t, swiftstore.Options{Login: login}).Login(t.Context()); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("not insecure: %v", err)
+	}
+	for want, files := range map[string][2]string{"key " + cert: {cert, ""}, filepath.Join(dir, "absent"): {cert, filepath.Join(dir, "absent")}} {
+		login.ClientCert, login.ClientKey = files[0], files[1]
+		if _, err := swiftstore.Dial(swiftstore.Options{Login: login}); err == nil || !strings.Contains(err.Error(), "client certificate: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %s", files, err, want)
 		}
 	}
 }

@@ -14,12 +14,12 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// How many copies of a container's metadata are read: so many at once, then so
-// many more, unless that many replicas have been seen by then. Of
-// five replicas and less, any three hold one that has seen every change, since
-// a change is acknowledged when half of them have it. Where replicas cannot be
-// told apart, the chance to have met only the one of three that is behind is
-// one in half a million.
+// How many copies of a container's metadata are read after the first one: the
+// first number at once, then the second number, unless enough replicas have
+// been seen by then. With five replicas or fewer, any three of them contain one
+// that has seen every change, since a change is acknowledged when half of the
+// replicas have it. If replicas cannot be told apart, and one of three is
+// behind, the chance to have met only this one is one in half a million.
 var copyRounds = [...]int{4, 8}
 
 const enoughReplicas = 3
@@ -28,23 +28,20 @@ const enoughReplicas = 3
 type metadataCopy struct {
 	store.Metadata
 	modified time.Time // of the last change, in whole seconds; zero where it is not said
-	replica  string    // when the replica was made, which tells some from others
+	replica  string    // when the replica was made, which can tell replicas apart
 }
 
-// Metadata implements store.Store. X-Newest is no help with containers: Swift
-// compares the times at which the replicas were made, so it asks always the
-// same one, or any, be it behind or not. The container's Last-Modified is the
-// last change of the metadata. So some copies are read, each of whatever replica
-// the proxy comes upon, and the one that changed last counts; among those that
-// changed in the same second, what most replicas have.
+// Metadata implements store.Store. X-Newest does not help with containers:
+// Swift compares the times at which the replicas were made. It therefore always
+// asks the same replica, or any one, even if it is behind. Last-Modified is the
+// time of the last change of the metadata. So several copies are read, each
+// from the replica that the proxy chooses. The copy that changed last counts.
+// Among copies that changed in the same second, the one that most replicas have
+// counts.
 func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
-	if err := c.checkContainer("HEAD", nil); err != nil {
+	first, err := c.firstMetadata(ctx)
+	if err != nil {
 		return store.Metadata{}, err
-	}
-	// This one asks all replicas, and so finds the container if any has it.
-	first, err := c.metadata(ctx, swift.Headers{"X-Newest": "true"})
-	if err != nil || store.IsHint(ctx) {
-		return first.Metadata, err
 	}
 	copies := []metadataCopy{first}
 	replicas := map[string]bool{first.replica: true}
@@ -73,6 +70,21 @@ func (c *container) Metadata(ctx context.Context) (store.Metadata, error) {
 	return newestCopy(copies), nil
 }
 
+// MetadataHint implements store.Store.
+func (c *container) MetadataHint(ctx context.Context) (store.Metadata, error) {
+	first, err := c.firstMetadata(ctx)
+	return first.Metadata, err
+}
+
+// firstMetadata reads a copy with a request that asks all replicas. It
+// therefore finds the container if any replica has it.
+func (c *container) firstMetadata(ctx context.Context) (metadataCopy, error) {
+	if err := c.checkContainer("HEAD", nil); err != nil {
+		return metadataCopy{}, err
+	}
+	return c.metadata(ctx, swift.Headers{"X-Newest": "true"})
+}
+
 // metadata reads one copy.
 func (c *container) metadata(ctx context.Context, headers swift.Headers) (metadataCopy, error) {
 	var m metadataCopy
@@ -83,7 +95,7 @@ func (c *container) metadata(ctx context.Context, headers swift.Headers) (metada
 		m.replica = x.header.Get("X-Timestamp")
 		return nil
 	})
-	return m, err
+	return m, c.nameRule(err)
 }
 
 // newestCopy chooses among copies, of which there is one at least.
@@ -96,8 +108,8 @@ func newestCopy(copies []metadataCopy) store.Metadata {
 	}
 	var (
 		best     metadataCopy
-		replicas int // that have best
-		times    int // that it was read
+		replicas int // replicas that have best
+		times    int // copies that are like best
 	)
 	for _, c := range copies {
 		if !c.modified.Equal(latest) {
@@ -105,7 +117,7 @@ func newestCopy(copies []metadataCopy) store.Metadata {
 		}
 		have, n := make(map[string]bool), 0
 		for _, other := range copies {
-			if other.modified.Equal(latest) && maps.Equal(other.Items, c.Items) {
+			if other.modified.Equal(latest) && maps.Equal(other.Items, c.Items) && other.Versions == c.Versions {
 				have[other.replica] = true
 				n++
 			}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"swiftnbd/internal/config"
-	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 )
 
@@ -58,7 +57,7 @@ func TestMetadataOfReplicas(t *testing.T) {
 		}
 	}
 	requests.Store(0)
-	if _, err := s.Metadata(store.WithHint(t.Context())); err != nil || requests.Load() != 1 {
+	if _, err := s.MetadataHint(t.Context()); err != nil || requests.Load() != 1 {
 		t.Errorf("a hint cost %d requests, %v", requests.Load(), err)
 	}
 }

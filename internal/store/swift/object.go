@@ -23,6 +23,8 @@ type container struct {
 	client *Client
 	name   string
 	fence  *store.Fence // nil: writes need the token only
+	late   *store.Stragglers
+	policy string // the storage policy of a container that it creates; empty: the default
 }
 
 var _ store.Store = (*container)(nil)
@@ -32,7 +34,7 @@ func (c *container) request(method, object string, headers swift.Headers) reques
 	return request{method: method, container: c.name, object: object, headers: headers}
 }
 
-// check looks at the names before a request is made of them.
+// check checks the names before a request is made with them.
 func (c *container) check(method, object string) error {
 	err := store.CheckContainerName(c.name)
 	if err == nil {
@@ -49,8 +51,8 @@ var getCodes = map[int]error{
 	http.StatusPreconditionFailed: store.ErrPrecondition,
 }
 
-// Get implements store.Store. Swift says 404 for an object in a missing
-// container as well, so this ends with store.ErrNotFound too.
+// Get implements store.Store. Swift answers 404 for an object in a missing
+// container as well, so Get ends with store.ErrNotFound then too.
 func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
 	if err := c.check("GET", name); err != nil {
 		return store.ObjectInfo{}, err
@@ -66,7 +68,7 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 		headers["X-Newest"] = "true"
 	}
 	if len(p) == 0 {
-		// No range has no bytes.
+		// A Range header cannot ask for no bytes.
 		info, err := c.head(ctx, name, headers)
 		if err == nil && o.Offset > info.Size {
 			r := c.request("GET", name, nil)
@@ -133,12 +135,12 @@ func shortObject(op string, size int64, n int, offset int64) error {
 // noBytes is the ETag of an object of no bytes.
 const noBytes store.ETag = "d41d8cd98f00b204e9800998ecf8427e"
 
-// phantom returns a transient error for an answer of no bytes that has the ETag
-// of some. When the newest replica says that the object was deleted, one that
-// is behind has it still, and the others don't answer, Swift's proxy takes back
-// the old object's bytes and not its status, in half of the cases; in the
-// others it says 404. The ETag must not be learned: a read with If-Match would
-// bring the deleted bytes back.
+// phantom returns a transient error for an answer without bytes that has the
+// ETag of an object with bytes. Such an answer comes if the newest replica says
+// that the object was deleted, one that is behind still has it, and the others
+// do not answer. In half of the cases Swift's proxy then drops the old object's
+// bytes and keeps its status; in the others it answers 404. We must not learn
+// this ETag: a read with If-Match would bring the deleted bytes back.
 func phantom(op string, info store.ObjectInfo) error {
 	if info.Size != 0 || info.ETag == noBytes || len(info.ETag) != len(noBytes) {
 		return nil
@@ -156,8 +158,8 @@ func contentRange(v string) (first, total int64, err error) {
 	return first, total, nil
 }
 
-// objectInfo reads an answer's headers. Size is that of the answer's body, -1
-// where it is not given.
+// objectInfo reads an answer's headers. Size is the size of the answer's body,
+// or -1 if the headers do not give it.
 func objectInfo(name string, h http.Header) store.ObjectInfo {
 	info := store.ObjectInfo{
 		Name: name, Size: -1, ETag: etag(h.Get("Etag")), Checksum: store.ParseChecksum(h.Get(checksumHeader)),
@@ -170,7 +172,27 @@ func objectInfo(name string, h http.Header) store.ObjectInfo {
 	} else if at, err := http.ParseTime(h.Get("Last-Modified")); err == nil {
 		info.LastModified = at
 	}
+	if s, err := strconv.ParseInt(h.Get("X-Delete-At"), 10, 64); err == nil && s > 0 {
+		info.Expires = time.Unix(s, 0)
+	}
+	info.Elsewhere = elsewhere(h)
 	return info
+}
+
+// elsewhere reads from the headers of an answer to GET or HEAD whether the
+// object's bytes are kept in other objects, and says what the object is
+// (Swift's middleware slo, dlo and symlink). Empty: the bytes are its own.
+func elsewhere(h http.Header) string {
+	if strings.EqualFold(h.Get("X-Static-Large-Object"), "true") {
+		return "a manifest of segments (X-Static-Large-Object)"
+	}
+	if v := h.Get("X-Object-Manifest"); v != "" {
+		return store.OneLine("a manifest of the objects under " + v + " (X-Object-Manifest)")
+	}
+	if v := h.Get("Content-Location"); v != "" {
+		return store.OneLine("a symlink to " + v)
+	}
+	return ""
 }
 
 // etag strips the quotes that RFC 7232 wants and Swift sends for some objects.
@@ -223,8 +245,8 @@ func (c *container) Put(ctx context.Context, name string, data []byte, tag store
 	if tag != "" {
 		r.headers["Etag"] = string(tag)
 	}
-	r.body, r.fence = data, c.fence
-	return c.client.do(ctx, r, putCodes, func(x *exchange) error {
+	r.body, r.fence, r.late = data, c.fence, c.late
+	err := c.client.do(ctx, r, putCodes, func(x *exchange) error {
 		x.drain()
 		switch x.status {
 		case http.StatusCreated:
@@ -237,6 +259,13 @@ func (c *container) Put(ctx context.Context, name string, data []byte, tag store
 		}
 		return &store.StatusError{Op: r.op(), Code: x.status}
 	})
+	var se *store.StatusError
+	if errors.As(err, &se) && se.Code == http.StatusRequestEntityTooLarge {
+		refused := *se
+		refused.Err = c.tooMuch(ctx, int64(len(data)), se.Body)
+		return &refused
+	}
+	return err
 }
 
 var deleteCodes = map[int]error{
@@ -250,7 +279,7 @@ func (c *container) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	r := c.request("DELETE", name, nil)
-	r.fence = c.fence
+	r.fence, r.late = c.fence, c.late
 	return c.client.do(ctx, r, deleteCodes, func(x *exchange) error {
 		x.drain()
 		if x.status != http.StatusNoContent {

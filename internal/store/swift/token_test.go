@@ -119,7 +119,7 @@ func TestNewTokens(t *testing.T) {
 	start := time.Now()
 	for time.Since(start) < 4*time.Second {
 		// One request: several at once may come late together.
-		if _, err := s.Metadata(store.WithHint(t.Context())); err != nil {
+		if _, err := s.MetadataHint(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -235,6 +235,7 @@ func TestLoginComesBack(t *testing.T) {
 		Status: 503, Header: http.Header{"Retry-After": {"1"}},
 	}}))
 	s := c.Container("c")
+	begun := time.Now()
 	for n := range 3 {
 		err := s.Put(t.Context(), "o", nil, "")
 		var se *store.StatusError
@@ -249,9 +250,15 @@ func TestLoginComesBack(t *testing.T) {
 	if n := c.Logins(); n != 1 {
 		t.Errorf("%d logins, where one was asked to wait", n)
 	}
-	time.Sleep(time.Second)
-	if _, err := s.CreateContainer(t.Context(), nil); err != nil {
-		t.Error(err)
+	eventually(t, "a login succeeds", func() bool {
+		_, err := s.CreateContainer(t.Context(), nil)
+		if err != nil && !store.Transient(err) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if took := time.Since(begun); took < time.Second {
+		t.Errorf("the server was asked again after %v; it had asked for a second", took)
 	}
 }
 
@@ -262,9 +269,7 @@ func TestClosed(t *testing.T) {
 	c := dial(t, swiftstore.Options{Login: login})
 	end := make(chan error)
 	go func() { end <- c.Login(t.Context()) }()
-	for server.Count("GET") == 0 && c.Logins() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the login is under way", func() bool { return server.Count("GET") > 0 || c.Logins() > 0 })
 	c.Close()
 	if err := <-end; err == nil {
 		t.Error("login: no error")

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"swiftnbd/internal/config"
 	"swiftnbd/internal/store"
 )
 
@@ -27,8 +28,8 @@ const (
 	// the 60 s after which Swift's proxy closes it (client_timeout), since a
 	// request on a connection that is being closed ends ambiguously.
 	idleTimeout = 45 * time.Second
-	// bufferSize lets one system call carry a request's header with the
-	// first part of its body: with all of it, where a chunk has 64 KiB.
+	// bufferSize lets one system call carry a request's header and the first
+	// part of its body, or all of it if a chunk has 64 KiB.
 	bufferSize = 64 << 10
 	headerRoom = 4 << 10
 	// pieceSize is how much of a body is sent between two looks at the right
@@ -40,13 +41,13 @@ const (
 	errorDrain = 256 << 10
 	// loginBody bounds a login's answer: Keystone catalogues are large.
 	loginBody = 8 << 20
-	// spareConnections are those beyond Options.Connections, for the
-	// requests that no limit holds back: a lease's renewal, a login.
+	// spareConnections are the connections beyond Options.Connections. They are
+	// for requests without a limit: a lease's renewal, a login.
 	spareConnections = 4
 )
 
 // newHTTPTransport returns the connections' pool.
-func newHTTPTransport(connections int, caCert string, readFile func(string) ([]byte, error)) (*http.Transport, error) {
+func newHTTPTransport(connections int, l config.Login, readFile func(string) ([]byte, error)) (*http.Transport, error) {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{
@@ -58,10 +59,10 @@ func newHTTPTransport(connections int, caCert string, readFile func(string) ([]b
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := dialer.DialContext(ctx, network, address)
 			if tcp, ok := c.(*net.TCPConn); ok {
-				// A connection that is closed, or whose process was killed, is
-				// cut: or else the kernel goes on for a minute or two to send
-				// what it has taken, and a request that was given up, because
-				// the right to write has ended, is completed without us.
+				// If a connection is closed or its process is killed, the
+				// kernel cuts it. Otherwise the kernel would go on sending for
+				// a minute or two, and complete a request that was given up
+				// because the right to write has ended.
 				_ = tcp.SetLinger(0) // best effort
 				return conn{tcp}, nil
 			}
@@ -79,41 +80,74 @@ func newHTTPTransport(connections int, caCert string, readFile func(string) ([]b
 	}
 	// HTTP/2 would carry all requests over a single TCP connection.
 	t.Protocols.SetHTTP1(true)
-	if caCert != "" {
+	if l.CACert != "" {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			pool = x509.NewCertPool()
 		}
-		pem, err := readFile(caCert)
+		pem, err := readFile(l.CACert)
 		if err != nil {
 			return nil, fmt.Errorf("CA certificate: %w", err)
 		}
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("CA certificate: %s has no certificate in PEM form", caCert)
+			return nil, fmt.Errorf("CA certificate: %s has no certificate in PEM form", l.CACert)
 		}
 		t.TLSClientConfig.RootCAs = pool
 	}
+	if l.ClientCert != "" {
+		cert, err := clientCertificate(l, readFile)
+		if err != nil {
+			return nil, fmt.Errorf("client certificate: %w", err)
+		}
+		t.TLSClientConfig.Certificates = []tls.Certificate{cert}
+	}
+	t.TLSClientConfig.InsecureSkipVerify = l.Insecure // the user has asked for it
 	return t, nil
 }
 
-// exchange is one HTTP request and what came of it. It travels in the
-// request's context through ncw/swift, which keeps neither an error answer's
-// headers nor its body. Its fields are set before Connection.Call returns.
+// clientCertificate reads the client's certificate and its key, which may be in
+// one file.
+func clientCertificate(l config.Login, readFile func(string) ([]byte, error)) (tls.Certificate, error) {
+	cert, err := readFile(l.ClientCert)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, from := cert, l.ClientCert
+	if l.ClientKey != "" {
+		from = l.ClientKey
+		if key, err = readFile(from); err != nil {
+			return tls.Certificate{}, err
+		}
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return pair, fmt.Errorf("%s, key %s: %w", l.ClientCert, from, err)
+	}
+	return pair, nil
+}
+
+// exchange is one HTTP request and its answer. It goes through ncw/swift in the
+// request's context, since ncw/swift keeps neither the headers nor the body of
+// an error. Its fields are set before Connection.Call returns.
 type exchange struct {
-	// data, when not nil, is the request's body. It is handed over here and
-	// not through Call, which would put a timer around every read of it, and
-	// add an Expect header: after a refused PUT with one the connection's
-	// next request fails.
+	// data, if not nil, is the request's body. It is passed here and not
+	// through Call. Call would put a timer around every read of it, and add an
+	// Expect header. After a refused PUT with this header, the next request on
+	// the connection fails.
 	data []byte
 	// login marks a login: the whole answer's body is kept, and a refused
 	// one is not tried again in another form, unless probe is set.
 	login, probe bool
-	// fence, when not nil, has to hold as long as the body is being sent.
+	// fence, if not nil, must hold as long as the body is being sent.
 	fence *store.Fence
 	// signed says that the request goes without the token.
 	signed bool
+	// reads says that the request changes nothing.
+	reads bool
+	// listing says that the answer is JSON.
+	listing bool
 
-	ctx   context.Context // the request's own, for telling why it ended
+	ctx   context.Context // the request's own, whose cause says why the request ended
 	open  sync.WaitGroup  // request bodies that the transport has not closed yet
 	wrote atomic.Bool     // a whole request header has been written
 
@@ -158,9 +192,9 @@ type requestBody struct {
 	done  func()
 }
 
-// next gives the next n bytes, or those that are left, as long as the right to
-// write holds: a process that was stopped in the middle must not finish what it
-// began when it wakes.
+// next returns the next n bytes, or the rest, as long as the right to write
+// holds. A process that was stopped in the middle must not finish the request
+// when it wakes.
 func (b *requestBody) next(n int) ([]byte, error) {
 	if b.fence != nil {
 		if err := b.fence.Check(); err != nil {
@@ -191,8 +225,8 @@ func (x *exchange) newBody() io.ReadCloser {
 	return &requestBody{rest: x.data, done: x.open.Done, fence: x.fence}
 }
 
-// conn is a connection that takes a request's body from where it lies. The
-// transport would copy it, and make a system call of each 32 KiB.
+// conn is a connection that sends a request's body without a copy. The
+// transport would copy the body, and make a system call for each 32 KiB.
 type conn struct{ *net.TCPConn }
 
 // ReadFrom implements io.ReaderFrom for what the transport sends through it.
@@ -207,7 +241,7 @@ func (c conn) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	for limited.N > 0 {
 		piece, err := body.next(int(min(limited.N, pieceSize)))
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return n, nil
 		} else if err != nil {
 			return n, err
@@ -222,12 +256,19 @@ func (c conn) ReadFrom(r io.Reader) (n int64, err error) {
 	return n, nil
 }
 
+// codingError says that a JSON answer has a coding that was not asked for.
+type codingError struct{ coding string }
+
+func (e *codingError) Error() string {
+	return fmt.Sprintf("the answer is compressed (Content-Encoding: %s), which was not asked for: a proxy on the way does that", e.coding)
+}
+
 // errRefused ends a login that ncw/swift wants to try a second time.
 var errRefused = errors.New("login refused")
 
-// roundTripper sits between ncw/swift and the transport. It adds the body; it
-// lets no redirect be followed, since the token would be sent along; and it
-// records what ncw/swift does not pass on.
+// roundTripper is between ncw/swift and the transport. It adds the body. It
+// stops redirects, since the token would be sent along. It records what
+// ncw/swift does not pass on.
 //
 // It has no method CloseIdleConnections: ncw/swift calls that at every login.
 type roundTripper struct{ base *http.Transport }
@@ -263,7 +304,11 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	good := resp.StatusCode >= 200 && resp.StatusCode <= 299
 	if x.status != 0 && !good {
 		resp.Body.Close()
-		return nil, errRefused // the first answer tells more
+		return nil, errRefused // the first answer says more
+	}
+	if coding := resp.Header.Get("Content-Encoding"); good && coding != "" && (x.login || x.listing) {
+		resp.Body.Close()
+		return nil, &codingError{coding}
 	}
 	x.status, x.header = resp.StatusCode, resp.Header
 	x.location = resp.Header.Get("Location")
@@ -282,7 +327,7 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	case good:
 		x.stream = resp.Body
 	default:
-		// What cannot be read is not missed: the status is known.
+		// A body that cannot be read does not matter: the status is known.
 		x.text, _ = io.ReadAll(io.LimitReader(resp.Body, errorBody))
 		_, _ = io.CopyN(io.Discard, resp.Body, errorDrain)
 		resp.Body.Close()

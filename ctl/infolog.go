@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/words"
+)
+
+// logInfo is what info knows of a disk of version 2 only. Of version 1 all of it
+// is null; what the map has to say is null too where it was not read.
+type logInfo struct {
+	Root          *string    `json:"root"` // the newest, without its prefix
+	RootMade      *time.Time `json:"root_made"`
+	Runs          *int64     `json:"runs"`
+	RunBytes      *int64     `json:"run_bytes"`
+	Log           *int64     `json:"log_objects"` // after the newest root
+	Opens         *string    `json:"opens"`       // at once, log, or no
+	OpensWhy      *string    `json:"opens_reason"`
+	Data          *int64     `json:"data_objects"`
+	DataBytes     *int64     `json:"data_bytes"`
+	Live          *int64     `json:"live_bytes"`
+	Garbage       *int64     `json:"garbage_bytes"`
+	Use           *float64   `json:"use_percent"`
+	Amplification *float64   `json:"amplification"` // data bytes to live bytes
+}
+
+// How a disk of version 2 would open.
+const (
+	opensAtOnce = "at once"
+	opensLog    = "log"
+	opensNot    = "no"
+)
+
+// inspectLog finds out what there is to know of a disk of version 2.
+func (t *tool) inspectLog(ctx context.Context, c *container, state lease.State, full bool, in *info) error {
+	o := c.logOptions(t, state.Meta, nil, state, defaultConnections)
+	o.Timeout = verifyPatience
+	i, err := logdisk.Inspect(ctx, o, state.Objects, full)
+	if err != nil {
+		return err
+	}
+	opens := opensAtOnce
+	switch {
+	case i.Trouble != nil:
+		opens = opensNot
+		why := oneLine{i.Trouble}.Error()
+		in.OpensWhy = &why
+	case i.Log.Count > 0:
+		opens = opensLog
+	}
+	in.Opens = &opens
+	if i.Root == "" {
+		return nil
+	}
+	in.Root = &i.Root
+	if i.Made.IsZero() { // it could not be read
+		return nil
+	}
+	made := i.Made.UTC()
+	in.Size, in.RootMade = i.Size, &made
+	in.Runs, in.RunBytes, in.Log = &i.Runs.Count, &i.Runs.Bytes, &i.Log.Count
+	if !i.Full {
+		return nil
+	}
+	garbage, use := i.Garbage(), math.Round(i.Use()*10)/10
+	in.Data, in.DataBytes, in.Live, in.Garbage, in.Use = &i.Data.Count, &i.Data.Bytes, &i.Live, &garbage, &use
+	if i.Live > 0 {
+		a := math.Round(float64(i.Data.Bytes)/float64(i.Live)*100) / 100
+		in.Amplification = &a
+	}
+	return nil
+}
+
+// printLog prints the lines of a disk of version 2.
+func (in *info) printLog(line func(key, format string, a ...any)) {
+	switch {
+	case in.Live != nil:
+		line("Data", "%s in %s, %s", humanSize(*in.Live), words.Count(*in.Data, "object"), humanSize(*in.DataBytes))
+		amplification := ""
+		if in.Amplification != nil {
+			amplification = fmt.Sprintf("; %.2f bytes are stored for each byte of data", *in.Amplification)
+		}
+		line("Use", "%.1f %% of the log, %s garbage%s", *in.Use, humanSize(*in.Garbage), amplification)
+	case in.Runs != nil:
+		line("Use", "not known: --full reads the map, %s", humanSize(*in.RunBytes))
+	}
+	if in.Root != nil && in.RootMade != nil {
+		line("Root", "%s, written %s: %s of the map, %s", *in.Root, humanTime(*in.RootMade), words.Count(*in.Runs, "run"), humanSize(*in.RunBytes))
+		line("Log", "%s since", words.Count(*in.Log, "object"))
+	}
+	switch *in.Opens {
+	case opensNot:
+		line("Opens", "NOT: %s", *in.OpensWhy)
+	case opensLog:
+		line("Opens", "after the map and the log were read")
+	default:
+		line("Opens", "at once: the map has all of the log")
+	}
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
+	"swiftnbd/internal/words"
+)
+
+// resizeOptions are the options of resize.
+type resizeOptions struct {
+	force, json bool
+	connections int
+}
+
+func (t *tool) resizeCommand() *cobra.Command {
+	var o resizeOptions
+	cmd := &cobra.Command{
+		Use:   "resize CONTAINER SIZE",
+		Short: "Make a disk larger or smaller",
+		Long: `Make a disk of version 1 larger or smaller, while no server has it. SIZE is rounded
+up to whole objects. The new part of a larger disk reads as zeroes.
+
+The command does not cut off data, unless you give --force: make the file system and
+the partition smaller before. It refuses a locked container, and holds the lock itself
+meanwhile. If it is interrupted, the disk has the old or the new size.`,
+		Args: needs("CONTAINER", "SIZE"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			size, err := config.ParseSize(args[1])
+			if err != nil {
+				return usagef("SIZE: %w", err)
+			}
+			if size == 0 {
+				return usagef("SIZE: a disk of no bytes")
+			}
+			return t.resize(ctx, args[0], size, o)
+		}),
+		ValidArgsFunction: t.completeContainers(false),
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&o.force, "force", "f", false, "delete objects with data behind the disk's new end, or behind its old one")
+	f.BoolVar(&o.json, "json", false, "print a JSON object")
+	connectionsFlag(cmd, &o.connections)
+	return cmd
+}
+
+// resized is what resize prints as JSON.
+type resized struct {
+	Container string `json:"container"`
+	Version   int    `json:"version"`
+	Was       int64  `json:"was"`  // bytes
+	Size      int64  `json:"size"` // bytes
+	Deleted   int64  `json:"deleted_objects"`
+}
+
+// resize gives a disk another size.
+func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOptions) error {
+	c, err := t.open(name)
+	if err != nil {
+		return err
+	}
+	if c.export.ReadOnly {
+		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	}
+	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if err := state.Held(); err != nil {
+		return fmt.Errorf("%s is %w", name, err)
+	}
+	if err := state.Meta.Need(volume.Version1); err != nil {
+		return c.explain(ctx, err)
+	}
+	held, meta, err := c.mark(ctx, holderResize, resizeTerm)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	out := resized{Container: name, Version: meta.Version, Was: meta.Size}
+	err = t.resizeChunks(ctx, c, held, meta, size, o, &out)
+	if err != nil {
+		if rerr := c.release(ctx, held); rerr != nil && !errors.Is(rerr, lease.ErrLost) {
+			t.fault(fmt.Errorf("%s stays locked: %w", name, oneLine{rerr}))
+		}
+		return err
+	}
+	if o.json {
+		return t.encode(out)
+	}
+	t.say("Done, %s has %s now, %d bytes; it had %s", name, humanSize(out.Size), out.Size, humanSize(out.Was))
+	return nil
+}
+
+// resizeChunks gives a disk of version 1 another size, and the lock back unless
+// it fails. Objects behind both ends, the old and the new one, would be data of
+// the disk as soon as it has grown over them. They go before it grows, and after
+// it has become smaller: whenever it ends, the disk has all that its size says.
+func (t *tool) resizeChunks(ctx context.Context, c *container, held *lease.Held, meta volume.Meta, size int64, o resizeOptions, out *resized) error {
+	old := meta.Geometry
+	g, err := geometry.New(old.ObjectSize(), (size-1)/old.ObjectSize()+1)
+	if err != nil {
+		return err
+	}
+	out.Size = g.Size()
+	beyond, err := c.beyond(ctx, min(g.Objects(), old.Objects()), max(g.Objects(), old.Objects()))
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if len(beyond) > 0 && !o.force {
+		if g.Objects() < old.Objects() {
+			return fmt.Errorf("%s has data in %s behind its new end, from %s: --force cuts it off", c.name, words.Count(len(beyond), "object"), beyond[0])
+		}
+		return fmt.Errorf("%s has %s behind its end, from %s, which are not of the disk: --force deletes them", c.name, words.Count(len(beyond), "object"), beyond[0])
+	}
+	items := map[string]string{volume.KeyObjects: strconv.FormatInt(g.Objects(), 10)}
+	if g.Objects() < old.Objects() {
+		if err := c.setHeld(ctx, held, items); err != nil {
+			return c.explain(ctx, err)
+		}
+	}
+	n, err := c.deleteNames(ctx, held, beyond, o.connections)
+	out.Deleted = n
+	if err != nil {
+		err = c.explain(ctx, err)
+		if g.Objects() < old.Objects() {
+			return fmt.Errorf("%w; the disk has its new size, and some of %s behind its end are still there: to delete them, run the same command again", err, words.Count(len(beyond), "object"))
+		}
+		return fmt.Errorf("%w; the disk has its old size: to go on, run the same command again", err)
+	}
+	if meta.Blank { // it stays so
+		items[volume.KeyLast], items[volume.KeyBlank] = meta.Last, meta.Last
+	}
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+	defer cancel()
+	return c.explain(ctx, held.ReleaseWith(within, items))
+}
+
+// beyond lists the objects from chunk n on. Names of nine digits stand among those
+// of eight, so the listing is read from its beginning where the disk may have had
+// any.
+func (c *container) beyond(ctx context.Context, n, most int64) (names []string, err error) {
+	marker := ""
+	if most <= 100_000_000 {
+		marker = chunked.ObjectName(geometry.ChunkIndex(n - 1))
+	}
+	for page, err := range store.Pages(ctx, c, store.ListOptions{Prefix: chunked.Prefix, Marker: marker}) {
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range page {
+			if i, ok := chunked.ParseObjectName(o.Name); ok && int64(i) >= n {
+				names = append(names, o.Name)
+			}
+		}
+	}
+	return names, nil
+}
+
+// setHeld sets items of the container's metadata while we hold it.
+func (c *container) setHeld(ctx context.Context, held *lease.Held, items map[string]string) error {
+	ctx, stop, err := held.Fence().Guard(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return c.SetMetadata(ctx, items)
+}
+
+// deleteNames deletes objects while we hold the container, and returns how many
+// were deleted.
+func (c *container) deleteNames(ctx context.Context, held *lease.Held, names []string, connections int) (int64, error) {
+	ctx, stop, err := held.Fence().Guard(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer stop()
+	var done atomic.Int64
+	err = store.DeleteAll(ctx, c, names, store.DeleteOptions{
+		Batch: bulkNames, Batches: min(connections, bulkAtOnce), Singly: connections, Done: func(n int) { done.Add(int64(n)) },
+	})
+	return done.Load(), err
+}

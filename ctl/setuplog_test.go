@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/volume"
+)
+
+// changes says whether a request changes something, logins aside.
+func changes(r *devswift.Request) bool {
+	return r.Method == http.MethodPut || r.Method == http.MethodPost || r.Method == http.MethodDelete
+}
+
+// TestSetupLog sets disks of version 2 up, and has what they cannot be refused.
+func TestSetupLog(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk", "small", "full", "first", "locked", "empty")
+	if out := b.ok("setup", "disk", "--size", "10T", "--format", "2"); out != "disk doesn't exist, will be created\nDone, disk: version 2, 10 TiB\n" {
+		t.Errorf("%q", out)
+	}
+	if n := b.writes(); n > 6 {
+		t.Errorf("setup made %d requests that change something", n)
+	}
+	if out := b.ok("setup", "small", "--size", "5000", "--format=2"); !strings.Contains(out, "rounded up to 8192 bytes") {
+		t.Errorf("%q", out)
+	}
+	b.ok("setup", "first", "16", "--format", "1")
+	for _, name := range []string{"full", "empty", "locked"} {
+		if _, err := b.store(name).CreateContainer(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.setItem("locked", volume.KeyClient, "host:1@1000000000")
+	b.put("full", "holiday.jpg", []byte("x"))
+	before, items := b.writes(), b.items("disk")
+	for _, c := range []struct {
+		code  int
+		words string
+		args  string
+	}{
+		{2, "--format|1 or 2", "setup new --size 1G --format 3"},
+		{2, "CONTAINER is missing", "setup --format 2 --size 1G"},
+		{2, "--size is missing", "setup disk --format 2"},
+		{2, `"16"|--size`, "setup disk 16 --format 2"},
+		{2, "--object-size", "setup disk --size 1G --object-size 1M --format 2"},
+		{2, "no bytes", "setup disk --size 0 --format 2"},
+		{1, "disk has already been setup (version 2, 10 TiB)", "setup disk --size 1G --format 2"},
+		{1, "disk has already been setup|--force does not change that", "setup disk --size 1G --format 2 -f"},
+		{1, "first has already been setup (version 1, 1 MiB)|--force does not change that", "setup first --size 1G --format 2 -f"},
+		{1, "version 2 of the format", "setup disk 16 -f"},
+		{1, "full holds objects, such as holiday.jpg", "setup full --size 1G --format 2"},
+		{1, "full holds objects, such as holiday.jpg|--force does not", "setup full --size 1G --format 2 -f"},
+		{1, "locked is locked by host:1|unlock it first", "setup locked --size 1G --format 2 -f"},
+	} {
+		b.fails(c.code, strings.Split(c.words, "|"), strings.Fields(c.args)...)
+	}
+	if got := b.writes(); got != before || !maps.Equal(b.items("disk"), items) {
+		t.Errorf("%d requests changed something", got-before)
+	}
+	b.ok("setup", "empty", "--size", "1G", "--format", "2")
+
+	// Every disk opens.
+	for _, name := range []string{"disk", "small", "empty"} {
+		b.serve(name, nil)
+	}
+}
+
+// TestSetupLogNeedsALease has credentials refused that may not create containers.
+func TestSetupLogNeedsALease(t *testing.T) {
+	for _, exists := range []bool{false, true} {
+		b := newBench(t, devswift.Options{}, "disk")
+		if exists {
+			if _, err := b.store("disk").CreateContainer(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+			if r.Method == http.MethodPut && strings.Count(r.Path, "/") == 3 && !strings.HasSuffix(r.Path, "/disk") {
+				return &devswift.Action{Status: http.StatusForbidden}
+			}
+			return nil
+		})
+		b.fails(1, []string{"disk: a disk of version 2 needs a lease", "may not create containers"}, "setup", "disk", "--size", "1G", "--format", "2")
+		if exists {
+			if items := b.items("disk"); len(items) != 0 {
+				t.Errorf("the container has %v", items)
+			}
+		} else {
+			b.gone("disk")
+		}
+	}
+}
+
+// TestSetupLogInterrupted interrupts setup at each request that changes
+// something, before it and after it. It can be repeated, with another size.
+func TestSetupLogInterrupted(t *testing.T) {
+	interrupted := 0
+	for _, after := range []bool{false, true} {
+		for at := int64(1); ; at++ {
+			b := newBench(t, devswift.Options{}, "disk")
+			ctx, cancel := context.WithCancel(t.Context())
+			var seen atomic.Int64
+			b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+				if !changes(r) || seen.Add(1) != at {
+					return nil
+				}
+				cancel()
+				return &devswift.Action{Status: http.StatusServiceUnavailable, After: after}
+			})
+			r := b.runContext(ctx, "setup", "disk", "--size", "1G", "--format", "2")
+			cancel()
+			b.swift.SetFault(nil)
+			if seen.Load() < at {
+				if r.code != 0 {
+					t.Fatalf("uninterrupted: %+v", r)
+				}
+				break
+			}
+			interrupted++
+			if r.code != 1 || !strings.Contains(r.err, "disk: interrupted") {
+				t.Errorf("request %d: %+v", at, r)
+			}
+			again := b.run("setup", "disk", "--size", "2G", "--format", "2")
+			switch {
+			case again.code == 0:
+				b.serve("disk", nil)
+				if m := b.items("disk"); m[volume.KeySize] != "2147483648" {
+					t.Errorf("request %d: %v", at, m)
+				}
+			case after && strings.Contains(again.err, "disk has already been setup (version 2, 1 GiB)"):
+				b.serve("disk", nil) // only the answer was lost
+			default:
+				t.Errorf("request %d, after %v: %+v", at, after, again)
+			}
+		}
+	}
+	if interrupted < 8 {
+		t.Errorf("interrupted %d times only", interrupted)
+	}
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"swiftnbd/internal/cloud"
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
+)
+
+func (t *tool) snapshotCommand() *cobra.Command {
+	var gone bool
+	cmd := &cobra.Command{
+		Use:   "snapshot CONTAINER SNAPSHOT",
+		Short: "Make a snapshot of a disk, or delete one",
+		Long: `Make a snapshot of a disk of version 2: keep the disk as it is now, under a name.
+It takes the same time for a disk of any size. What the snapshot and the disk have in
+common is in Swift once.
+
+With --delete, delete a snapshot. What only it needs is deleted from Swift by the
+next server, after ten minutes.`,
+		Example: `  swiftnbd-ctl snapshot mynbd0 before-upgrade
+  swiftnbd-ctl snapshot --delete mynbd0 before-upgrade`,
+		Args: needs("CONTAINER", "SNAPSHOT"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			if err := logdisk.CheckSnapshotName(args[1]); err != nil {
+				return usagef("%w", err)
+			}
+			return t.snapshot(ctx, args[0], args[1], gone)
+		}),
+		ValidArgsFunction: t.completeContainers(false),
+	}
+	cmd.Flags().BoolVar(&gone, "delete", false, "delete the snapshot")
+	return cmd
+}
+
+// snapshot makes a snapshot, or deletes one if gone.
+func (t *tool) snapshot(ctx context.Context, name, snap string, gone bool) error {
+	c, _, err := t.openLog(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = t.change(ctx, c, holderSnapshot, func(d *device.Device) error {
+		if gone {
+			return d.DeleteSnapshot(ctx, snap)
+		}
+		return d.Snapshot(ctx, snap)
+	})
+	if err != nil {
+		return err
+	}
+	if gone {
+		t.say("Done, %s has no snapshot %s any more", name, snap)
+	} else {
+		t.say("Done, %s has the snapshot %s", name, snap)
+	}
+	return nil
+}
+
+// openLog prepares the way to a disk of version 2, and returns how it is held.
+func (t *tool) openLog(ctx context.Context, name string) (*container, lease.State, error) {
+	c, err := t.open(name)
+	if err != nil {
+		return nil, lease.State{}, err
+	}
+	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if err != nil {
+		return nil, state, c.explain(ctx, err)
+	}
+	if state.Meta.Version == volume.Version1 {
+		return nil, state, fmt.Errorf("%s: %w", name, device.ErrNoSnapshots)
+	}
+	if err := state.Meta.Need(volume.Version2); err != nil {
+		return nil, state, c.explain(ctx, err)
+	}
+	return c, state, nil
+}
+
+// change opens the disk as a server does, under the lock, has do change it, and
+// closes it.
+func (t *tool) change(ctx context.Context, c *container, holder string, do func(d *device.Device) error) error {
+	if err := ctx.Err(); err != nil {
+		return c.explain(ctx, err)
+	}
+	way := cloud.New(c.client, cloud.Options{
+		Connections: defaultConnections, Policy: t.telling(c.name, workPolicy),
+		Watch: func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) },
+	})
+	o := device.Options{
+		Holder: holder, Brief: true, Connections: defaultConnections, Timeout: workPolicy.Timeout,
+		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+	}
+	o.Store, o.Lease = way.Writer(c.name, downloadTerm)
+	// It cannot be interrupted: a request that was cut short may still have set
+	// the mark.
+	d, err := device.Open(context.WithoutCancel(ctx), o)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	err = do(d)
+	if cerr := d.Close(); cerr != nil {
+		cerr = fmt.Errorf("%s may stay locked: %w", c.name, oneLine{cerr})
+		if err == nil {
+			return cerr
+		}
+		t.fault(cerr)
+		d.Abandon()
+	}
+	return c.explain(ctx, err)
+}
+
+func (t *tool) snapshotsCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "snapshots CONTAINER",
+		Short: "List the snapshots of a disk",
+		Long: `List the snapshots of a disk of version 2, the oldest first: when each was made, the
+size of the disk then, how much of it had data, and about how much is in Swift for this
+snapshot alone. Deleting the snapshot frees at least that. The disk may be in use.`,
+		Args: needs("CONTAINER"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			return t.snapshots(ctx, args[0], asJSON)
+		}),
+		ValidArgsFunction: t.completeContainers(false),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	return cmd
+}
+
+// snapshotFound is a snapshot in JSON.
+type snapshotFound struct {
+	Name  string    `json:"name"`
+	Made  time.Time `json:"made"`
+	Size  int64     `json:"size"`       // bytes of the disk
+	Bytes int64     `json:"bytes"`      // of it that have data
+	Only  int64     `json:"only_bytes"` // in Swift for this snapshot alone, about
+}
+
+func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
+	c, state, err := t.openLog(ctx, name)
+	if err != nil {
+		return err
+	}
+	list, err := logdisk.Snapshots(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections))
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if asJSON {
+		found := []snapshotFound{}
+		for _, s := range list {
+			found = append(found, snapshotFound{s.Name, s.Made.UTC(), s.Size, s.Bytes, s.Only})
+		}
+		enc := json.NewEncoder(t.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(found)
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, s := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s data\t%s alone\n", store.OneLine(s.Name), humanTime(s.Made), humanSize(s.Size), humanSize(s.Bytes), humanSize(s.Only))
+	}
+	_ = w.Flush()
+	_, err = t.stdout.Write([]byte(b.String()))
+	return err
+}
+
+// splitSnapshot splits CONTAINER@SNAPSHOT. A container of the secrets file whose
+// name has an @ is meant as a whole.
+func (t *tool) splitSnapshot(name string) (container, snap string, err error) {
+	i := strings.LastIndexByte(name, '@')
+	if i < 0 {
+		return name, "", nil
+	}
+	if err := t.load(); err != nil {
+		return "", "", err
+	}
+	if t.secrets.Has(name) {
+		return name, "", nil
+	}
+	if err := logdisk.CheckSnapshotName(name[i+1:]); err != nil {
+		return "", "", usagef("%s: %w", name, err)
+	}
+	return name[:i], name[i+1:], nil
+}
+
+// downloadSnapshot copies a snapshot to path. Snapshots do not change: no lock is
+// taken.
+func (t *tool) downloadSnapshot(ctx context.Context, name, snap, path, format string, connections int, quiet bool) error {
+	c, state, err := t.openLog(ctx, name)
+	if err != nil {
+		return err
+	}
+	o := c.logOptions(t, state.Meta, nil, state, connections)
+	o.Snapshot = snap
+	d, err := logdisk.Open(ctx, o)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	defer d.Close()
+	im, err := openImage(path, t.stdout)
+	if err != nil {
+		return err
+	}
+	if err = im.setFormat(format); err == nil {
+		err = im.prepare(d.Size())
+	}
+	if err == nil {
+		err = t.copyDisk(ctx, c, logSource{d}, im, connections, quiet)
+	}
+	if err != nil {
+		im.abort()
+		return err
+	}
+	if err := im.commit(); err != nil {
+		return err
+	}
+	if im.kind != imageStream {
+		t.say("Done, %d bytes written", d.Size())
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"math"
+
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
+)
+
+// source is a disk of either version, for who reads all of it once.
+type source interface {
+	size() int64 // bytes
+	unit() int64 // bytes of a chunk; the last one may reach over the end
+	// hole says, without a request, that a chunk is known to read as zeroes.
+	hole(i int64) bool
+	// read fills p, of unit bytes, with a chunk, or leaves it alone and returns
+	// hole. After an error p must not be used again.
+	read(ctx context.Context, i int64, p []byte) (hole bool, err error)
+	close()
+}
+
+// source opens the disk for reading. held is nil where it could not be locked;
+// state is how it was held before.
+func (t *tool) source(ctx context.Context, c *container, meta volume.Meta, held *lease.Held, state lease.State, connections int) (source, error) {
+	if meta.Version == volume.Version2 {
+		d, err := logdisk.Open(ctx, c.logOptions(t, meta, held, state, connections))
+		if err != nil {
+			return nil, c.explain(ctx, err)
+		}
+		return logSource{d}, nil
+	}
+	if err := meta.Need(volume.Version1); err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	// With the lock, a chunk is what the last session left, or damaged.
+	v, warning := chunked.Open(ctx, c, meta, held == nil)
+	if warning != nil {
+		t.log.DebugContext(ctx, "reading without the map of the last session", "container", c.name, "error", warning)
+	}
+	return chunkSource{v}, nil
+}
+
+// logOptions returns how a disk of version 2 is read.
+func (c *container) logOptions(t *tool, meta volume.Meta, held *lease.Held, state lease.State, connections int) logdisk.Options {
+	epoch, kept := state.Epoch, state.Kept
+	if held != nil {
+		epoch, kept = held.Epoch(), held.Former()
+	}
+	return logdisk.Options{
+		Store: store.NewLimiter(connections).Store(c), UUID: meta.UUID, Root: meta.Root,
+		Durable: logdisk.DurableIn(kept), Newest: uint32(min(epoch, math.MaxUint32)),
+		Cache: logdisk.MinCache(), Connections: connections, Timeout: workPolicy.Timeout,
+		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+	}
+}
+
+// chunkSource is a disk of version 1.
+type chunkSource struct{ v *chunked.Volume }
+
+func (s chunkSource) size() int64       { return s.v.Geometry().Size() }
+func (s chunkSource) unit() int64       { return s.v.Geometry().ObjectSize() }
+func (s chunkSource) hole(i int64) bool { return s.v.Knowledge(geometry.ChunkIndex(i)) == chunked.Hole }
+func (s chunkSource) close()            {}
+
+func (s chunkSource) read(ctx context.Context, i int64, p []byte) (bool, error) {
+	return s.v.Read(ctx, geometry.ChunkIndex(i), 0, p)
+}
+
+// logSource is a disk of version 2.
+type logSource struct{ d *logdisk.Disk }
+
+const logUnit = logdisk.ChunkSize
+
+func (s logSource) size() int64 { return s.d.Size() }
+func (s logSource) unit() int64 { return logUnit }
+func (s logSource) close()      { s.d.Close() }
+
+func (s logSource) hole(i int64) bool {
+	return s.d.Hole(i*(logUnit/layout.BlockSize), logUnit/layout.BlockSize)
+}
+
+func (s logSource) read(ctx context.Context, i int64, p []byte) (bool, error) {
+	return s.d.Fetch(ctx, uint64(i)*(logUnit/layout.BlockSize), p)
+}

@@ -1,0 +1,753 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"swiftnbd/internal/cache"
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/cloud"
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
+)
+
+const (
+	// uploadUnit is how much of an image is read at once at least, bytes. Of a
+	// disk of version 1 a unit is a whole number of objects.
+	uploadUnit = 1 << 20
+	// uploadMemory bounds the units that an upload holds, bytes, as long as two
+	// of them fit. The disk's cache comes on top.
+	uploadMemory = 256 << 20
+	// uploadLag is how long what is not in Swift yet may take to get there: so long
+	// the end of an upload takes that is interrupted.
+	uploadLag = 4 * time.Second
+	// uploadCache is the least cache of the disk, bytes.
+	uploadCache = 16 << 20
+	// uploadHole is the longest hole that is one piece, in units: the piece that is
+	// begun comes to its end, also after an interrupt.
+	uploadHole = 1024
+	// logGrain is the shortest run of zeroes that becomes a hole of a disk of
+	// version 2, bytes. A shorter one would cost more in the map than in the log.
+	logGrain = 32 << 10
+)
+
+// uploadNote is the time between two notes of how far an upload is.
+var uploadNote = 15 * time.Second
+
+// uploadOptions are the options of upload.
+type uploadOptions struct {
+	size, format, objectSize string // of a disk that is to be set up
+	imageFormat              string
+	force, quiet, json       bool
+	connections              int
+}
+
+func (t *tool) uploadCommand() *cobra.Command {
+	var o uploadOptions
+	cmd := &cobra.Command{
+		Use:   "upload FILE CONTAINER",
+		Short: "Upload an image to a disk",
+		Long: `Upload an image to a disk. FILE is a file, a block device, or "-" for standard
+input. A file may be a raw, qcow2, vmdk, vdi or vhdx image; qemu's programs read all
+but the first. What the image does not fill reads as zeroes afterwards. Holes and zeroes are
+not sent.
+
+If the container is not set up, the command sets it up as a disk of the image's
+size, or of --size bytes. It refuses a disk that has data, unless you give --force.
+It refuses a locked container, and holds the lock while it uploads.
+
+After an interrupted upload, run the same command again: it compares what it has
+uploaded with the image, and goes on from there.`,
+		Example: `  swiftnbd-ctl upload debian.raw mydisk
+  zcat debian.raw.gz | swiftnbd-ctl upload - mydisk --size 10G`,
+		Args: needs("FILE", "CONTAINER"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			return t.upload(ctx, args[0], args[1], o)
+		}),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			switch len(args) {
+			case 0:
+				return nil, cobra.ShellCompDirectiveDefault
+			case 1:
+				return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.objectSize, "object-size", "", "size of an object in `bytes`, for a disk that is set up. If not given: 1M")
+	f.StringVar(&o.size, "size", "", "size of the disk in `bytes`, for a disk that is set up. If not given: that of the image")
+	f.StringVar(&o.format, "format", "", "`version` of the format, 1 or 2, for a disk that is set up. If not given: 1")
+	f.StringVarP(&o.imageFormat, "image-format", "O", "", "`format` of FILE: raw, qcow2, vmdk, vdi or vhdx. If not given: by its content")
+	f.BoolVarP(&o.force, "force", "f", false, "replace the disk's data")
+	f.BoolVar(&o.json, "json", false, "print a JSON object")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
+	connectionsFlag(cmd, &o.connections)
+	return cmd
+}
+
+// uploaded is what upload prints as JSON.
+type uploaded struct {
+	Container string  `json:"container"`
+	Version   int     `json:"version"`
+	Size      int64   `json:"size"`       // of the disk
+	Image     int64   `json:"image"`      // bytes of the image
+	Resumed   int64   `json:"resumed_at"` // where an earlier upload was gone on from
+	Sent      int64   `json:"sent"`       // bytes of data that were written to the disk
+	Seconds   float64 `json:"seconds"`
+}
+
+// upload copies the image path to the disk, under the container's lock.
+func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) error {
+	begun := time.Now()
+	if err := checkFormat(o.imageFormat, readFormats); err != nil {
+		return err
+	}
+	if o.format != "" && o.format != "1" && o.format != "2" {
+		return usagef("--format: must be 1 or 2, not %q", o.format)
+	}
+	c, err := t.open(name)
+	if err != nil {
+		return err
+	}
+	if c.export.ReadOnly {
+		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	}
+	in, err := openInput(ctx, path, o.imageFormat, t.stdin)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.close() }()
+	state, err := t.ready(ctx, c, in, path, o)
+	if err != nil {
+		return err
+	}
+
+	u, err := t.openUpload(ctx, c, state, in, path, o)
+	if err != nil {
+		return err
+	}
+	err = u.run(ctx)
+	if err = u.end(ctx, err); err != nil {
+		return err
+	}
+	if o.json {
+		return t.encode(uploaded{
+			Container: name, Version: state.Meta.Version, Size: u.device.Size(), Image: u.at, Resumed: u.begun,
+			Sent: u.sent.Load(), Seconds: time.Since(begun).Seconds(),
+		})
+	}
+	t.say("Done, %d bytes uploaded, %d of them data that was sent", u.at, u.sent.Load())
+	return nil
+}
+
+// ready finds out how the disk is, and sets it up if it is none.
+func (t *tool) ready(ctx context.Context, c *container, in input, path string, o uploadOptions) (lease.State, error) {
+	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, volume.ErrNotSetUp) {
+		if err := t.setupFor(ctx, c.name, in, path, o); err != nil {
+			return state, err
+		}
+		state, err = lease.Inspect(ctx, c.lease("", 0))
+	}
+	if err != nil {
+		return state, c.explain(ctx, err)
+	}
+	if err := state.Held(); err != nil {
+		return state, fmt.Errorf("%s is %w", c.name, err)
+	}
+	if err := o.fits(c.name, state.Meta, in, path); err != nil || o.force || state.Meta.Version != volume.Version1 || state.Meta.Blank {
+		return state, err
+	}
+	// Of version 1 it can be told without opening the disk that it is to stay as
+	// it is.
+	md, err := c.contact.Metadata(ctx)
+	if err != nil {
+		return state, c.explain(ctx, err)
+	}
+	if _, ok := unfinishedUpload(md.Items, cmp.Or(md.Items[volume.KeyClient], md.Items[volume.KeyLast])); ok {
+		return state, nil
+	}
+	return state, c.empty(ctx, c.contact)
+}
+
+// setupFor sets a disk up for the image.
+func (t *tool) setupFor(ctx context.Context, name string, in input, path string, o uploadOptions) error {
+	size := o.size
+	switch n := in.size(); {
+	case size != "":
+	case n < 0:
+		return fmt.Errorf("%s is not set up, and a pipe does not tell the disk's size: give --size", name)
+	case n == 0:
+		return fmt.Errorf("%s is empty", path)
+	default:
+		size = strconv.FormatInt(n, 10)
+	}
+	if want, err := config.ParseSize(size); err == nil && in.size() > want {
+		return fmt.Errorf("%s has %s, more than --size", path, humanSize(in.size()))
+	}
+	if o.json {
+		out := t.stdout
+		t.stdout = io.Discard
+		defer func() { t.stdout = out }()
+	}
+	if o.format == "2" {
+		return t.setupLog(ctx, []string{name}, size, o.objectSize, o.force)
+	}
+	g, _, err := parseGeometry([]string{name}, size, o.objectSize)
+	if err != nil {
+		return err
+	}
+	return t.setup(ctx, name, g, o.force)
+}
+
+// fits returns why the image cannot go into the disk that is there, or why that
+// is not the disk that the options ask for.
+func (o uploadOptions) fits(name string, meta volume.Meta, in input, path string) error {
+	if o.format != "" && o.format != strconv.Itoa(meta.Version) {
+		return fmt.Errorf("%s is set up already, with --format %d", name, meta.Version)
+	}
+	if o.objectSize != "" {
+		n, err := config.ParseSize(o.objectSize)
+		if err != nil {
+			return usagef("--object-size: %w", err)
+		}
+		if n != meta.Geometry.ObjectSize() || meta.Version != volume.Version1 {
+			return fmt.Errorf("%s is set up already, and not with objects of %s", name, humanSize(n))
+		}
+	}
+	if o.size != "" {
+		n, err := config.ParseSize(o.size)
+		if err != nil {
+			return usagef("--size: %w", err)
+		}
+		each := int64(logGrain)
+		if meta.Version == volume.Version1 {
+			each = meta.Geometry.ObjectSize()
+		}
+		if n > meta.Size || meta.Size-n >= each {
+			return fmt.Errorf("%s is set up already, with %s and not %s: resize changes that", name, humanSize(meta.Size), humanSize(n))
+		}
+	}
+	if n := in.size(); n > meta.Size {
+		return fmt.Errorf("%s has %d bytes, the disk %s %d", path, n, name, meta.Size)
+	}
+	return nil
+}
+
+// upload is one run of an upload, with the disk open.
+type upload struct {
+	tool      *tool
+	container *container
+	in        input
+	path      string
+	o         uploadOptions
+	device    *device.Device
+	store     store.Store // the container, for the record
+	unit      int64       // bytes of a piece
+	grain     int64       // bytes of the smallest hole
+
+	was   uploadRecord // of an earlier upload; at is 0 if there is none
+	fresh bool         // the disk is all holes
+	begun int64        // where this run goes on
+
+	// broken ends with the first error of the disk, and fail ends it.
+	broken context.Context
+	fail   context.CancelCauseFunc
+
+	digest digest
+	at     int64 // the bytes of the image that were read
+	sent   atomic.Int64
+	bar    *progress
+
+	record uploadRecord // what was noted last
+}
+
+// openUpload takes the disk, unless it has data that must stay.
+func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, in input, path string, o uploadOptions) (*upload, error) {
+	meta := state.Meta
+	u := &upload{tool: t, container: c, in: in, path: path, o: o, unit: uploadUnit, grain: logGrain, digest: newDigest(), bar: &progress{}}
+	u.broken, u.fail = context.WithCancelCause(context.WithoutCancel(ctx))
+	account := cloud.New(c.client, cloud.Options{
+		Connections: o.connections,
+		Policy:      t.telling(c.name, workPolicy),
+		Watch:       c.watch,
+	})
+	u.store = account.Unlimited(c.name)
+	opts := device.Options{
+		Holder: holderUpload, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
+		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+	}
+	if meta.Version == volume.Version1 {
+		each := meta.Geometry.ObjectSize()
+		u.grain, u.unit = each, each*max(1, uploadUnit/each)
+		opts.Cache = max(uploadCache, min(2*int64(o.connections)*each, device.MaxDefaultCache), cache.MinSize(each))
+	} else {
+		opts.Cache = max(uploadCache, logdisk.MinCache())
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	opts.Store, opts.Lease = account.Writer(c.name, uploadTerm)
+	// An interrupt must not leave the lock behind.
+	d, err := device.Open(context.WithoutCancel(ctx), opts)
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	u.device = d
+	if err := u.look(ctx); err != nil {
+		if cerr := d.Close(); cerr != nil {
+			t.fault(fmt.Errorf("%s: %w", c.name, oneLine{cerr}))
+		}
+		return nil, err
+	}
+	return u, nil
+}
+
+// look finds out whether the disk has data, and whether that is of an earlier
+// upload.
+func (u *upload) look(ctx context.Context) error {
+	c, meta := u.container, u.device.Meta()
+	if err := u.o.fits(c.name, meta, u.in, u.path); err != nil {
+		return err
+	}
+	md, err := u.store.Metadata(ctx)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	u.record = uploadRecord{unit: u.unit, mark: md.Items[volume.KeyClient]}
+	u.was, _ = unfinishedUpload(md.Items, meta.Last)
+	if u.was.unit != u.unit {
+		u.was = uploadRecord{}
+	}
+	switch {
+	case u.was.at > 0:
+		// From now on it is this session's.
+		u.record.at, u.record.sum = u.was.at, u.was.sum
+		return c.explain(ctx, u.record.write(ctx, u.store))
+	case meta.Blank:
+		u.fresh = true
+		return nil
+	case u.o.force:
+		if md.Items[volume.KeyUpload] != "" { // it is void, and our mark may be the same
+			return c.explain(ctx, uploadRecord{}.write(ctx, u.store))
+		}
+		return nil
+	case meta.Version == volume.Version1:
+		return c.empty(ctx, u.store)
+	}
+	u.fresh = true
+	return u.extents(0, u.device.Size(), func(_, _ int64) error {
+		u.fresh = false
+		return errFull(c.name)
+	})
+}
+
+func errFull(name string) error { return fmt.Errorf("%s has data: --force replaces it", name) }
+
+// empty returns an error if there are objects of a disk of version 1.
+func (c *container) empty(ctx context.Context, s store.Store) error {
+	page, err := s.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Limit: 1})
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if len(page) > 0 {
+		return errFull(c.name)
+	}
+	return nil
+}
+
+// extents calls data for each run of the range that is not a hole.
+func (u *upload) extents(off, n int64, data func(off, n int64) error) error {
+	for end := off + n; off < end; {
+		var found [][2]int64
+		err := u.device.Extents(off, end-off, func(at, n int64, hole bool) bool {
+			if !hole {
+				found = append(found, [2]int64{at, n})
+			}
+			off = at + n
+			return len(found) < 1024
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range found {
+			if err := data(r[0], r[1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// errOtherImage says that the disk has the beginning of another image.
+var errOtherImage = errors.New("the disk has a part of another image")
+
+// compare reads as much of the image as an earlier upload had uploaded, and finds
+// out whether it is the same.
+func (u *upload) compare(ctx context.Context) error {
+	u.bar = u.tool.newProgress("Comparing "+u.container.name, u.was.at, true, u.o.quiet)
+	defer func() { u.bar.end(false) }()
+	p := make([]byte, u.unit)
+	for u.at < u.was.at {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, hole, err := u.in.next(p, u.was.at-u.at)
+		if errors.Is(err, io.EOF) {
+			return errOtherImage
+		}
+		if err != nil {
+			return err
+		}
+		if !hole && !zero(p[:n]) {
+			u.digest.add(u.at, p[:n])
+		}
+		u.at += n
+		u.bar.add(n)
+	}
+	if u.at != u.was.at || u.digest.sum() != u.was.sum {
+		return errOtherImage
+	}
+	u.bar.end(true)
+	return nil
+}
+
+// zero says whether p is all zeroes.
+func zero(p []byte) bool {
+	for len(p) > 0 {
+		n := min(len(p), len(zeroes))
+		if !bytes.Equal(p[:n], zeroes[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
+// run uploads the image, from where an earlier upload was. All that was begun is
+// in the disk when it returns, unless broken says why it is not.
+func (u *upload) run(ctx context.Context) error {
+	if u.was.at > 0 {
+		if err := u.goOn(ctx); err != nil {
+			return err
+		}
+	}
+	total := u.in.data(u.at)
+	weighed := total >= 0
+	if !weighed {
+		total = u.device.Size() - u.at
+	}
+	u.bar = u.tool.newProgress("Uploading "+u.container.name, max(total, 1), true, u.o.quiet)
+	defer func() { u.bar.end(false) }()
+	if err := u.copy(ctx, weighed); err != nil {
+		return err
+	}
+	if err := u.finish(ctx); err != nil {
+		return err
+	}
+	u.bar.end(true)
+	return nil
+}
+
+// finish clears the disk behind the image, and makes all of it durable.
+func (u *upload) finish(ctx context.Context) error {
+	for at := u.at; ; at += uploadHole * u.unit {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		left := u.device.Size() - at
+		if left <= 0 {
+			break
+		}
+		if err := u.clear(at, min(left, uploadHole*u.unit)); err != nil {
+			u.fail(err)
+			return err
+		}
+	}
+	if err := u.device.Sync(); err != nil {
+		u.fail(err)
+		return err
+	}
+	return nil
+}
+
+// goOn brings the image to where an earlier upload was, or to its beginning if
+// that was of another image.
+func (u *upload) goOn(ctx context.Context) error {
+	err := u.compare(ctx)
+	switch {
+	case err == nil:
+		u.begun = u.at
+		return nil
+	case !errors.Is(err, errOtherImage):
+		return err
+	case !u.o.force:
+		return fmt.Errorf("%w: %s of it, from an upload that was interrupted: --force replaces it", err, humanSize(u.was.at))
+	}
+	if err := (uploadRecord{}).write(ctx, u.store); err != nil {
+		return err
+	}
+	u.record.at, u.was.at = 0, 0
+	if u.in, err = u.again(ctx); err != nil {
+		return err
+	}
+	u.at, u.digest = 0, newDigest()
+	return nil
+}
+
+// again opens the image anew, to be read from its beginning.
+func (u *upload) again(ctx context.Context) (input, error) {
+	if u.in.size() < 0 {
+		return nil, fmt.Errorf("%w, and a pipe cannot be read from its beginning again: run the command again, it begins anew then", errOtherImage)
+	}
+	_ = u.in.close()
+	return openInput(ctx, u.path, u.o.imageFormat, u.tool.stdin)
+}
+
+// piece is a part of the image on its way.
+type piece struct {
+	off, n int64
+	data   []byte // nil for a hole; as long as a unit
+}
+
+// copy reads the rest of the image, and has each piece written while the next
+// ones are read.
+func (u *upload) copy(ctx context.Context, weighed bool) error {
+	places := max(2, min(int64(u.o.connections), uploadMemory/u.unit))
+	free := make(chan []byte, places)
+	for range places {
+		free <- nil
+	}
+	notes := u.notes(ctx)
+	defer notes.end()
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var p []byte
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-u.broken.Done():
+			return context.Cause(u.broken)
+		case p = <-free:
+		}
+		if p == nil {
+			p = make([]byte, u.unit)
+		}
+		n, hole, err := u.in.next(p, min(u.device.Size()-u.at, uploadHole*u.unit))
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", u.path, err)
+		}
+		if n > u.device.Size()-u.at {
+			return fmt.Errorf("%s has more than the %d bytes of the disk", u.path, u.device.Size())
+		}
+		job := piece{off: u.at, n: n}
+		if !hole && !zero(p[:n]) {
+			u.digest.add(u.at, p[:n])
+			job.data = p
+		}
+		u.at += n
+		segment := notes.add()
+		writers.Go(func() {
+			defer segment.Done()
+			if err := u.write(job); err != nil {
+				u.fail(err)
+			}
+			if !hole || !weighed {
+				u.bar.add(job.n)
+			}
+			free <- p
+		})
+		notes.due(u.at, u.digest)
+	}
+	writers.Wait()
+	return context.Cause(u.broken)
+}
+
+// write makes a piece of the disk what the image has there.
+func (u *upload) write(job piece) error {
+	if job.data == nil {
+		return u.clear(job.off, job.n)
+	}
+	// The rest of the image's last block is zeroes, up to the disk's end.
+	n := min((job.n+u.grain-1)/u.grain*u.grain, u.device.Size()-job.off)
+	clear(job.data[job.n:n])
+	for begin := int64(0); begin < n; {
+		isZero := zero(job.data[begin:min(begin+u.grain, n)])
+		end := begin
+		for end < n && zero(job.data[end:min(end+u.grain, n)]) == isZero {
+			end = min(end+u.grain, n)
+		}
+		if isZero {
+			if err := u.clear(job.off+begin, end-begin); err != nil {
+				return err
+			}
+		} else {
+			if _, err := u.device.WriteAt(job.data[begin:end], job.off+begin); err != nil {
+				return err
+			}
+			u.sent.Add(end - begin)
+		}
+		begin = end
+	}
+	return nil
+}
+
+// clear makes a range of the disk read as zeroes.
+func (u *upload) clear(off, n int64) error {
+	if u.fresh {
+		return nil
+	}
+	return u.extents(off, n, func(off, n int64) error { return u.device.Zero(off, n, false, false) })
+}
+
+// notes keeps the record of how far an upload is: from time to time it waits for
+// the pieces that were begun so far, makes them durable, and writes the record.
+type notes struct {
+	u       *upload
+	ctx     context.Context
+	segment *sync.WaitGroup // of the pieces since the last note
+	last    time.Time
+	busy    chan struct{} // holds a value while a note is made
+}
+
+func (u *upload) notes(ctx context.Context) *notes {
+	return &notes{u: u, ctx: context.WithoutCancel(ctx), segment: new(sync.WaitGroup), last: time.Now(), busy: make(chan struct{}, 1)}
+}
+
+// add counts a piece.
+func (n *notes) add() *sync.WaitGroup {
+	n.segment.Add(1)
+	return n.segment
+}
+
+// due makes a note if it is time. at is the end of the pieces so far.
+func (n *notes) due(at int64, d digest) {
+	if time.Since(n.last) < uploadNote {
+		return
+	}
+	select {
+	case n.busy <- struct{}{}:
+	default:
+		return // the last one is not done yet
+	}
+	segment, sum := n.segment, d.sum()
+	n.segment, n.last = new(sync.WaitGroup), time.Now()
+	go func() {
+		defer func() { <-n.busy }()
+		segment.Wait()
+		if err := n.u.note(n.ctx, at, sum); err != nil {
+			n.u.tool.log.DebugContext(n.ctx, "no note of how far the upload is", "error", err)
+		}
+	}()
+}
+
+// end waits for a note that is being made.
+func (n *notes) end() {
+	n.busy <- struct{}{}
+	<-n.busy
+}
+
+// note makes what was written durable, and writes down that it is. at is the end
+// of the pieces that were written.
+func (u *upload) note(ctx context.Context, at int64, sum string) error {
+	if err := context.Cause(u.broken); err != nil || at <= u.record.at {
+		return err
+	}
+	if err := u.device.Sync(); err != nil {
+		return err
+	}
+	r := u.record
+	r.at, r.sum = at, sum
+	if err := r.write(ctx, u.store); err != nil {
+		return err
+	}
+	u.record = r
+	return nil
+}
+
+// end gives the disk back, after run has returned err. The error that it returns
+// says how to go on.
+func (u *upload) end(ctx context.Context, err error) error {
+	c := u.container
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+	defer cancel()
+	// Also a complete upload has its record until the disk is given back.
+	if nerr := u.note(within, u.at, u.digest.sum()); nerr != nil && !errors.Is(err, nerr) {
+		u.tool.log.DebugContext(ctx, "no note of how far the upload is", "error", nerr)
+	}
+	lost := u.device.Lost() != nil
+	if !lost && context.Cause(u.broken) == nil {
+		cerr := u.device.Close()
+		var le *device.LostError
+		lost = errors.As(cerr, &le)
+		if cerr != nil && (err == nil || ctx.Err() == nil) {
+			err = cerr
+		}
+	}
+	if lost {
+		u.device.Abandon()
+		return fmt.Errorf("%s was unlocked while it was uploaded: it is not complete", c.name)
+	}
+	if u.device.Open() {
+		// What was not written yet is of no account. Whoever comes next gets
+		// another key, so that a late request of ours does no harm.
+		u.device.Abandon()
+		if _, uerr := lease.Unlock(within, c.lease("", 0)); uerr != nil && !errors.Is(uerr, lease.ErrNotLocked) {
+			u.tool.fault(fmt.Errorf("%s stays locked: %w", c.name, oneLine{uerr}))
+		}
+	}
+	if err == nil {
+		if nerr := (uploadRecord{}).write(within, u.store); nerr != nil {
+			u.tool.log.DebugContext(ctx, "the record of the upload stays", "error", nerr)
+		}
+		return nil
+	}
+	u.settle(within)
+	err = c.explain(ctx, err)
+	if errors.Is(err, errOtherImage) {
+		return err
+	}
+	if u.record.at == 0 {
+		return fmt.Errorf("%w; nothing is uploaded yet: to begin anew, run the same command again", err)
+	}
+	of := ""
+	if n := u.in.size(); n >= 0 {
+		of = " of " + humanSize(n)
+	}
+	return fmt.Errorf("%w; %s%s is uploaded: to go on from there, run the same command again", err, humanSize(u.record.at), of)
+}
+
+// settle binds the record to the session before, if the disk was given back as it
+// was.
+func (u *upload) settle(ctx context.Context) {
+	if u.was.at == 0 || u.record.at != u.was.at {
+		return
+	}
+	if md, err := u.store.Metadata(ctx); err == nil && md.Items[volume.KeyLast] == u.was.mark {
+		_ = u.was.write(ctx, u.store)
+	}
+}

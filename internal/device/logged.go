@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+
+package device
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync/atomic"
+
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/volume"
+)
+
+// loggedFormat opens volumes of version 2.
+type loggedFormat struct {
+	o    Options
+	size int64 // of the cache
+	disk atomic.Pointer[logdisk.Disk]
+}
+
+func (f *loggedFormat) prepare(_ context.Context, meta volume.Meta, l *lease.Options) (err error) {
+	if f.size, err = CacheFor(f.o.Cache, meta); err != nil {
+		return err
+	}
+	if root, ok := layout.ParseRootName(layout.RootPrefix + meta.Root); ok {
+		l.After = int64(root.Epoch)
+	}
+	l.Extra = func() map[string]string {
+		d := f.disk.Load()
+		if d == nil {
+			return nil
+		}
+		return map[string]string{logdisk.KeyDurable: d.Durable().String()}
+	}
+	return nil
+}
+
+func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.Meta) (Disk, error) {
+	o := &f.o
+	lo := logdisk.Options{
+		Store: o.Store, UUID: meta.UUID, Root: meta.Root,
+		Cache: f.size, Connections: o.Connections, Readahead: o.Readahead,
+		Age: o.Age, FlushTime: o.FlushTime, Timeout: o.Timeout, GC: gc(o.GC), Log: o.Log,
+		Snapshot: o.Snapshot, Brief: o.Brief,
+	}
+	if held == nil {
+		if err := lease.Locked(meta.Client); err != nil && o.Snapshot == "" {
+			o.Log("reading a volume that somebody else may be writing: %v", err)
+		}
+		l := o.Lease
+		l.Store = o.Store
+		state, err := lease.Inspect(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		lo.Newest = uint32(min(state.Epoch, math.MaxUint32))
+	} else {
+		epoch := held.Epoch()
+		if epoch < 1 || epoch > math.MaxUint32 {
+			return nil, fmt.Errorf("lease number %d cannot name objects", epoch)
+		}
+		lo.Epoch = uint32(epoch)
+		lo.Durable = logdisk.DurableIn(held.Former())
+	}
+	d, err := logdisk.Open(ctx, lo)
+	if err != nil {
+		return nil, err
+	}
+	f.disk.Store(d)
+	return &loggedDisk{Disk: d}, nil
+}
+
+// DefaultGC is Options.GC unless it is given, percent.
+const DefaultGC = 70
+
+// gc returns the option for logdisk, where 0 is never.
+func gc(percent int) int {
+	switch {
+	case percent == 0:
+		return DefaultGC
+	case percent < 0:
+		return 0
+	}
+	return percent
+}
+
+// loggedDisk is a volume of version 2.
+type loggedDisk struct {
+	*logdisk.Disk
+}
+
+// FlushRange flushes everything: what is durable is always all up to one moment.
+func (d *loggedDisk) FlushRange(ctx context.Context, _, _ int64) error { return d.Flush(ctx) }
+
+// Unit returns what holds the changes that are not durable.
+func (d *loggedDisk) Unit() string { return "object" }
+
+// Preferred returns the block's size: smaller requests read the rest of their
+// block first.
+func (d *loggedDisk) Preferred() int64 { return layout.BlockSize }
+
+func (d *loggedDisk) Save(ctx context.Context) (Ending, error) {
+	err := d.Disk.Save(ctx)
+	return Ending{Items: map[string]string{volume.KeyRoot: d.RootName()}}, err
+}
+
+// Stats returns the counters of the log and of its cache.
+func (d *loggedDisk) Stats() Stats {
+	s, l := d.Cache().Stats(), d.Disk.Stats()
+	dirty, _ := d.Dirty()
+	use := d.Use()
+	stored := use.Bytes + use.Garbage
+	return Stats{
+		Hits: s.Hits.Load(), Misses: s.Misses.Load(), Fetches: l.Gets.Load(), Ahead: s.Ahead.Load(),
+		Uploads: l.Uploads.Load(), Deletes: l.Deleted.Load(), Failures: l.Failures.Load(), Evicted: s.Evicted.Load(), Flushes: l.Flushes.Load(),
+		Used: d.Cache().Used() + dirty, Dirty: dirty, FlushTime: d.FlushTime(),
+		Logged: true, Objects: use.Objects, Stored: stored, Live: use.Live,
+		Garbage: max(0, stored-use.Live/layout.BlockSize*layout.FrameSize), Log: use.Log,
+		ByClients: l.Bytes.Load(), ByCollector: l.CollectedBytes.Load(), ByMap: l.SaveBytes.Load(), DirtyAge: age(d.OldestDirty()),
+	}
+}

@@ -1,0 +1,585 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/logdisk/blockmap"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// The collector
+//
+// It copies the live blocks of objects that are mostly garbage, or small, into
+// new objects. These have numbers of their own, from layout.FirstCollected on,
+// and no flush waits for them. A new object is in Swift before the map is told
+// of it. So if the process dies, the next one's map has the blocks where they
+// were, and the new object is a stray. The old objects are deleted when a root
+// has been in Swift for a while that does not need them.
+
+const (
+	// collectEvery is Options.Every, and idleAfter Options.Idle, unless they are
+	// given.
+	collectEvery = time.Second
+	idleAfter    = 10 * time.Second
+	// idleUse is the use, in percent, below which an idle disk collects an
+	// object.
+	idleUse = 95
+	// manySmall is how many small objects there are before they are joined while
+	// clients write.
+	manySmall = 128
+	// collectLeast is how many bytes an object wastes at least, all together,
+	// before any is collected while clients write.
+	collectLeast = 16 << 20
+	// collectGroups is how many objects are written before use is looked at
+	// again, and collectAtOnce how many of them beside each other: each takes
+	// some 20 MiB of memory while it is made.
+	collectGroups = 16
+	collectAtOnce = 2
+	// deleteAtOnce is how many objects one request deletes.
+	deleteAtOnce = 1000
+	// badFor is how long the collector leaves an object alone that it could not
+	// read.
+	badFor = time.Hour
+	// sweepEvery is the pause between looks for objects that nothing names.
+	sweepEvery = 24 * time.Hour
+)
+
+// Use is how the log's bytes are used.
+type Use struct {
+	Objects int64 // data objects that the map needs
+	Bytes   int64 // of them
+	Live    int64 // bytes of the disk that have data
+	Garbage int64 // bytes of objects that wait for being deleted
+	Log     int64 // data objects after the newest root
+	Map     int64 // bytes of memory that the map takes
+}
+
+// Use returns how the log's bytes are used. It walks all objects.
+func (d *Disk) Use() Use {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	u := Use{Map: d.mapBytes(), Log: int64(d.durable - d.savedN)}
+	for _, o := range d.objects {
+		u.Objects++
+		u.Bytes += o.size
+		u.Live += o.live * layout.BlockSize
+	}
+	for _, o := range d.dying {
+		u.Garbage += o.size
+	}
+	for _, g := range d.garbage {
+		u.Garbage += g.size
+	}
+	return u
+}
+
+// collect is the loop of the collector.
+func (d *Disk) collect() {
+	defer d.wg.Done()
+	defer d.recoverPanic()
+	tick := time.NewTicker(d.o.Every)
+	defer tick.Stop()
+	swept := time.Time{}
+	for {
+		err := func() error {
+			if time.Since(swept) > sweepEvery {
+				if err := d.sweep(d.ctx); err != nil {
+					return err
+				}
+				swept = time.Now()
+			}
+			for {
+				n, err := d.collectOnce(d.ctx)
+				if err != nil || n == 0 {
+					return err
+				}
+			}
+		}()
+		if err == nil && d.idle() && d.wastes() {
+			err = d.save(d.ctx)
+		}
+		if err == nil {
+			err = d.deleteGarbage(d.ctx)
+		}
+		if err != nil && d.ctx.Err() == nil {
+			d.o.Log("collect garbage: %v", err)
+		}
+		select {
+		case <-tick.C:
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// idle says whether no client has written lately.
+func (d *Disk) idle() bool {
+	return time.Since(time.Unix(0, d.lastWrite.Load())) > d.o.Idle
+}
+
+// wastes says whether objects wait for the next checkpoint to be deleted, or for
+// it to tell whether they are needed.
+func (d *Disk) wastes() bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return len(d.dying) > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
+}
+
+// victims returns what to collect next: groups of objects, each as much as fills
+// one new object.
+func (d *Disk) victims() [][]*object {
+	idle := d.idle()
+	// The objects are judged without the lock: a disk may have very many.
+	type victim struct {
+		o    *object
+		live int64 // blocks
+		use  int64 // percent
+	}
+	var (
+		bytes, live int64
+		list, small []victim
+	)
+	d.mu.RLock()
+	for _, o := range d.objects {
+		if !o.kept || o.size == 0 || o.live == 0 || time.Since(o.bad) < badFor || o.seen == d.merges+1 {
+			continue
+		}
+		bytes += o.size
+		live += o.live * layout.FrameSize
+		v := victim{o, o.live, o.live * layout.FrameSize * 100 / o.size}
+		switch {
+		case o.size < int64(d.o.Seal)/4 && v.use >= int64(d.o.GC):
+			small = append(small, v)
+		case v.use < idleUse:
+			list = append(list, v)
+		}
+	}
+	d.mu.RUnlock()
+	wanted := idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
+	if !wanted {
+		list = nil
+	}
+	if len(small) >= manySmall || idle && len(small) > 1 {
+		list = append(list, small...)
+	}
+	slices.SortFunc(list, func(a, b victim) int {
+		return cmp.Or(cmp.Compare(a.use/5, b.use/5), a.o.at.Compare(b.o.at))
+	})
+	var groups [][]*object
+	full := int64(d.o.Seal / layout.FrameSize)
+	for len(list) > 0 && len(groups) < collectGroups {
+		var group []*object
+		n := 0
+		for room := full; n < len(list); n++ {
+			if room -= list[n].live; room < 0 && n > 0 {
+				break
+			}
+			group = append(group, list[n].o)
+		}
+		if n > 1 || list[0].use < idleUse {
+			groups = append(groups, group)
+		}
+		list = list[n:]
+	}
+	return groups
+}
+
+// move is a run of blocks that the collector copies.
+type move struct {
+	first  uint64
+	count  uint64
+	source blockmap.Value
+	p      []byte
+}
+
+// collectOnce collects some groups of objects, and returns how many objects it
+// has taken on.
+func (d *Disk) collectOnce(ctx context.Context) (int, error) {
+	if d.o.GC == 0 {
+		return 0, nil
+	}
+	var taken atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(collectAtOnce)
+	for _, group := range d.victims() {
+		g.Go(func() (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("internal error in the collector: %v", r)
+				}
+			}()
+			n, err := d.collectGroup(ctx, group)
+			taken.Add(int64(n))
+			return err
+		})
+	}
+	err := g.Wait()
+	return int(taken.Load()), err
+}
+
+// collectGroup writes the live blocks of some objects as one object, and returns
+// how many objects it has taken on.
+func (d *Disk) collectGroup(ctx context.Context, list []*object) (int, error) {
+	tails := make([]logged, len(list))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchLimit)
+	for i, o := range list {
+		g.Go(func() (err error) {
+			if tails[i], err = d.readTail(gctx, o.at, o.size); err != nil && d.spare(o, err) {
+				err = nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, fmt.Errorf("collect: %w", err)
+	}
+	watch := d.watch(tails)
+	defer d.unwatch(watch)
+	moves, err := d.find(ctx, list, tails)
+	if err != nil {
+		return 0, fmt.Errorf("collect: %w", err)
+	}
+	moves, err = d.fetchMoves(ctx, list, moves)
+	if err != nil {
+		return 0, fmt.Errorf("collect: %w", err)
+	}
+	if len(moves) == 0 {
+		d.mu.Lock()
+		d.phantom(list)
+		d.mu.Unlock()
+		return 0, nil // what was in them was written again, or cannot be read
+	}
+	slices.SortFunc(moves, func(a, b move) int { return cmp.Compare(a.first, b.first) })
+	o := &object{}
+	f := layout.Footer{Collected: true, UUID: d.o.UUID}
+	for _, m := range moves {
+		place := uint32(len(o.buf))
+		for i := range m.count {
+			o.buf = append(o.buf, make([]byte, layout.FrameSize)...)
+			layout.PutFrame(o.buf[len(o.buf)-layout.FrameSize:], m.p[i*layout.BlockSize:][:layout.BlockSize], m.first+i, &d.o.UUID)
+		}
+		o.records = append(o.records, layout.Record{
+			First: m.first, Count: uint32(m.count), Kind: layout.Data, Place: place, Bytes: uint32(m.count * layout.FrameSize),
+			Source: m.source.At, SourcePlace: m.source.Place,
+		})
+	}
+	d.mu.Lock()
+	d.collected++
+	o.at = layout.Position{Epoch: d.o.Epoch, N: layout.FirstCollected + d.collected - 1}
+	f.At, f.Durable, f.Size, f.Sealed = o.at, d.durable, d.size, time.Now()
+	d.mu.Unlock()
+	data := layout.AppendTail(o.buf, o.records, f)
+	if err := d.store.Put(ctx, layout.LogName(o.at), data, etagOf(data)); err != nil {
+		return 0, fmt.Errorf("write collected object %s: %w", o.at, err)
+	}
+	records := o.records
+	o.size, o.buf, o.records, o.kept = int64(len(data)), nil, nil, true
+	d.stats.CollectedBytes.Add(o.size)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.objects[o.at] = o
+	for _, r := range records {
+		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: layout.Data, At: o.at, Place: r.Place}}
+		// What nobody has written since it was found is there still.
+		for s := range watch.Lookup(e.First, e.Count) {
+			d.relocate(part(e, s.First, s.First+s.Count), r.Source, o)
+			d.stats.Moved.Add(int64(s.Count))
+		}
+	}
+	d.phantom(list)
+	d.evict()
+	if o.live == 0 { // all was written again meanwhile
+		d.dead(o)
+	}
+	d.stats.Collected.Add(int64(len(list)))
+	return len(list), nil
+}
+
+// fetchMoves reads what is to be moved, and leaves out what cannot be read.
+func (d *Disk) fetchMoves(ctx context.Context, list []*object, moves []move) ([]move, error) {
+	fetch := func(moves []move) error {
+		wants := make([]want, len(moves))
+		for i := range moves {
+			m := &moves[i]
+			m.p = make([]byte, m.count*layout.BlockSize)
+			wants[i] = want{m.source.At, int64(m.source.Place), m.first, m.p}
+		}
+		return d.fetch(ctx, wants)
+	}
+	err := fetch(moves)
+	if err == nil || !unreadable(err) {
+		return moves, err
+	}
+	// One of them, but which?
+	var good []move
+	for _, o := range list {
+		of := slices.DeleteFunc(slices.Clone(moves), func(m move) bool { return m.source.At != o.at })
+		if err := fetch(of); err == nil {
+			good = append(good, of...)
+		} else if !d.spare(o, err) {
+			return nil, err
+		}
+	}
+	return good, nil
+}
+
+// spare has the collector leave an object alone for a while whose bytes are
+// damaged or not there, and says whether the error says so.
+func (d *Disk) spare(o *object, err error) bool {
+	if !unreadable(err) {
+		return false
+	}
+	d.o.Log("collect: %v; the object stays as it is", err)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o.bad = time.Now()
+	return true
+}
+
+// unreadable says whether the error is an object's own, and not that of the way
+// to it.
+func unreadable(err error) bool {
+	return errors.As(err, new(*layout.DamagedError)) || errors.As(err, new(*layout.UnsupportedError)) || errors.As(err, new(*AwayError)) ||
+		errors.Is(err, store.ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// there yields those of the blocks that the map has in the object, the first of
+// them at place and the others behind it. d.mu is held, for reading at least.
+func (d *Disk) there(first, count uint64, at layout.Position, place uint32) iter.Seq[blockmap.Extent] {
+	return func(yield func(blockmap.Extent) bool) {
+		for e := range d.m.Lookup(first, count) {
+			if e.Kind == layout.Data && e.At == at && uint64(e.Place) == uint64(place)+(e.First-first)*layout.FrameSize && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// still returns those blocks of an object's records that the map has there.
+func (d *Disk) still(at layout.Position, records []layout.Record) (moves []move) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, r := range records {
+		if r.Kind != layout.Data {
+			continue
+		}
+		for e := range d.there(r.First, uint64(r.Count), at, r.Place) {
+			moves = append(moves, move{first: e.First, count: e.Count, source: e.Value})
+		}
+	}
+	return moves
+}
+
+// watch returns the blocks of the objects' records. As long as they are watched,
+// those leave it that somebody writes.
+func (d *Disk) watch(tails []logged) *blockmap.Map {
+	w := blockmap.New()
+	for _, t := range tails {
+		for _, r := range t.records {
+			if r.Kind == layout.Data {
+				w.Set(r.First, uint64(r.Count), blockmap.Value{Kind: layout.Zeroes}, nil)
+			}
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.watches = append(d.watches, w)
+	return w
+}
+
+func (d *Disk) unwatch(w *blockmap.Map) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.watches = slices.DeleteFunc(d.watches, func(other *blockmap.Map) bool { return other == w })
+}
+
+// findAtOnce is how many parts of the map are loaded beside each other to see
+// what an object has live.
+const findAtOnce = 8
+
+// find returns those blocks of the objects' records that the map has there.
+func (d *Disk) find(ctx context.Context, list []*object, tails []logged) (moves []move, err error) {
+	type record struct {
+		at layout.Position
+		layout.Record
+	}
+	var records []record
+	for i, o := range list {
+		for _, r := range tails[i].records {
+			if r.Kind == layout.Data {
+				records = append(records, record{o.at, r})
+			}
+		}
+	}
+	if len(records) == 0 {
+		return nil, nil
+	}
+	slices.SortFunc(records, func(a, b record) int { return cmp.Compare(a.First, b.First) })
+	look := func(records []record) (found []move) {
+		for _, r := range records {
+			for e := range d.there(r.First, uint64(r.Count), r.at, r.Place) {
+				found = append(found, move{first: e.First, count: e.Count, source: e.Value})
+			}
+		}
+		return found
+	}
+	d.mu.RLock()
+	if d.regions.missing == 0 {
+		moves = look(records)
+		d.mu.RUnlock()
+		return moves, nil
+	}
+	d.mu.RUnlock()
+	var mu sync.Mutex // guards moves
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(findAtOnce)
+	for len(records) > 0 && ctx.Err() == nil {
+		// Those that begin in one region.
+		first, n := records[0].First, 0
+		limit, end := (first>>d.regions.shift+1)<<d.regions.shift, first
+		for ; n < len(records) && records[n].First < limit; n++ {
+			end = max(end, records[n].First+uint64(records[n].Count))
+		}
+		batch := records[:n]
+		records = records[n:]
+		g.Go(func() error {
+			var found []move
+			if err := d.viewed(ctx, first, end-first, func() { found = look(batch) }); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			moves = append(moves, found...)
+			return nil
+		})
+	}
+	return moves, g.Wait()
+}
+
+// phantom notes which of the objects have counts that are too high: what was live
+// in them was moved. Only a merge can tell. d.mu is held.
+func (d *Disk) phantom(list []*object) {
+	for _, o := range list {
+		if o.live > 0 && o.bad.IsZero() {
+			o.seen = d.merges + 1
+			d.phantoms = true
+		}
+	}
+	if d.phantoms {
+		d.wakeMerging()
+	}
+}
+
+// deleteGarbage deletes what no root has needed for long enough.
+func (d *Disk) deleteGarbage(ctx context.Context) error {
+	for {
+		var names []string
+		d.mu.Lock()
+		now := time.Now()
+		for _, g := range d.garbage {
+			if len(names) < deleteAtOnce && !now.Before(g.after) {
+				names = append(names, g.name)
+			}
+		}
+		d.mu.Unlock()
+		if len(names) == 0 {
+			return nil
+		}
+		if err := d.remove(ctx, names); err != nil {
+			return fmt.Errorf("delete %d objects: %w", len(names), err)
+		}
+		d.stats.Deleted.Add(int64(len(names)))
+		gone := make(map[string]bool, len(names))
+		for _, n := range names {
+			gone[n] = true
+		}
+		d.mu.Lock()
+		d.garbage = slices.DeleteFunc(d.garbage, func(g garbage) bool { return gone[g.name] })
+		d.mu.Unlock()
+	}
+}
+
+// remove deletes the objects, which need not be there.
+func (d *Disk) remove(ctx context.Context, names []string) error {
+	return store.DeleteAll(ctx, d.store, names, store.DeleteOptions{Batch: deleteAtOnce, Batches: 1, Singly: fetchLimit})
+}
+
+// sweep looks through the container for objects that nothing names: what a
+// process left behind that died, and PUTs that surfaced late. It also learns the
+// sizes of the objects that the map needs.
+func (d *Disk) sweep(ctx context.Context) error {
+	after := time.Now().Add(d.o.Horizon)
+	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix} {
+		for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", prefix, err)
+			}
+			d.mu.Lock()
+			named := make(map[layout.Position]bool)
+			for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {
+				named[at] = true
+			}
+			dying := make(map[layout.Position]bool, len(d.dying))
+			for _, o := range d.dying {
+				dying[o.at] = true
+			}
+			known := make(map[string]bool, len(d.garbage))
+			for _, g := range d.garbage {
+				known[g.name] = true
+			}
+			keepsObject, keepsRun := d.keeps()
+			for _, info := range page {
+				if !known[info.Name] && d.strayLocked(info, named, dying, keepsObject, keepsRun) {
+					d.garbage = append(d.garbage, garbage{info.Name, after, info.Size})
+				}
+			}
+			d.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// strayLocked says whether nothing names a listed object, and learns its size.
+func (d *Disk) strayLocked(info store.ObjectInfo, runs, dying map[layout.Position]bool, keepsObject, keepsRun func(layout.Position) bool) bool {
+	// What is of our own epoch we know without a listing, and who has a later
+	// one has taken the disk from us.
+	switch {
+	case strings.HasPrefix(info.Name, layout.LogPrefix):
+		at, ok := layout.ParseLogName(info.Name)
+		if !ok || at.Epoch >= d.o.Epoch {
+			return false
+		}
+		if o := d.objects[at]; o != nil {
+			if o.size == 0 {
+				o.size = info.Size
+			}
+			return false
+		}
+		return !dying[at] && !keepsObject(at)
+	case strings.HasPrefix(info.Name, layout.RunPrefix):
+		at, ok := layout.ParseRunName(info.Name)
+		return ok && at.Epoch < d.o.Epoch && !runs[at] && !keepsRun(at)
+	case strings.HasPrefix(info.Name, layout.KeptPrefix):
+		at, ok := layout.ParseKeptName(info.Name)
+		return ok && at.Epoch < d.o.Epoch && at != d.root.Kept
+	default:
+		at, ok := layout.ParseRootName(info.Name)
+		return ok && at.Epoch < d.o.Epoch && at != d.rootAt && !pinned(d.pins.list, at)
+	}
+}

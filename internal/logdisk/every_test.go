@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/faulty"
+	"swiftnbd/internal/store/mem"
+)
+
+// script changes a disk whose history is kept.
+type script struct {
+	t       testing.TB
+	h       *past
+	blocks  uint64
+	flushed uint64
+}
+
+func newScript(t testing.TB, blocks uint64) *script {
+	return &script{t: t, h: &past{changes: map[uint64][]change{}}, blocks: blocks}
+}
+
+// write stamps blocks, one operation each.
+func (s *script) write(d *Disk, blocks ...uint64) error {
+	p := make([]byte, blockSize)
+	for _, b := range blocks {
+		s.h.ops++
+		stamp(p, b, s.h.ops)
+		s.h.note(b, 1, s.h.ops, false)
+		if err := d.Write(s.t.Context(), p, int64(b)*blockSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *script) zero(d *Disk, first, count uint64) error {
+	s.h.ops++
+	s.h.note(first, count, s.h.ops, true)
+	return d.Trim(s.t.Context(), int64(first)*blockSize, int64(count)*blockSize)
+}
+
+func (s *script) flush(d *Disk) error {
+	ctx, stop := context.WithTimeout(s.t.Context(), time.Minute)
+	defer stop()
+	n := s.h.ops
+	err := d.Flush(ctx)
+	if err == nil {
+		s.flushed = n
+	}
+	return err
+}
+
+func (s *script) save(d *Disk) error {
+	ctx, stop := context.WithTimeout(s.t.Context(), time.Minute)
+	defer stop()
+	return d.Save(ctx)
+}
+
+// check takes the disk as it is for what it was at one moment, and goes on from
+// there.
+func (s *script) check(d *Disk) { s.t.Helper(); s.checkUnless(d, faulty.NewGate(nil)) }
+
+// checkUnless is check, but when the gate has crashed nothing can be read.
+func (s *script) checkUnless(d *Disk, gate *faulty.Store) {
+	s.t.Helper()
+	if op, ok := s.h.prefix(s.t, d, s.blocks, s.flushed, gate); ok {
+		s.h.cut(op)
+		s.flushed = op
+	}
+}
+
+// same fails unless the disk is what it is to be after all operations, read from
+// Swift and not from the cache.
+func (s *script) same(d *Disk) {
+	s.t.Helper()
+	p, want := make([]byte, s.blocks*blockSize), make([]byte, blockSize)
+	if _, err := d.read(s.t.Context(), 0, p); err != nil {
+		s.t.Fatal(err)
+	}
+	for b := range s.blocks {
+		s.h.at(b, s.h.ops, want)
+		if string(p[b*blockSize:][:blockSize]) != string(want) {
+			s.t.Fatalf("block %d is not what it was", b)
+		}
+	}
+}
+
+// everything does a little of all that a disk does: cuts beside each other,
+// flushes, checkpoints, collecting, deleting.
+func (s *script) everything(d *Disk) error {
+	steps := []func() error{
+		func() error { return s.write(d, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10) }, // some cuts
+		func() error { return s.zero(d, 4, 2) },
+		func() error { return s.flush(d) },
+		func() error { return s.write(d, 1, 30, 2, 31, 8) },
+		func() error { return s.flush(d) },
+		func() error { return s.write(d, 11, 12, 9) },
+		func() error { return s.save(d) }, // waits for what is sealed
+		func() error { return s.write(d, 2, 3, 10, 40, 41) },
+		func() error { return s.flush(d) },
+		func() error { time.Sleep(25 * time.Second); return nil }, // the collector's time
+		func() error { return s.write(d, 7, 11, 40) },
+		func() error { return s.zero(d, 30, 2) },
+		func() error { return s.flush(d) },
+		func() error { return s.save(d) },
+		func() error { time.Sleep(11 * time.Minute); return nil }, // what is garbage is deleted
+		func() error { return s.write(d, 50, 51, 52, 53, 54, 55, 1, 2) },
+		func() error { return s.flush(d) },
+		func() error { return s.write(d, 56, 57, 58, 59, 3, 4) },
+		func() error { return s.save(d) },
+		func() error { return s.write(d, 5, 6) },
+	}
+	for _, step := range steps {
+		err := step()
+		if errors.As(err, new(*store.TransportError)) && context.Cause(d.Context()) == nil {
+			err = s.flush(d) // a request failed, and the client tries again
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestEveryRequest ends a process at each of its requests, has another one take
+// over, and what the first had under way arrive before, meanwhile, or after. It
+// also has each request fail and the process go on.
+func TestEveryRequest(t *testing.T) { everyRequestOf(t, false) }
+
+// TestEveryRequestPaged is TestEveryRequest with little memory for the map.
+func TestEveryRequestPaged(t *testing.T) { everyRequestOf(t, true) }
+
+func everyRequestOf(t *testing.T, paged bool) {
+	var (
+		kinds map[string]int
+		n     int64
+	)
+	synctest.Test(t, func(t *testing.T) { n, kinds = everyRequest(t, 1<<40, "late", paged) }) // it ends at none
+	step := int64(1)
+	if testing.Short() {
+		step = 7
+	}
+	if paged {
+		step *= 5
+	}
+	ends := 0
+	for k := int64(1); k <= n; k += step {
+		for _, way := range []string{"without effect", "with effect", "late", "fails", "fails, arrives", "fails, arrives late"} {
+			synctest.Test(t, func(t *testing.T) {
+				everyRequest(t, k, way, paged)
+				ends++
+			})
+			if t.Failed() {
+				t.Fatalf("request %d, %s", k, way)
+			}
+		}
+	}
+	t.Logf("%d requests, %d ends: %v", n, ends, kinds)
+	for _, kind := range []string{"PUT swiftnbd/log", "PUT swiftnbd/run", "PUT swiftnbd/root", "BULK DELETE", "SET METADATA", "LIST", "HEAD swiftnbd/log", "GET swiftnbd/log", "GET swiftnbd/run"} {
+		if kinds[kind] == 0 {
+			t.Errorf("no %s: this test shows little", kind)
+		}
+	}
+}
+
+func everyRequest(t *testing.T, k int64, way string, paged bool) (used int64, kinds map[string]int) {
+	const blocks = 64
+	rng := rand.New(rand.NewPCG(uint64(k), 1))
+	box := mem.New()
+	if _, err := box.CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
+	if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
+		t.Fatal(err)
+	}
+	v.o = Options{
+		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
+		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
+	}
+	if paged {
+		v.o.littleMap()
+	}
+	w := newWitness(t, box, horizon)
+	s := newScript(t, blocks)
+	// A first holder that ends badly: there is a log to be read, and a stray.
+	first := newWire(w)
+	d, err := v.open(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write(d, 20, 21, 22, 23, 24, 25, 26, 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flush(d); err != nil {
+		t.Fatal(err)
+	}
+	first.die()
+	d.Close()
+
+	// The one that is ended at request k.
+	line := newWire(w)
+	var s1 store.Store = line
+	gate := faulty.NewGate(line)
+	switch way {
+	case "late":
+		line.holdAt = k
+	case "fails", "fails, arrives", "fails, arrives late":
+		s1 = gate
+		gate.SetDriver(func(op faulty.Op) faulty.Fault {
+			if op.N != k {
+				return faulty.Fault{}
+			}
+			f := faulty.Fault{Err: faulty.Reset(op.Op), After: way == "fails, arrives"}
+			if way == "fails, arrives late" {
+				f.Late = 1 + rng.Int64N(30)
+			}
+			return f
+		})
+	default:
+		gate.CrashAt(k, way == "with effect")
+		s1 = gate
+	}
+	ctx, stop := context.WithTimeout(t.Context(), time.Hour)
+	d, err = v.open(ctx, s1)
+	stop()
+	if err == nil {
+		s.checkUnless(d, gate)
+		if err := s.everything(d); err != nil && strings.HasPrefix(way, "fails") {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		used = line.requests()
+		if way == "late" {
+			time.Sleep(time.Duration(rng.IntN(20)) * time.Second) // more comes under way
+		}
+		line.die()
+		d.Close()
+	} else {
+		line.die()
+	}
+	synctest.Wait()
+	used = max(used, line.requests())
+	kinds = line.kinds
+	held := line.take(rng)
+	some := func() {
+		n := rng.IntN(len(held) + 1)
+		for _, land := range held[:n] {
+			land()
+		}
+		held = held[n:]
+	}
+	some()
+
+	// The next one.
+	second := newWire(w)
+	if d, err = v.open(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	some()
+	s.check(d)
+	if err := s.write(d, 2, 8, 40, 60, 61, 62, 63); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.flush(d); err != nil {
+		t.Fatal(err)
+	}
+	some()
+	time.Sleep(time.Duration(rng.IntN(12)) * time.Minute)
+	s.same(d)
+	if rng.IntN(2) == 0 {
+		if err := s.save(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	some()
+	if err := s.write(d, 1, 9, 33); err != nil {
+		t.Fatal(err)
+	}
+	second.die()
+	d.Close()
+	synctest.Wait()
+
+	// And the last, who sees all that was under way.
+	if rng.IntN(2) == 0 {
+		for _, land := range held {
+			land()
+		}
+		held = nil
+	}
+	v.o.Every = time.Minute
+	if d, err = v.open(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	for _, land := range held {
+		land()
+	}
+	s.check(d)
+	time.Sleep(26 * time.Hour) // it has looked for strays again, and deleted them
+	s.same(d)
+	list, err := box.List(t.Context(), store.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.mu.RLock()
+	named := len(d.objects) + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
+	d.mu.RUnlock()
+	if u := d.Use(); len(list) != named || u.Garbage != 0 {
+		names := slices.Collect(func(yield func(string) bool) {
+			for _, o := range list {
+				yield(o.Name)
+			}
+		})
+		t.Errorf("%d objects are left, %d are named: %v; %+v", len(list), named, names, u)
+	}
+	d.Close()
+	return used, kinds
+}

@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/faulty"
+	"swiftnbd/internal/store/mem"
+)
+
+var (
+	seedFlag = flag.Uint64("seed", 0, "of random tests; 0: one of its own each time")
+	opsFlag  = flag.Int("ops", 0, "operations of a random test; 0: its own choice")
+)
+
+func newRand(t testing.TB) *rand.Rand {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed=%d", seed)
+	return rand.New(rand.NewPCG(seed, 2))
+}
+
+const blockSize = layout.BlockSize
+
+// stamp fills a block with who wrote it: its number and the operation's.
+func stamp(p []byte, block, op uint64) {
+	for i := 0; i < len(p); i += 16 {
+		binary.LittleEndian.PutUint64(p[i:], block)
+		binary.LittleEndian.PutUint64(p[i+8:], op)
+	}
+}
+
+// past is a disk's history: for each block the operations that changed it, in
+// order. An operation makes blocks zero, or stamps them.
+type past struct {
+	ops     uint64 // operations so far, from 1
+	changes map[uint64][]change
+	snaps   snapshots
+	doubt   string // the name of one that may be there or not
+}
+
+type change struct {
+	op   uint64
+	zero bool
+}
+
+func (h *past) note(first, count uint64, op uint64, zero bool) {
+	for b := first; b < first+count; b++ {
+		h.changes[b] = append(h.changes[b], change{op, zero})
+	}
+}
+
+// at returns the block's content after operation op.
+func (h *past) at(b, op uint64, p []byte) {
+	clear(p)
+	list := h.changes[b]
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i].op <= op {
+			if !list[i].zero {
+				stamp(p, b, list[i].op)
+			}
+			return
+		}
+	}
+}
+
+// cut forgets what came after operation op.
+func (h *past) cut(op uint64) {
+	for b, list := range h.changes {
+		for len(list) > 0 && list[len(list)-1].op > op {
+			list = list[:len(list)-1]
+		}
+		h.changes[b] = list
+	}
+	h.ops = op
+}
+
+// prefix returns the operation after which the disk was what it is now, and fails when
+// there is none that is at least flushed. ok is false when the store has crashed.
+func (h *past) prefix(t testing.TB, d *Disk, blocks uint64, flushed uint64, gate *faulty.Store) (op uint64, ok bool) {
+	t.Helper()
+	all := make([]byte, blocks*blockSize)
+	err := d.Read(t.Context(), all, 0)
+	if errors.As(err, new(*store.TransportError)) { // one request failed
+		err = d.Read(t.Context(), all, 0)
+	}
+	if err != nil {
+		if gate.Crashed() {
+			return 0, false
+		}
+		t.Fatalf("read the disk: %v", err)
+	}
+	// A state is told by its newest stamp; zeroes do not tell theirs, so that
+	// later operations which only made zeroes are tried too.
+	op = flushed
+	for b := range blocks {
+		p := all[b*blockSize:][:blockSize]
+		if n := binary.LittleEndian.Uint64(p[8:]); n > op {
+			op = n
+		}
+	}
+	want := make([]byte, blockSize)
+	var first string
+	for ; op <= h.ops; op++ {
+		bad := ""
+		for b := range blocks {
+			h.at(b, op, want)
+			if p := all[b*blockSize:][:blockSize]; string(p) != string(want) {
+				bad = fmt.Sprintf("block %d has (%d, %d), after operation %d it was (%d, %d)", b,
+					binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:]), op,
+					binary.LittleEndian.Uint64(want), binary.LittleEndian.Uint64(want[8:]))
+				break
+			}
+		}
+		if bad == "" {
+			return op, true
+		}
+		if first == "" {
+			first = bad
+		}
+	}
+	t.Fatalf("the disk is no state that it had since operation %d, which was flushed, of %d: %s", flushed, h.ops, first)
+	return 0, false
+}
+
+// opener opens a volume's disk under one lease after the other.
+type opener struct {
+	box   *mem.Container
+	uuid  layout.UUID
+	epoch uint32
+	o     Options
+	t     testing.TB // if not nil, its end closes every disk
+}
+
+// littleMap gives the map hardly any memory, so that it is read from Swift again
+// and again, and small regions.
+func (o *Options) littleMap() {
+	o.MapMemory, o.regionShift = 6<<10, 4
+}
+
+func newVolume(t testing.TB, size int64) *opener {
+	t.Helper()
+	v := &opener{box: mem.New(), uuid: layout.NewUUID()}
+	if _, err := v.box.CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Setup(t.Context(), v.box, v.uuid, size); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func (v *opener) open(ctx context.Context, s store.Store) (*Disk, error) {
+	v.epoch++
+	o := v.o
+	o.Store, o.UUID, o.Epoch = s, v.uuid, v.epoch
+	d, err := Open(ctx, o)
+	if err == nil && v.t != nil {
+		v.t.Cleanup(d.Close) // also when the test fails: a synctest bubble waits for it
+	}
+	return d, err
+}
+
+// TestModel changes a disk at random, has it crash at any request to the store,
+// and opens it again: it must be what it was at one moment, which is not before
+// the last flush, block for block.
+func TestModel(t *testing.T) { model(t, false) }
+
+// TestModelPaged is TestModel with little memory for the map.
+func TestModelPaged(t *testing.T) { model(t, true) }
+
+func model(t *testing.T, paged bool) {
+	const blocks = 2048
+	ops := 12_000
+	if testing.Short() {
+		ops = 8_000
+	}
+	if paged {
+		ops /= 2
+	}
+	if *opsFlag > 0 {
+		ops = *opsFlag
+	}
+	rng := newRand(t)
+	v := newVolume(t, blocks*blockSize)
+	v.o = Options{
+		Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 20,
+		Age: time.Millisecond, Pause: time.Millisecond, Timeout: time.Second,
+		GC: 70, Every: time.Millisecond, Idle: 3 * time.Millisecond, Horizon: time.Nanosecond,
+	}
+	if paged {
+		v.o.littleMap()
+	}
+	h := &past{changes: map[uint64][]change{}, snaps: snapshots{}}
+	var flushed uint64
+	crashes, sessions := 0, 0
+	var loads, merges int64
+	for done := 0; done < ops; {
+		sessions++
+		gate := faulty.NewGate(v.box)
+		if rng.IntN(4) > 0 {
+			gate.CrashAt(gate.Ops()+1+rng.Int64N(200), rng.IntN(2) == 0)
+		}
+		d, err := v.open(t.Context(), gate)
+		if err != nil {
+			if !gate.Crashed() {
+				t.Fatal(err)
+			}
+			crashes++
+			continue
+		}
+		op, ok := h.prefix(t, d, blocks, flushed, gate)
+		if !ok {
+			crashes++
+			d.Close()
+			continue
+		}
+		h.cut(op)
+		flushed = op
+		h.settle(t, d)
+		for range 1 + rng.IntN(400) {
+			if rng.IntN(100) == 0 && !randomSnapshot(t, rng, v, d, h, blocks, &flushed, gate) {
+				break
+			}
+			if done++; !randomOp(t, rng, d, h, blocks, &flushed, gate) {
+				break
+			}
+		}
+		if !gate.Crashed() && rng.IntN(2) == 0 {
+			if err := d.Drain(t.Context()); err == nil {
+				flushed = h.ops
+				_ = d.Save(t.Context())
+			} else if !gate.Crashed() {
+				t.Fatal(err)
+			}
+		}
+		if gate.Crashed() {
+			crashes++
+		}
+		d.Close()
+		loads += d.stats.MapGets.Load()
+		merges += int64(d.merges)
+	}
+	t.Logf("%d sessions, %d crashes, %d reads of the map, %d merges", sessions, crashes, loads, merges)
+	if paged && (loads < int64(sessions) || merges == 0) {
+		t.Error("hardly any reads of the map, or no merges: this test shows little")
+	}
+	if crashes == 0 {
+		t.Error("no crash: this test shows little")
+	}
+
+	// Left alone, the disk shrinks to what it needs, whatever was left behind.
+	v.o.Idle, v.o.Checkpoint, v.o.Log = 20*time.Millisecond, 1000, t.Logf
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		u := d.Use()
+		list, err := v.box.List(t.Context(), store.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := len(wantedObjects(t, d, v.box))
+		if u.Garbage == 0 && len(list) == named && (u.Live*10 > u.Bytes*8 || u.Objects < 3) {
+			t.Logf("at rest: %+v, %d objects in the container", u, len(list))
+			break
+		}
+		if time.Now().After(end) {
+			atRest(t, d, v.box)
+			t.Fatalf("at rest: %+v; %d objects in the container, of which %d are named", u, len(list), named)
+		}
+	}
+	if _, ok := h.prefix(t, d, blocks, flushed, faulty.NewGate(v.box)); !ok {
+		t.Error("cannot be read")
+	}
+	h.settle(t, d)
+	for name := range h.snaps {
+		h.snaps.check(t, v, v.box, name, h, blocks)
+	}
+}
+
+// randomOp does one operation, and says whether the disk goes on after it.
+func randomOp(t *testing.T, rng *rand.Rand, d *Disk, h *past, blocks uint64, flushed *uint64, gate *faulty.Store) bool {
+	t.Helper()
+	ctx := t.Context()
+	first := rng.Uint64N(blocks)
+	count := 1 + rng.Uint64N(min(8, blocks-first))
+	if rng.IntN(30) == 0 {
+		count = 1 + rng.Uint64N(blocks-first)
+	}
+	crashed := func(err error) bool {
+		if err != nil && !gate.Crashed() {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	switch k := rng.IntN(20); {
+	case k < 9:
+		count = min(count, 40, chunkBlocks-first%chunkBlocks) // one piece: it is in one cut, or in the one before
+		count = min(count, 16)
+		h.ops++
+		p := make([]byte, count*blockSize)
+		for i := range count {
+			stamp(p[i*blockSize:][:blockSize], first+i, h.ops)
+		}
+		h.note(first, count, h.ops, false)
+		return !crashed(d.Write(ctx, p, int64(first)*blockSize))
+	case k < 12:
+		h.ops++
+		h.note(first, count, h.ops, true)
+		if k == 9 {
+			return !crashed(d.Trim(ctx, int64(first)*blockSize, int64(count)*blockSize))
+		}
+		return !crashed(d.Zero(ctx, int64(first)*blockSize, int64(count)*blockSize))
+	case k < 13:
+		if crashed(d.Flush(ctx)) {
+			return false
+		}
+		*flushed = h.ops
+	case k < 14:
+		err := d.Extents(ctx, int64(first)*blockSize, int64(count)*blockSize, func(off, n int64, hole bool) bool {
+			want := make([]byte, blockSize)
+			for b := uint64(off) / blockSize; b < uint64(off+n)/blockSize; b++ {
+				h.at(b, h.ops, want)
+				if zero := binary.LittleEndian.Uint64(want[8:]) == 0; zero != hole {
+					t.Fatalf("block %d: hole is %t", b, hole)
+				}
+			}
+			return true
+		})
+		if crashed(err) { // it may read the map
+			return false
+		}
+	case k < 15 && rng.IntN(10) == 0:
+		time.Sleep(time.Millisecond)
+	default:
+		p := make([]byte, count*blockSize)
+		if crashed(d.Read(ctx, p, int64(first)*blockSize)) {
+			return false
+		}
+		want := make([]byte, blockSize)
+		for i := range count {
+			h.at(first+i, h.ops, want)
+			if got := p[i*blockSize:][:blockSize]; string(got) != string(want) {
+				t.Fatalf("block %d reads as (%d, %d), want (%d, %d)", first+i, binary.LittleEndian.Uint64(got),
+					binary.LittleEndian.Uint64(got[8:]), binary.LittleEndian.Uint64(want), binary.LittleEndian.Uint64(want[8:]))
+			}
+		}
+	}
+	return true
+}
+
+// TestUnaligned changes parts of blocks.
+func TestUnaligned(t *testing.T) {
+	const size = 3<<20 + 512
+	rng := newRand(t)
+	v := newVolume(t, size)
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, size)
+	for i := range 2000 {
+		off := rng.Int64N(size)
+		n := min(size-off, 1+rng.Int64N(10_000))
+		if rng.IntN(20) == 0 {
+			n = size - off
+		}
+		switch rng.IntN(4) {
+		case 0:
+			err = d.Zero(t.Context(), off, n)
+			clear(want[off : off+n])
+		case 1:
+			got := make([]byte, n)
+			if err = d.Read(t.Context(), got, off); err == nil && string(got) != string(want[off:off+n]) {
+				t.Fatalf("step %d: %d bytes at %d are wrong", i, n, off)
+			}
+		default:
+			p := make([]byte, n)
+			for i := range p {
+				p[i] = byte(rng.Uint32())
+			}
+			err = d.Write(t.Context(), p, off)
+			copy(want[off:], p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rng.IntN(100) == 0 {
+			if err := errors.Join(d.Drain(t.Context()), d.Save(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			if d, err = v.open(t.Context(), v.box); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d.Close()
+}

@@ -1,0 +1,561 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/logdisk/blockmap"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// Setup writes the first root of a disk of size bytes into its container, and
+// returns the root's name without its prefix.
+func Setup(ctx context.Context, s store.Store, u layout.UUID, size int64) (string, error) {
+	return SetupAfter(ctx, s, u, size, 0)
+}
+
+// SetupAfter is Setup in a container that has the roots of so many setups that
+// were interrupted: no name is used twice.
+func SetupAfter(ctx context.Context, s store.Store, u layout.UUID, size int64, roots uint64) (string, error) {
+	at := layout.Position{N: roots + 1}
+	name := layout.RootName(at)
+	b, err := layout.Root{Name: at, UUID: u, Size: size}.Marshal()
+	if err != nil {
+		return "", err
+	}
+	if err := s.Put(ctx, name, b, etagOf(b)); err != nil {
+		return "", fmt.Errorf("write the first root: %w", err)
+	}
+	return name[len(layout.RootPrefix):], nil
+}
+
+// Open opens the disk: it reads the newest root and the log after it. With
+// Options.Epoch it then ends the log of the former holder, by a root of its own,
+// before it returns. Errors are a *layout.DamagedError, an *AwayError, or Swift's.
+func Open(ctx context.Context, o Options) (*Disk, error) {
+	d := newDisk(o)
+	err := d.recover(ctx)
+	if err == nil {
+		err = d.openCache()
+	}
+	if err != nil {
+		d.cancel(ErrClosed)
+		return nil, err
+	}
+	if o.Epoch != 0 {
+		if err := d.save(ctx); err != nil {
+			d.Close()
+			return nil, err
+		}
+		d.lastWrite.Store(time.Now().UnixNano())
+		d.wg.Add(1)
+		go d.loop()
+		if !o.Brief {
+			d.wg.Add(2)
+			go d.merging()
+			go d.collect()
+		}
+	}
+	return d, nil
+}
+
+// AwayError says that a data object was acknowledged, and that Swift does not
+// find it now: replicas that have it are away. Nothing is lost by it, and
+// nothing may be served without it.
+type AwayError struct {
+	Name string // the object
+	By   string // what says that it was acknowledged
+}
+
+func (e *AwayError) Error() string {
+	return fmt.Sprintf("object %s is in Swift, as %s says, and cannot be found now: the servers that have it are away", e.Name, e.By)
+}
+
+// errNoRoot says that neither the container nor a listing has a root.
+var errNoRoot = errors.New("the disk has no root: its setup was interrupted, or its objects are gone")
+
+// recover brings the disk to what Swift has of it.
+func (d *Disk) recover(ctx context.Context) error {
+	at, err := d.newestRoot(ctx)
+	if err != nil {
+		return err
+	}
+	root, err := d.readRoot(ctx, at)
+	if err != nil {
+		return err
+	}
+	if d.o.Snapshot != "" {
+		pin := findPin(root.Pins, d.o.Snapshot)
+		if pin == nil {
+			return fmt.Errorf("snapshot %s: %w", d.o.Snapshot, ErrNoSnapshot)
+		}
+		at = pin.Root
+		if root, err = d.readRoot(ctx, at); err != nil {
+			return err
+		}
+	}
+	d.root, d.rootAt = root, at
+	d.size = root.Size
+	if err := d.openMap(ctx); err != nil {
+		return err
+	}
+	if d.o.Snapshot != "" {
+		return nil // no log is after it
+	}
+	if err := d.loadKept(ctx); err != nil {
+		return err
+	}
+	from := layout.Position{Epoch: at.Epoch, N: 1}
+	if root.At.Epoch == at.Epoch {
+		from.N = root.At.N + 1
+	}
+	return d.replay(ctx, from)
+}
+
+// newestRoot is findRoot, but it waits for a root of the former holder's epoch
+// if that has told of one.
+func (d *Disk) newestRoot(ctx context.Context) (layout.Position, error) {
+	for end := time.Now().Add(d.o.Timeout); ; {
+		at, err := d.findRoot(ctx)
+		if err != nil || at.Epoch >= d.o.Durable.Epoch {
+			return at, err
+		}
+		if time.Now().After(end) {
+			first := layout.Position{Epoch: d.o.Durable.Epoch, N: 1}
+			return at, &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return at, context.Cause(ctx)
+		}
+	}
+}
+
+// findRoot returns the position of the newest root. A root is found by the hint,
+// by the listing, and by its name: each root's successor has the next number,
+// and each epoch's first root the number 1.
+func (d *Disk) findRoot(ctx context.Context) (layout.Position, error) {
+	best, _ := layout.ParseRootName(layout.RootPrefix + d.o.Root)
+	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
+		if err != nil {
+			return best, fmt.Errorf("list the roots: %w", err)
+		}
+		for _, o := range page {
+			if p, ok := layout.ParseRootName(o.Name); ok && best.Less(p) {
+				best = p
+			}
+		}
+	}
+	for {
+		if d.o.Epoch != 0 && best.Epoch >= d.o.Epoch {
+			return best, fmt.Errorf("object %s is of lease number %d, and ours is %d: somebody has taken the disk over, or has written it with our number",
+				layout.RootName(best), best.Epoch, d.o.Epoch)
+		}
+		for {
+			next := layout.Position{Epoch: best.Epoch, N: best.N + 1}
+			_, ok, err := d.head(ctx, layout.RootName(next))
+			if err != nil {
+				return best, err
+			}
+			if !ok {
+				break
+			}
+			best = next
+		}
+		later, err := d.laterRoot(ctx, best.Epoch)
+		if err != nil {
+			return best, err
+		}
+		if later.IsZero() {
+			break
+		}
+		best = later
+	}
+	if best.N == 0 {
+		return best, errNoRoot
+	}
+	return best, nil
+}
+
+// laterRoot looks for the first root of an epoch after epoch, up to ours, which
+// has none yet, or to the newest that is known. It returns the last that is there, or zero.
+func (d *Disk) laterRoot(ctx context.Context, epoch uint32) (layout.Position, error) {
+	end := d.o.Newest
+	if d.o.Epoch != 0 {
+		end = d.o.Epoch
+	}
+	if end <= epoch {
+		return layout.Position{}, nil
+	}
+	found := make([]bool, end-epoch)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(d.o.Connections)
+	for i := range found {
+		g.Go(func() (err error) {
+			_, found[i], err = d.head(ctx, layout.RootName(layout.Position{Epoch: epoch + 1 + uint32(i), N: 1}))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return layout.Position{}, err
+	}
+	for i := len(found) - 1; i >= 0; i-- {
+		if found[i] {
+			return layout.Position{Epoch: epoch + 1 + uint32(i), N: 1}, nil
+		}
+	}
+	return layout.Position{}, nil
+}
+
+// head asks for an object's size; ok is false when Swift says that there is none.
+func (d *Disk) head(ctx context.Context, name string) (size int64, ok bool, err error) {
+	info, err := d.store.Head(ctx, name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return 0, false, nil
+	case err != nil:
+		return 0, false, fmt.Errorf("look for object %s: %w", name, err)
+	}
+	return info.Size, true, nil
+}
+
+// wholeLimit is how large an object may be, bytes, that is read as a whole. Roots
+// and runs are much smaller.
+const wholeLimit = 1 << 30
+
+// headKnown asks for the size of an object that was written, as by says. A 404 is
+// no proof that it is gone: it is asked for again.
+func (d *Disk) headKnown(ctx context.Context, name, by string) (int64, error) {
+	for end, pause := time.Now().Add(d.o.Timeout), 50*time.Millisecond; ; pause = min(2*pause, time.Second) {
+		size, ok, err := d.head(ctx, name)
+		if err != nil || ok {
+			return size, err
+		}
+		if time.Now().After(end) {
+			return 0, &AwayError{Name: name, By: by}
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// readWhole reads a root or a run, which was written, as by says.
+func (d *Disk) readWhole(ctx context.Context, name, by string) ([]byte, error) {
+	size, err := d.headKnown(ctx, name, by)
+	if err != nil {
+		return nil, err
+	}
+	if size > wholeLimit {
+		return nil, fmt.Errorf("object %s: %w", name, &layout.DamagedError{What: "root or run", Why: fmt.Sprintf("it has %d bytes", size)})
+	}
+	b := make([]byte, size)
+	return b, d.getKnown(ctx, name, by, 0, b)
+}
+
+func (d *Disk) readRoot(ctx context.Context, at layout.Position) (layout.Root, error) {
+	name := layout.RootName(at)
+	b, err := d.readWhole(ctx, name, "the list of the roots, or the container's metadata,")
+	if err != nil {
+		return layout.Root{}, err
+	}
+	root, err := layout.ParseRoot(b)
+	if err == nil {
+		err = root.Check(d.o.UUID, at)
+	}
+	if err != nil {
+		return root, fmt.Errorf("object %s: %w", name, err)
+	}
+	return root, nil
+}
+
+// openMap reads the indexes of the map, the table of objects, and of a small map
+// all of it.
+func (d *Disk) openMap(ctx context.Context) error {
+	blocks := uint64(d.size+layout.BlockSize-1) / layout.BlockSize
+	d.regions = newRegions(blocks, d.o.regionShift)
+	tree, err := d.openRuns(ctx, d.root.Runs.Blocks)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.setTree(tree)
+	d.mu.Unlock()
+	if err := d.readTable(ctx, d.root.Runs.Objects); err != nil {
+		return err
+	}
+	if len(d.root.Runs.Objects) == 0 && len(tree) > 0 {
+		if err := d.countTree(ctx); err != nil {
+			return err
+		}
+	}
+	var bytes int64
+	for _, r := range tree {
+		bytes += r.size
+	}
+	if bytes <= d.wholeMap() {
+		n := d.regions.n
+		base, err := d.readTree(ctx, tree, 0, n<<d.regions.shift)
+		if err != nil {
+			return err
+		}
+		d.mu.Lock()
+		d.loaded(0, n, base)
+		d.evict()
+		d.mu.Unlock()
+	}
+	for _, r := range tree {
+		r.whole = nil
+	}
+	return nil
+}
+
+// loadRun puts a run into m, and counts the live blocks by it. It counts them in
+// counts, too, as the table of objects does.
+func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Position]int64) error {
+	run, err := layout.ParseRun(b, d.o.UUID)
+	if err == nil {
+		err = run.Check(name)
+	}
+	if err != nil {
+		return err
+	}
+	for e, err := range run.Entries() {
+		if err != nil {
+			return err
+		}
+		if err := served(e); err != nil {
+			return err
+		}
+		if e.Kind == layout.Data {
+			d.objectAt(e.At).live += int64(e.Count)
+			counts[e.At] += int64(e.Count)
+		}
+		d.m.Set(e.First, e.Count, blockmap.Value{Kind: e.Kind, At: e.At, Place: e.Place}, func(old blockmap.Extent) {
+			if !e.Blind && old.Kind == layout.Data {
+				counts[old.At] -= int64(old.Count)
+			}
+			d.replaced(old)
+		})
+	}
+	return nil
+}
+
+// objectAt returns the object, which is noted when it was not yet. d.mu is held.
+func (d *Disk) objectAt(at layout.Position) *object {
+	o := d.objects[at]
+	if o == nil {
+		o = &object{at: at, kept: true}
+		d.objects[at] = o
+	}
+	return o
+}
+
+// logged is a data object as it was found.
+type logged struct {
+	footer  layout.Footer
+	records []layout.Record
+	size    int64 // 0: it was not found
+}
+
+// beyond is how many numbers behind the last object that was found are looked
+// for by name before the log counts as read: about as many uploads as a writer has
+// under way at once.
+const beyond = 32
+
+// replay applies the log from the position on, to where it ends.
+func (d *Disk) replay(ctx context.Context, from layout.Position) error {
+	for end := time.Now().Add(d.o.Timeout); ; {
+		log, err := d.readLog(ctx, from)
+		if err != nil {
+			return err
+		}
+		whole := len(log.objects)
+		for i, l := range log.objects {
+			if l.size == 0 {
+				whole = i
+				break
+			}
+		}
+		if g := from.N + uint64(whole); log.durable >= g {
+			if time.Now().After(end) {
+				return &AwayError{Name: layout.LogName(layout.Position{Epoch: from.Epoch, N: g}), By: log.by}
+			}
+			select {
+			case <-time.After(time.Second):
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if whole, err = wholeCuts(log.objects[:whole], from); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for i, l := range log.objects[:whole] {
+			d.apply(layout.Position{Epoch: from.Epoch, N: from.N + uint64(i)}, l)
+		}
+		d.at, d.former = d.root.At, layout.Position{Epoch: from.Epoch, N: from.N + uint64(whole) - 1}
+		if d.former.N > 0 {
+			d.at = d.former
+		}
+		return nil
+	}
+}
+
+// wholeCuts returns how many of the objects, the first of which is at from, are
+// in cuts that are whole.
+func wholeCuts(log []logged, from layout.Position) (n int, err error) {
+	var begun uint64 // the first object of the cut that is not whole yet; 0: none
+	for i, l := range log {
+		at := from.N + uint64(i)
+		switch {
+		case l.footer.Collected:
+			return 0, fmt.Errorf("object %s: %w", layout.LogName(layout.Position{Epoch: from.Epoch, N: at}),
+				&layout.DamagedError{What: "data object", Why: "it is the collector's, and has a client's number"})
+		case begun == 0 && l.footer.FirstOfCut != at, begun != 0 && l.footer.FirstOfCut != begun:
+			return 0, fmt.Errorf("object %s: %w", layout.LogName(layout.Position{Epoch: from.Epoch, N: at}),
+				&layout.DamagedError{What: "data object", Why: fmt.Sprintf("its cut begins at %d, which does not go with the objects before", l.footer.FirstOfCut)})
+		case l.footer.LastOfCut:
+			begun = 0
+		default:
+			begun = l.footer.FirstOfCut
+		}
+		if begun == 0 {
+			n = i + 1
+		}
+	}
+	return n, nil
+}
+
+// log is what was found of an epoch's log.
+type log struct {
+	objects []logged // from the first position on; with gaps
+	durable uint64   // so far it was acknowledged
+	by      string   // who says so
+}
+
+// readLog reads the tails of the objects from the position on, as far as there
+// are any.
+func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
+	var l log
+	listed, last, err := d.listLog(ctx, from)
+	if err != nil {
+		return l, err
+	}
+	if d.o.Durable.Epoch == from.Epoch {
+		l.durable, l.by = d.o.Durable.N, "its former holder"
+	}
+	for missing := uint64(0); missing < beyond || from.N+uint64(len(l.objects)) <= last; {
+		n := from.N + uint64(len(l.objects))
+		batch := make([]logged, beyond)
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(d.o.Connections)
+		for i := range batch {
+			at := layout.Position{Epoch: from.Epoch, N: n + uint64(i)}
+			g.Go(func() (err error) {
+				batch[i], err = d.readTail(gctx, at, listed[at.N])
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return l, err
+		}
+		for i, o := range batch {
+			if o.size == 0 {
+				missing++
+				continue
+			}
+			missing = 0
+			if o.footer.Durable > l.durable {
+				l.durable, l.by = o.footer.Durable, layout.LogName(layout.Position{Epoch: from.Epoch, N: n + uint64(i)})
+			}
+		}
+		l.objects = append(l.objects, batch...)
+	}
+	return l, nil
+}
+
+// listLog returns the sizes of the listed objects of from's epoch from its
+// number on, and the last number. A listing is late: it says what there is, and
+// not what there is not.
+func (d *Disk) listLog(ctx context.Context, from layout.Position) (sizes map[uint64]int64, last uint64, err error) {
+	sizes = make(map[uint64]int64)
+	o := store.ListOptions{
+		Prefix:    layout.LogPrefix,
+		Marker:    layout.LogName(layout.Position{Epoch: from.Epoch, N: from.N - 1}),
+		EndMarker: layout.LogName(layout.Position{Epoch: from.Epoch, N: layout.FirstCollected}),
+	}
+	for page, err := range store.Pages(ctx, d.store, o) {
+		if err != nil {
+			return nil, 0, fmt.Errorf("list the log: %w", err)
+		}
+		for _, info := range page {
+			if at, ok := layout.ParseLogName(info.Name); ok && at.Epoch == from.Epoch {
+				sizes[at.N] = info.Size
+				last = max(last, at.N)
+			}
+		}
+	}
+	return sizes, last, nil
+}
+
+// readTail reads the records of a data object of size bytes; 0: of unknown size.
+// A size of 0 in the result says that it was not found.
+func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (l logged, err error) {
+	name := layout.LogName(at)
+	by := "the listing, or the map,"
+	if size == 0 {
+		by = "Swift's answer before"
+		var ok bool
+		if size, ok, err = d.head(ctx, name); err != nil || !ok {
+			return logged{}, err
+		}
+	}
+	for n := min(size, layout.TailSize); ; {
+		tail := make([]byte, n)
+		if err := d.getKnown(ctx, name, by, size-n, tail); err != nil {
+			return logged{}, err
+		}
+		var need int64
+		l.footer, l.records, need, err = layout.ParseTail(tail, size)
+		if err == nil && need > 0 {
+			n = need
+			continue
+		}
+		if err == nil {
+			err = l.footer.Check(d.o.UUID, at)
+		}
+		if err != nil {
+			return logged{}, fmt.Errorf("object %s: %w", name, err)
+		}
+		l.size = size
+		return l, nil
+	}
+}
+
+// apply puts a data object's records into the map. d.mu is held.
+func (d *Disk) apply(at layout.Position, l logged) {
+	o := d.objectAt(at)
+	o.size = l.size
+	for _, r := range l.records {
+		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: r.Kind, At: at, Place: r.Place}}
+		d.install(e, o)
+	}
+	d.evict()
+	d.size = l.footer.Size
+	if o.live == 0 {
+		d.dead(o)
+	}
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sort"
+
+	"swiftnbd/internal/logdisk/layout"
+)
+
+// What pins need
+//
+// A snapshot is a pin: a root that is kept, with all that it needs. What the
+// newest root needs, too, needs no note. When a data object loses its last live
+// block, or a root drops a run, a pin may need it still. Then it is not garbage,
+// but goes into the list of what is kept (layout.Kept), which the next root
+// names. So the list is as long as what only pins need, and no pin has to be
+// read to know what may be deleted.
+//
+//	born   a pin knows by the numbers of its root whether an object was there
+//	dead   the list has the last root that may need the object
+//
+// A pin needs an object if it knows it, and its own root is not after the last
+// one. The pins are in the order of their roots, and what one pin knows, those
+// after it know: only the first that knows the object is looked at.
+
+// needed says whether a pin needs what the pins know by has, and of which last is
+// the last root that may need it.
+func needed(pins []layout.Pin, has func(layout.Pin) bool, last layout.Position) bool {
+	i := sort.Search(len(pins), func(i int) bool { return has(pins[i]) })
+	return i < len(pins) && !last.Less(pins[i].Root)
+}
+
+func objectNeeded(pins []layout.Pin, o layout.KeptObject) bool {
+	return needed(pins, func(p layout.Pin) bool { return p.HasObject(o.At) }, o.Last)
+}
+
+func runNeeded(pins []layout.Pin, o layout.KeptObject) bool {
+	return needed(pins, func(p layout.Pin) bool { return p.HasRun(o.At) }, o.Last)
+}
+
+// pinned says whether a pin's root has the name.
+func pinned(pins []layout.Pin, root layout.Position) bool {
+	return slices.ContainsFunc(pins, func(p layout.Pin) bool { return p.Root == root })
+}
+
+// pins is what the disk knows of its snapshots. Disk.mu guards it.
+type pins struct {
+	list   []layout.Pin    // those of the newest root, and of one that is being made
+	moment layout.Position // the newest root of which it is settled what it needs
+	kept   layout.Kept     // of the newest root; never changed in place
+	fresh  []layout.KeptObject
+	n      uint64 // the number of the newest list of this epoch; guarded by Disk.saving
+}
+
+// keepDead says whether a pin needs an object that has no live block any more,
+// and notes it then. d.mu is held.
+func (d *Disk) keepDead(o *object) bool {
+	if keptIn(d.pins.kept.Objects, o.at) { // by the root that has its merge
+		return true
+	}
+	k := layout.KeptObject{At: o.at, Size: o.size, Last: d.pins.moment}
+	if !objectNeeded(d.pins.list, k) {
+		return false
+	}
+	d.pins.fresh = append(d.pins.fresh, k)
+	return true
+}
+
+// deadBy returns the objects that have no live block any more when drops are taken
+// off their counts, and that a pin needs. The root that has the merge lacks them in
+// its table, and they have to be in its list. d.mu is held.
+func (d *Disk) deadBy(drops map[layout.Position]int64) (dead []layout.KeptObject) {
+	for at, blocks := range drops {
+		o := d.objects[at]
+		if o == nil || o.live != blocks {
+			continue
+		}
+		k := layout.KeptObject{At: at, Size: o.size, Last: d.pins.moment}
+		if objectNeeded(d.pins.list, k) {
+			dead = append(dead, k)
+		}
+	}
+	return dead
+}
+
+// keptIn says whether the list, which is in order, has the position.
+func keptIn(list []layout.KeptObject, at layout.Position) bool {
+	_, ok := slices.BinarySearchFunc(list, at, func(o layout.KeptObject, at layout.Position) int { return o.At.Compare(at) })
+	return ok
+}
+
+// keeps returns what says whether a pin needs a data object that is not in the
+// map, and a run that the newest root does not name. d.mu is held, for as long as
+// they are used.
+func (d *Disk) keeps() (data, run func(layout.Position) bool) {
+	fresh := make(map[layout.Position]bool, len(d.pins.fresh))
+	for _, o := range d.pins.fresh {
+		fresh[o.At] = true
+	}
+	kept := d.pins.kept
+	return func(at layout.Position) bool { return fresh[at] || keptIn(kept.Objects, at) },
+		func(at layout.Position) bool { return keptIn(kept.Runs, at) }
+}
+
+// loadKept reads the list of what pins need, which the newest root names, and
+// takes out of dying what is in it. dying has what died before that root, too.
+func (d *Disk) loadKept(ctx context.Context) error {
+	kept, err := d.readKept(ctx, d.root)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pins.list, d.pins.moment, d.pins.kept = d.root.Pins, d.rootAt, kept
+	keepsObject, _ := d.keeps()
+	d.dying = slices.DeleteFunc(d.dying, func(o *object) bool { return keepsObject(o.at) })
+	return nil
+}
+
+// readKept reads the list that a root names.
+func (d *Disk) readKept(ctx context.Context, root layout.Root) (layout.Kept, error) {
+	if root.Kept.IsZero() {
+		return layout.Kept{}, nil
+	}
+	name := layout.KeptName(root.Kept)
+	b, err := d.readWhole(ctx, name, "the root")
+	if err != nil {
+		return layout.Kept{}, err
+	}
+	kept, err := layout.ParseKept(b, d.o.UUID, root.Kept)
+	if err != nil {
+		return kept, fmt.Errorf("object %s: %w", name, err)
+	}
+	return kept, nil
+}
+
+// writeKept writes the list of what the pins of a root need and its map does not, and
+// takes out of c.obsolete what is in it. before are the pins of the newest root.
+// saving is held.
+func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin) error {
+	pins := c.root.Pins
+	d.mu.RLock()
+	for i := range pins {
+		if pins[i].Root == c.at {
+			pins[i].Run = d.runs // those of this root included
+		}
+	}
+	d.mu.RUnlock()
+	c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeaturePins })
+	if len(pins) > 0 {
+		c.root.Requires = append(c.root.Requires, layout.FeaturePins)
+	}
+	c.kept = d.pins.kept // saving guards it, too
+	if len(pins)+len(before) == 0 {
+		return nil
+	}
+	changed := false
+	c.obsolete = slices.DeleteFunc(c.obsolete, func(name string) bool {
+		at, ok := layout.ParseRunName(name)
+		k := layout.KeptObject{At: at, Last: d.rootAt}
+		if !ok || !runNeeded(pins, k) {
+			return false
+		}
+		c.kept.Runs = append(slices.Clip(c.kept.Runs), k)
+		changed = true
+		return true
+	})
+	gone := slices.DeleteFunc(slices.Clone(before), func(p layout.Pin) bool { return pinned(pins, p.Root) })
+	if len(gone) > 0 {
+		changed = true
+		for _, p := range gone {
+			if p.Root != d.rootAt {
+				c.obsolete = append(c.obsolete, layout.RootName(p.Root))
+			}
+		}
+		c.kept.Objects = slices.DeleteFunc(slices.Clone(c.kept.Objects), func(o layout.KeptObject) bool {
+			if objectNeeded(pins, o) {
+				return false
+			}
+			c.freed = append(c.freed, garbage{name: layout.LogName(o.At), size: o.Size})
+			return true
+		})
+		c.kept.Runs = slices.DeleteFunc(slices.Clone(c.kept.Runs), func(o layout.KeptObject) bool {
+			if runNeeded(pins, o) {
+				return false
+			}
+			c.obsolete = append(c.obsolete, layout.RunName(o.At))
+			return true
+		})
+	}
+	for _, o := range c.fresh {
+		if objectNeeded(pins, o) {
+			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
+			changed = true
+		} else {
+			c.freed = append(c.freed, garbage{name: layout.LogName(o.At), size: o.Size})
+		}
+	}
+	for _, o := range c.dead {
+		if objectNeeded(pins, o) {
+			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	order := func(a, b layout.KeptObject) int { return a.At.Compare(b.At) }
+	slices.SortFunc(c.kept.Objects, order)
+	slices.SortFunc(c.kept.Runs, order)
+	if !c.root.Kept.IsZero() {
+		c.obsolete = append(c.obsolete, layout.KeptName(c.root.Kept))
+	}
+	c.root.Kept = layout.Position{}
+	if len(c.kept.Objects)+len(c.kept.Runs) == 0 {
+		return nil
+	}
+	d.pins.n++
+	at := layout.Position{Epoch: d.o.Epoch, N: d.pins.n}
+	b, err := c.kept.Marshal(d.o.UUID, at)
+	if err != nil {
+		return err
+	}
+	if err := d.store.Put(ctx, layout.KeptName(at), b, etagOf(b)); err != nil {
+		return err
+	}
+	d.stats.SaveBytes.Add(int64(len(b)))
+	c.root.Kept = at
+	return nil
+}
+
+// bothPins returns the pins of two lists, each in the order of its roots.
+func bothPins(a, b []layout.Pin) []layout.Pin {
+	both := slices.Clone(a)
+	for _, p := range b {
+		if !pinned(a, p.Root) {
+			both = append(both, p)
+		}
+	}
+	slices.SortFunc(both, func(a, b layout.Pin) int { return a.Root.Compare(b.Root) })
+	return both
+}
+
+// keptEpochs notes the epochs of which a pin needs objects. d.mu is held.
+func (d *Disk) keptEpochs(needed map[uint32]bool) {
+	for _, o := range d.pins.fresh {
+		needed[o.At.Epoch] = true
+	}
+	for list := d.pins.kept.Objects; len(list) > 0; {
+		e := list[0].At.Epoch
+		needed[e] = true
+		list = list[sort.Search(len(list), func(i int) bool { return list[i].At.Epoch > e }):]
+	}
+}

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/logdisk/blockmap"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// view yields what the range is made of, in order and without gaps: extents of
+// the open cut over those of the map. What neither has is Trimmed. d.mu is held,
+// for reading at least.
+func (d *Disk) view(first, count uint64) iter.Seq[blockmap.Extent] {
+	return func(yield func(blockmap.Extent) bool) {
+		end := first + count
+		if d.open == nil {
+			d.below(first, end, yield)
+			return
+		}
+		for e := range d.open.m.Lookup(first, count) {
+			if !d.below(first, e.First, yield) || !yield(e) {
+				return
+			}
+			first = e.First + e.Count
+		}
+		d.below(first, end, yield)
+	}
+}
+
+// below is view without the open cut.
+func (d *Disk) below(first, end uint64, yield func(blockmap.Extent) bool) bool {
+	if first >= end {
+		return true
+	}
+	nothing := func(until uint64) bool {
+		return first >= until || yield(blockmap.Extent{First: first, Count: until - first, Value: blockmap.Value{Kind: layout.Trimmed}})
+	}
+	for e := range d.m.Lookup(first, end-first) {
+		if !nothing(e.First) || !yield(e) {
+			return false
+		}
+		first = e.First + e.Count
+	}
+	return nothing(end)
+}
+
+// holes says whether it is known that none of the blocks has data.
+func (d *Disk) holes(first, count int64) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if !d.regions.all(uint64(first), uint64(count)) {
+		return false
+	}
+	for e := range d.view(uint64(first), uint64(count)) {
+		if e.Kind == layout.Data {
+			return false
+		}
+	}
+	return true
+}
+
+// Extents tells emit what the range is made of, in ascending order and without
+// gaps: runs that read as zeroes, and runs of data. It may end before the range
+// does, but not before the first run's end. emit returns false to stop.
+func (d *Disk) Extents(ctx context.Context, off, n int64, emit func(off, n int64, hole bool) bool) error {
+	if n == 0 {
+		return nil
+	}
+	const most = 64 << 10 // extents a call
+	from, count := touchedBlocks(off, n)
+	type run struct {
+		off, n int64
+		hole   bool
+	}
+	var runs []run
+	for first, end := uint64(from), uint64(from+count); first < end && len(runs) < most; {
+		to := end
+		look := func() {
+			for e := range d.view(first, to-first) {
+				lo := max(off, int64(e.First)*layout.BlockSize)
+				hi := min(off+n, int64(e.First+e.Count)*layout.BlockSize)
+				hole := e.Kind != layout.Data
+				if k := len(runs); k > 0 && runs[k-1].hole == hole {
+					runs[k-1].n += hi - lo
+					continue
+				}
+				if len(runs) == most {
+					break
+				}
+				runs = append(runs, run{lo, hi - lo, hole})
+			}
+		}
+		if !d.inView(first, end, look) {
+			to = min(end, (first>>d.regions.shift+extentsAtOnce)<<d.regions.shift)
+			if err := d.viewed(ctx, first, to-first, look); err != nil {
+				if len(runs) > 0 {
+					break // what is known is told; the next call has the error
+				}
+				return err
+			}
+		}
+		first = to
+	}
+	for _, r := range runs {
+		if !emit(r.off, r.n, r.hole) {
+			break
+		}
+	}
+	return nil
+}
+
+// reader is what the cache asks.
+type reader struct{ d *Disk }
+
+func (r reader) Hole(i geometry.ChunkIndex) bool {
+	return r.d.holes(int64(i)*chunkBlocks, chunkBlocks)
+}
+
+func (r reader) Holes(i geometry.ChunkIndex, n int64) int64 {
+	r.d.mu.RLock()
+	defer r.d.mu.RUnlock()
+	first := uint64(i) * chunkBlocks
+	for n > 0 && !r.d.regions.all(first, uint64(n)*chunkBlocks) {
+		n /= 2 // it says what is known
+	}
+	for e := range r.d.view(first, uint64(n)*chunkBlocks) {
+		if e.Kind == layout.Data {
+			return int64((e.First - first) / chunkBlocks)
+		}
+	}
+	return n
+}
+
+func (r reader) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error) {
+	first := (int64(i)*ChunkSize + off) / layout.BlockSize
+	hole, err = r.d.read(ctx, uint64(first), p)
+	return hole && len(p) == ChunkSize, err // of the chunk, and not of a part
+}
+
+// Beside returns as much of wide around r as lies in the objects that r is read
+// from, and there next to it. On a disk that was written at random each other
+// block would be a request of its own.
+func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geometry.ByteRange {
+	type span struct {
+		at     layout.Position
+		lo, hi int64 // places of first frames
+	}
+	var (
+		d      = r.d
+		blocks [chunkBlocks]blockmap.Value // of wide
+		spans  []span                      // what is fetched
+		first  = wide.Off / layout.BlockSize
+		end    = (wide.End() + layout.BlockSize - 1) / layout.BlockSize
+		lo     = need.Off / layout.BlockSize
+		hi     = (need.End() + layout.BlockSize - 1) / layout.BlockSize
+	)
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if !d.regions.all(uint64(int64(i)*chunkBlocks+first), uint64(end-first)) {
+		return need // the next one of the region knows more
+	}
+	for e := range d.view(uint64(int64(i)*chunkBlocks+first), uint64(end-first)) {
+		if e.Kind == layout.Data && d.inMemory(e.At) != nil {
+			e.Kind = layout.Zeroes // costs nothing, as these
+		}
+		for k := range e.Count {
+			v := e.Value
+			v.Place += uint32(k) * layout.FrameSize
+			blocks[int64(e.First+k)-int64(i)*chunkBlocks-first] = v
+		}
+	}
+	// take says whether the block comes with the others, and counts it to them.
+	take := func(block int64, needed bool) bool {
+		v := blocks[block-first]
+		if v.Kind != layout.Data {
+			return true
+		}
+		place := int64(v.Place)
+		for k := range spans {
+			s := &spans[k]
+			if s.at == v.At && place >= s.lo-joinGap && place <= s.hi+joinGap {
+				s.lo, s.hi = min(s.lo, place), max(s.hi, place)
+				return true
+			}
+		}
+		if needed {
+			spans = append(spans, span{v.At, place, place})
+		}
+		return needed
+	}
+	for k := lo; k < hi; k++ {
+		take(k, true)
+	}
+	for lo > first && take(lo-1, false) {
+		lo--
+	}
+	for hi < end && take(hi, false) {
+		hi++
+	}
+	return geometry.ByteRange{Off: lo * layout.BlockSize, Len: min(hi*layout.BlockSize, ChunkSize) - lo*layout.BlockSize}
+}
+
+// want is a run of blocks whose frames lie beside each other in an object in
+// Swift.
+type want struct {
+	at    layout.Position
+	place int64  // of the first frame
+	first uint64 // block
+	p     []byte // where the blocks go
+}
+
+func (w want) end() int64 { return w.place + int64(len(w.p))/layout.BlockSize*layout.FrameSize }
+
+// read fills p, which is whole blocks, with the blocks from first on.
+func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err error) {
+	pause := 50 * time.Millisecond
+	for end := time.Now().Add(d.o.Timeout); ; {
+		var wants []want
+		err := d.viewed(ctx, first, uint64(len(p))/layout.BlockSize, func() { wants, hole = d.look(first, p) })
+		if err != nil {
+			return false, err
+		}
+		if len(wants) == 0 {
+			return hole, nil
+		}
+		// That an object is not found has two reasons. The collector may have
+		// moved the blocks meanwhile: then they are elsewhere. Or the servers
+		// that have it are away: a 404 is no proof.
+		err = d.fetch(ctx, wants)
+		if err == nil || !errors.Is(err, store.ErrNotFound) || time.Now().After(end) {
+			return false, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// look fills p with those of the blocks from first on that are in memory, or
+// zeroes, and returns the others. d.mu is held, for reading at least.
+func (d *Disk) look(first uint64, p []byte) (wants []want, hole bool) {
+	hole = true
+	for e := range d.view(first, uint64(len(p))/layout.BlockSize) {
+		to := p[(e.First-first)*layout.BlockSize:][:e.Count*layout.BlockSize]
+		if e.Kind != layout.Data {
+			clear(to)
+			continue
+		}
+		hole = false
+		buf := d.inMemory(e.At)
+		if buf == nil {
+			wants = append(wants, want{e.At, int64(e.Place), e.First, to})
+			continue
+		}
+		for i := range e.Count {
+			copy(to[i*layout.BlockSize:][:layout.BlockSize], buf[uint64(e.Place)+i*layout.FrameSize:])
+		}
+	}
+	return wants, hole
+}
+
+// inMemory returns the frames of the object while they are in memory, or nil.
+// d.mu is held.
+func (d *Disk) inMemory(at layout.Position) []byte {
+	if d.open != nil && at == d.open.at {
+		return d.open.buf
+	}
+	if o := d.objects[at]; o != nil {
+		return o.buf
+	}
+	return nil
+}
+
+const (
+	// joinGap is how many bytes between two wants are read rather than a
+	// second request made.
+	joinGap = 64 << 10
+	// fetchLimit is how many requests one read makes at once.
+	fetchLimit = 16
+)
+
+// fetch reads the frames from Swift, checks them, and puts the blocks where they
+// are wanted.
+func (d *Disk) fetch(ctx context.Context, wants []want) error {
+	slices.SortFunc(wants, func(a, b want) int {
+		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.place, b.place))
+	})
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchLimit)
+	for i := 0; i < len(wants); {
+		j := i + 1
+		for j < len(wants) && wants[j].at == wants[i].at && wants[j].place-wants[j-1].end() <= joinGap {
+			j++
+		}
+		group := wants[i:j]
+		i = j
+		if j == len(wants) && len(group) == len(wants) {
+			return d.fetchGroup(ctx, group)
+		}
+		g.Go(func() (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					err = fmt.Errorf("internal error in the log: %v", r)
+				}
+			}()
+			return d.fetchGroup(ctx, group)
+		})
+	}
+	return g.Wait()
+}
+
+// fetchBufs are the buffers of fetches: what they bring is checked and copied.
+var fetchBufs = sync.Pool{New: func() any { return new([]byte) }}
+
+// fetchGroup fetches wants of one object with one request.
+func (d *Disk) fetchGroup(ctx context.Context, group []want) error {
+	at, from := group[0].at, group[0].place
+	n := int(group[len(group)-1].end() - from)
+	lent := fetchBufs.Get().(*[]byte)
+	defer fetchBufs.Put(lent) // Get has returned, so nothing writes into it
+	if cap(*lent) < n {
+		*lent = make([]byte, max(n, 128<<10))
+	}
+	buf := (*lent)[:n]
+	if err := d.getLog(ctx, at, from, buf); err != nil {
+		return err
+	}
+	for _, w := range group {
+		frames := buf[w.place-from:]
+		for i := range len(w.p) / layout.BlockSize {
+			frame := frames[i*layout.FrameSize:][:layout.FrameSize]
+			if err := layout.CheckFrame(frame, w.first+uint64(i), &d.o.UUID); err != nil {
+				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+			}
+			copy(w.p[i*layout.BlockSize:][:layout.BlockSize], frame)
+		}
+	}
+	return nil
+}
+
+// getLog reads a part of a data object. If a replica does not know it, all are
+// asked.
+func (d *Disk) getLog(ctx context.Context, at layout.Position, off int64, p []byte) error {
+	d.stats.Gets.Add(1)
+	d.stats.GetBytes.Add(int64(len(p)))
+	_, err := d.store.Get(ctx, layout.LogName(at), p, store.GetOptions{Offset: off})
+	if errors.Is(err, store.ErrNotFound) {
+		_, err = d.store.Get(ctx, layout.LogName(at), p, store.GetOptions{Offset: off, Newest: true})
+	}
+	if err != nil {
+		return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+	}
+	return nil
+}
+
+// getKnown reads a part of an object that was written, as by says. A 404 is no
+// proof that it is gone: it is asked for again.
+func (d *Disk) getKnown(ctx context.Context, name, by string, off int64, p []byte) error {
+	o := store.GetOptions{Offset: off}
+	pause := 50 * time.Millisecond
+	for end := time.Now().Add(d.o.Timeout); ; {
+		_, err := d.store.Get(ctx, name, p, o)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("read object %s: %w", name, err)
+		}
+		if time.Now().After(end) {
+			return &AwayError{Name: name, By: by}
+		}
+		o.Newest = true
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		pause = min(2*pause, time.Second)
+	}
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// KeyRoot, in the container's metadata, is the name of a root without its prefix:
+// where the search for the newest begins.
+const KeyRoot = "Swiftnbd-Root"
+
+const (
+	// runBytes is how large a run becomes before the next one begins, bytes.
+	runBytes = 8 << 20
+	// maxRuns is how many runs a root names before they are written anew as one.
+	maxRuns = 64 // of objects
+	// saveEvery is how long changes go without a checkpoint.
+	saveEvery = time.Hour
+	// horizon is Options.Horizon unless it is given: readers may be at the root
+	// before the newest.
+	horizon = 10 * time.Minute
+)
+
+// garbage is an object that may be deleted after a moment.
+type garbage struct {
+	name  string
+	after time.Time
+	size  int64
+}
+
+// dead notes that nothing in the map needs the object, which is in Swift. A
+// snapshot may need it. d.mu is held.
+func (d *Disk) dead(o *object) {
+	delete(d.objects, o.at)
+	d.changed[o.at] = struct{}{}
+	if d.keepDead(o) {
+		return
+	}
+	d.dying = append(d.dying, o)
+}
+
+// due says whether a checkpoint is due. d.mu is held.
+func (d *Disk) due() bool {
+	return d.durable >= d.savedN+uint64(d.o.Checkpoint) || len(d.dying) >= d.o.Checkpoint ||
+		d.durable > d.savedN && time.Since(d.savedAt) > saveEvery ||
+		d.frozen == nil && !d.delta.empty() && d.delta.bytes() > d.deltaLimit()
+}
+
+// Save makes a checkpoint of what is durable and sealed: opening the disk
+// reads no log then. Drain comes before it.
+func (d *Disk) Save(ctx context.Context) error { return d.save(ctx) }
+
+// checkpoint is what becomes true when a root is in Swift.
+type checkpoint struct {
+	root     layout.Root
+	at       layout.Position // the root's name
+	bytes    []byte          // of the root
+	savedN   uint64
+	dying    int // so many of Disk.dying
+	obsolete []string
+	tree     []*runFile
+	merged   *merged // nil: the runs were not merged
+
+	tableBase, tableDeltas int64
+
+	fresh []layout.KeptObject // the first ones of Disk.pins.fresh
+	dead  []layout.KeptObject // what dies by its merge, if a pin needs it
+	kept  layout.Kept         // of the root
+	freed []garbage           // data objects that no pin needs any more
+}
+
+// lockSaving waits until no checkpoint is being made.
+func (d *Disk) lockSaving(ctx context.Context) error {
+	select {
+	case d.saving <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-d.ctx.Done():
+		return context.Cause(d.ctx)
+	}
+}
+
+func (d *Disk) unlockSaving() { <-d.saving }
+
+// save writes what has changed in the map since the newest root as runs, and
+// then a root.
+func (d *Disk) save(ctx context.Context) error {
+	if err := d.saveWith(ctx, nil); err != nil {
+		return fmt.Errorf("save the map: %w", err)
+	}
+	return nil
+}
+
+// saveWith is save. If edit is not nil, it is a checkpoint of all that was
+// completed before, and edit changes its root, with d.mu held.
+func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (err error) {
+	if err := d.lockSaving(ctx); err != nil {
+		return err
+	}
+	defer d.unlockSaving()
+	// A root that was sent may be in Swift, or arrive there later. So its name
+	// never gets other bytes, and since the next one is looked for under the
+	// next number, it goes first.
+	if d.sent != nil {
+		if err := d.putRoot(ctx); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	if edit != nil && d.open != nil {
+		d.seal()
+	}
+	if edit == nil && d.rootAt.Epoch == d.o.Epoch && d.next-1 == d.savedN && d.delta.empty() && len(d.dying) == 0 && d.merged == nil {
+		d.mu.Unlock()
+		return nil
+	}
+	c := &checkpoint{root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.next - 1, dying: len(d.dying)}
+	c.root.Name, c.root.At = c.at, d.at
+	var done chan struct{} // of the last sealed object; nil: it is durable
+	if c.savedN > 0 {
+		c.root.At = layout.Position{Epoch: d.o.Epoch, N: c.savedN}
+		if o := d.objects[c.root.At]; c.savedN > d.durable {
+			done = o.done
+		}
+	}
+	c.root.Size = d.size
+	before := c.root.Pins
+	if edit != nil {
+		if err := edit(c); err != nil {
+			d.mu.Unlock()
+			return err
+		}
+		// Until it is known which root is the newest, what either needs is kept.
+		d.pins.list = bothPins(before, c.root.Pins)
+	}
+	delta := d.delta
+	d.frozen, d.delta = delta, newDelta()
+	var drops map[layout.Position]int64
+	c.tree, c.merged = d.tree, d.merged
+	if m := c.merged; m != nil {
+		drops = m.drops
+		i := slices.Index(c.tree, m.old[0])
+		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
+	}
+	whole := len(c.root.Runs.Objects) >= maxRuns || d.tableDeltas > d.tableBase
+	rows := d.rows(whole, drops)
+	c.fresh, c.dead = slices.Clone(d.pins.fresh), d.deadBy(drops)
+	d.pins.moment = c.at
+	c.tableBase, c.tableDeltas = d.tableBase, d.tableDeltas
+	d.mu.Unlock()
+	var runs []*runFile
+	defer func() {
+		if err == nil || d.sent != nil {
+			return
+		}
+		d.giveUp(runs)
+		// What was not saved is the next checkpoint's.
+		d.mu.Lock()
+		delta.over(d.delta, d.replaced)
+		d.delta, d.frozen = delta, nil
+		for _, r := range rows {
+			d.changed[r.at] = struct{}{}
+		}
+		d.pins.list = before
+		d.mu.Unlock()
+	}()
+	if done != nil {
+		d.mu.RLock()
+		failing := d.failing
+		d.mu.RUnlock()
+		if err := d.await(ctx, done, failing); err != nil {
+			return err
+		}
+	}
+	if runs, err = d.writeRuns(ctx, delta.all()); err != nil {
+		return err
+	}
+	c.tree = slices.Concat(c.tree, runs)
+	c.root.Runs.Blocks = nil
+	for _, r := range c.tree {
+		c.root.Runs.Blocks = append(c.root.Runs.Blocks, r.at)
+	}
+	if m := c.merged; m != nil {
+		for _, r := range m.old {
+			c.obsolete = append(c.obsolete, layout.RunName(r.at))
+		}
+	}
+	names, bytes, err := d.writeTable(ctx, rows) // the names of an error are the next holder's to find
+	if err != nil {
+		return err
+	}
+	if whole {
+		for _, at := range c.root.Runs.Objects {
+			c.obsolete = append(c.obsolete, layout.RunName(at))
+		}
+		c.root.Runs.Objects, c.tableBase, c.tableDeltas = names, bytes, 0
+	} else {
+		c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
+		c.tableDeltas += bytes
+	}
+	if err := d.writeKept(ctx, c, before); err != nil {
+		return err
+	}
+	c.root.Ended = d.ended(c.root.Ended)
+	if c.bytes, err = c.root.Marshal(); err != nil {
+		return err
+	}
+	d.sent = c
+	return d.putRoot(ctx)
+}
+
+// putRoot brings the root of the checkpoint sent to Swift. saving is held.
+func (d *Disk) putRoot(ctx context.Context) error {
+	c := d.sent
+	if err := d.store.Put(ctx, layout.RootName(c.at), c.bytes, etagOf(c.bytes)); err != nil {
+		return err
+	}
+	d.sent = nil
+	d.stats.Saves.Add(1)
+	d.stats.SaveBytes.Add(int64(len(c.bytes)))
+	after := time.Now().Add(d.o.Horizon)
+	d.mu.Lock()
+	if d.rootAt.N > 0 && !pinned(c.root.Pins, d.rootAt) {
+		c.obsolete = append(c.obsolete, layout.RootName(d.rootAt))
+	}
+	for _, name := range c.obsolete {
+		d.garbage = append(d.garbage, garbage{name: name, after: after})
+	}
+	for _, o := range d.dying[:c.dying] {
+		d.garbage = append(d.garbage, garbage{layout.LogName(o.at), after, o.size})
+	}
+	d.dying = slices.Clone(d.dying[c.dying:])
+	for _, g := range c.freed {
+		g.after = after
+		d.garbage = append(d.garbage, g)
+	}
+	d.pins.list, d.pins.kept, d.pins.fresh = c.root.Pins, c.kept, slices.Clone(d.pins.fresh[len(c.fresh):])
+	d.root, d.rootAt, d.roots, d.savedN, d.savedAt = c.root, c.at, c.at.N, c.savedN, time.Now()
+	d.tableBase, d.tableDeltas = c.tableBase, c.tableDeltas
+	d.frozen = nil
+	d.setTree(c.tree)
+	if m := c.merged; m != nil {
+		d.merged = nil
+		d.merges++
+		if m.all {
+			d.phantoms = false
+		}
+		for at, blocks := range m.drops {
+			if o := d.objects[at]; o != nil {
+				live := o.live - blocks
+				o.live = live
+				if live == 0 && o.kept {
+					d.dead(o)
+				}
+			}
+		}
+	}
+	d.mu.Unlock()
+	d.wakeMerging()
+	// A hint: an old one costs the next start some requests.
+	err := d.store.SetMetadata(ctx, map[string]string{KeyRoot: layout.RootName(c.at)[len(layout.RootPrefix):]})
+	if err != nil {
+		d.o.Log("note the newest root: %v", err)
+	}
+	return nil
+}
+
+// ended returns the epochs that have ended and of which the map or a pin needs
+// objects.
+func (d *Disk) ended(before []layout.Position) (ended []layout.Position) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	last := make(map[uint32]uint64)
+	for _, e := range before {
+		last[e.Epoch] = e.N
+	}
+	last[d.former.Epoch] = d.former.N // 0 too: the collector's objects may be left
+	needed := make(map[uint32]bool)
+	for at := range d.objects {
+		needed[at.Epoch] = true
+	}
+	d.keptEpochs(needed)
+	for e, n := range last {
+		if needed[e] {
+			ended = append(ended, layout.Position{Epoch: e, N: n})
+		}
+	}
+	slices.SortFunc(ended, layout.Position.Compare)
+	return ended
+}
+
+// writeRuns writes the entries, which are in the order of their blocks, as one
+// run or several. What it returns beside an error is in Swift.
+func (d *Disk) writeRuns(ctx context.Context, entries iter.Seq[layout.Entry]) (runs []*runFile, err error) {
+	var (
+		w    *layout.RunWriter
+		at   layout.Position // its name
+		last uint64          // block
+	)
+	end := func() error {
+		if w == nil {
+			return nil
+		}
+		b := w.Bytes()
+		w = nil
+		if err := d.putRun(ctx, at, b); err != nil {
+			return err
+		}
+		r, err := newRunFile(at, b, last, d.o.UUID)
+		if err != nil {
+			return err
+		}
+		runs = append(runs, r)
+		return nil
+	}
+	for e := range entries {
+		if w == nil {
+			at = d.nextRun()
+			w = layout.NewRunWriter(d.o.UUID, layout.RunBlocks, at)
+		}
+		if err := w.Add(e); err != nil {
+			return runs, err
+		}
+		if last = e.End(); w.Len() >= runBytes {
+			if err := end(); err != nil {
+				return runs, err
+			}
+		}
+	}
+	return runs, end()
+}
+
+// nextRun returns a name for a run.
+func (d *Disk) nextRun() layout.Position {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.runs++
+	return layout.Position{Epoch: d.o.Epoch, N: d.runs}
+}
+
+func (d *Disk) putRun(ctx context.Context, at layout.Position, b []byte) error {
+	if err := d.store.Put(ctx, layout.RunName(at), b, etagOf(b)); err != nil {
+		return err
+	}
+	d.stats.SaveBytes.Add(int64(len(b)))
+	return nil
+}
+
+func etagOf(b []byte) store.ETag {
+	sum := md5.Sum(b)
+	return store.ETag(hex.EncodeToString(sum[:]))
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+)
+
+// Stats counts what the disk did. The fields may be read at any time.
+type Stats struct {
+	Flushes   atomic.Int64
+	Sealed    atomic.Int64 // objects
+	Uploads   atomic.Int64 // objects that are in Swift
+	Bytes     atomic.Int64 // of them
+	Failures  atomic.Int64 // uploads that failed and are tried again
+	Gets      atomic.Int64 // reads of Swift
+	GetBytes  atomic.Int64
+	Deleted   atomic.Int64 // objects that nothing needed
+	Collected atomic.Int64 // objects that the collector has read
+	Moved     atomic.Int64 // blocks that it has moved
+	Saves     atomic.Int64 // checkpoints
+	SaveBytes atomic.Int64 // of runs and roots
+	Merges    atomic.Int64 // of runs
+	MapGets   atomic.Int64 // reads of the map's runs
+	MapBytes  atomic.Int64 // of them
+
+	CollectedBytes atomic.Int64 // of objects that the collector has written
+}
+
+// Stats returns the counters.
+func (d *Disk) Stats() *Stats { return &d.stats }
+
+// startUploads begins as many uploads as may be under way. d.mu is held.
+func (d *Disk) startUploads() {
+	for d.flying < d.o.Connections && len(d.queue) > 0 && d.ctx.Err() == nil {
+		o := d.queue[0]
+		d.queue = d.queue[1:]
+		d.flying++
+		d.wg.Add(1)
+		go d.upload(o)
+	}
+}
+
+// upload brings a sealed object to Swift, however long that takes.
+func (d *Disk) upload(o *object) {
+	defer d.wg.Done()
+	defer d.recoverPanic()
+	data := d.encode(o)
+	etag := etagOf(data)
+	for {
+		// The same bytes under the same name each time: it does not matter
+		// which of the attempts Swift has kept, or when it does so.
+		sent := time.Now()
+		err := d.store.Put(d.ctx, layout.LogName(o.at), data, etag)
+		if err == nil {
+			d.measure(int64(len(data)), time.Since(sent))
+			d.uploaded(o, int64(len(data)))
+			return
+		}
+		if d.ctx.Err() != nil {
+			return
+		}
+		d.stats.Failures.Add(1)
+		d.failed(fmt.Errorf("write object %s of the log: %w", o.at, err))
+		select {
+		case <-time.After(d.o.Pause):
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+const (
+	// measured is how large an object is, at least, whose upload says how fast
+	// Swift is: that of a smaller one is mostly latency. Bytes.
+	measured = 256 << 10
+	// leastSeal is how small objects become when Swift is slow, bytes of frames.
+	leastSeal = 64 * layout.FrameSize
+)
+
+// measure learns from an upload of n bytes that took so long, and bounds what may
+// be written and not durable to what Swift takes within FlushTime. A slower
+// Swift also gets smaller objects, or one alone would take longer.
+func (d *Disk) measure(n int64, took time.Duration) {
+	if d.o.FlushTime < 0 || n < measured && n < int64(d.sealAt.Load()) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	rate := float64(n) * float64(max(d.flying, 1)) / max(took, time.Millisecond).Seconds()
+	// Down quickly, up slowly: a bound that is too small costs little.
+	if d.rate == 0 {
+		d.rate = rate
+	} else if rate < d.rate {
+		d.rate += (rate - d.rate) / 2
+	} else {
+		d.rate += (rate - d.rate) / 8
+	}
+	bytes := int64(d.rate * d.o.FlushTime.Seconds())
+	seal := min(max(bytes/4, leastSeal), int64(d.o.Seal))
+	d.sealAt.Store(seal)
+	d.room.bound(min(max(bytes, 2*seal), d.o.Tail))
+}
+
+// encode returns the object's bytes. Nobody changes its frames any more, and
+// what is added lies behind what readers look at.
+func (d *Disk) encode(o *object) []byte {
+	d.mu.RLock()
+	f := layout.Footer{
+		LastOfCut: true, UUID: d.o.UUID,
+		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size, Sealed: time.Now(),
+	}
+	d.mu.RUnlock()
+	for _, r := range o.records {
+		if r.Kind != layout.Data {
+			continue
+		}
+		for i := range uint64(r.Count) {
+			frame := o.buf[uint64(r.Place)+i*layout.FrameSize:][:layout.FrameSize]
+			layout.PutFrame(frame, frame[:layout.BlockSize], r.First+i, &d.o.UUID)
+		}
+	}
+	return layout.AppendTail(o.buf, o.records, f)
+}
+
+// uploaded notes that the object, of size bytes, is in Swift.
+func (d *Disk) uploaded(o *object, size int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o.size = size
+	d.stats.Uploads.Add(1)
+	d.stats.Bytes.Add(size)
+	d.acked[o.at.N] = o
+	for {
+		next := d.acked[d.durable+1]
+		if next == nil {
+			break
+		}
+		delete(d.acked, next.at.N)
+		d.durable++
+		d.spareBufs.give(next.buf, d.o.Seal) // its upload has returned
+		next.buf, next.records, next.kept = nil, nil, true
+		if next.live == 0 {
+			d.dead(next)
+		}
+		d.room.release(next.reserved)
+		close(next.done)
+	}
+	d.flying--
+	if d.open != nil && len(d.queue) == 0 && (d.wanted || d.room.crowded()) {
+		d.seal()
+	}
+	d.startUploads()
+	if d.due() {
+		d.wake()
+	}
+}
+
+// failed tells those who wait for uploads that one has failed.
+func (d *Disk) failed(err error) {
+	d.o.Log("%v", err)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.failing
+	f.err = err
+	close(f.ch)
+	d.failing = newFailure()
+}
+
+// Flush returns when every change that was completed before it is durable, or
+// with the error of an upload that has failed meanwhile: what is not in Swift
+// then is tried again in the background, and is the next Flush's too.
+func (d *Disk) Flush(ctx context.Context) error {
+	d.stats.Flushes.Add(1)
+	return d.sync(ctx)
+}
+
+func (d *Disk) sync(ctx context.Context) error {
+	d.mu.Lock()
+	var done chan struct{}
+	switch {
+	case d.open != nil:
+		done = d.open.done
+		// With every upload busy more changes may still join the cut.
+		if d.flying < d.o.Connections {
+			d.seal()
+		} else {
+			d.wanted = true
+		}
+	case d.durable+1 < d.next:
+		done = d.objects[layout.Position{Epoch: d.o.Epoch, N: d.next - 1}].done
+	default:
+		d.mu.Unlock()
+		return nil
+	}
+	failing := d.failing
+	d.mu.Unlock()
+	return d.await(ctx, done, failing)
+}
+
+// await returns when done is closed, or with the error of an upload that fails
+// meanwhile: failing is Disk.failing as it was before.
+func (d *Disk) await(ctx context.Context, done <-chan struct{}, failing *failure) error {
+	select {
+	case <-done:
+		return nil
+	case <-failing.ch:
+		return failing.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-d.ctx.Done():
+		return context.Cause(d.ctx)
+	}
+}
+
+// Drain is Flush for the end, when nobody will try again. It goes on after an
+// error for as long as uploads succeed.
+func (d *Disk) Drain(ctx context.Context) error {
+	for {
+		before := d.stats.Uploads.Load()
+		err := d.sync(ctx)
+		if err == nil || ctx.Err() != nil || d.ctx.Err() != nil || d.stats.Uploads.Load() == before {
+			return err
+		}
+	}
+}
+
+// Dirty returns the bytes that are not durable, and in how many objects.
+func (d *Disk) Dirty() (bytes int64, objects int) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for n := d.durable + 1; n < d.next; n++ {
+		if o := d.objects[layout.Position{Epoch: d.o.Epoch, N: n}]; o != nil {
+			bytes, objects = bytes+int64(len(o.buf))/layout.FrameSize*layout.BlockSize, objects+1
+		}
+	}
+	if d.open != nil {
+		bytes, objects = bytes+int64(len(d.open.buf))/layout.FrameSize*layout.BlockSize, objects+1
+	}
+	return bytes, objects
+}
+
+// OldestDirty returns since when the oldest change is not durable; zero: there
+// is none.
+func (d *Disk) OldestDirty() time.Time {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.durable+1 < d.next {
+		return d.objects[layout.Position{Epoch: d.o.Epoch, N: d.durable + 1}].opened
+	}
+	if d.open != nil {
+		return d.open.opened
+	}
+	return time.Time{}
+}
+
+// loop seals the open cut when it is old, and has checkpoints made.
+func (d *Disk) loop() {
+	defer d.wg.Done()
+	defer d.recoverPanic()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		d.mu.Lock()
+		wait := time.Hour
+		if d.open != nil {
+			if wait = time.Until(d.open.opened.Add(d.o.Age)); wait <= 0 {
+				d.seal()
+				wait = time.Hour
+			}
+		}
+		due := d.due()
+		d.mu.Unlock()
+		if due {
+			if err := d.save(d.ctx); err != nil && d.ctx.Err() == nil {
+				d.o.Log("%v", err)
+				wait = min(wait, d.o.Pause)
+			}
+		}
+		timer.Reset(wait)
+		select {
+		case <-timer.C:
+		case <-d.kick:
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}

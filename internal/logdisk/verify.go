@@ -1,0 +1,703 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// Verification
+//
+// Verify holds all that Swift has of a disk against each other:
+//
+//	the newest root      is there and whole, and no later lease has left data
+//	its runs             are there and whole, every page of them
+//	the log after it     is there as far as it was acknowledged
+//	each data object     that the map or the log needs is there; its records are
+//	                     whole, every frame has its CRC
+//	the map              has each block in an object that counts, at a frame
+//	                     of that block
+//	each snapshot        has its root and its map, and all that they need is there
+//	                     and whole, and in the list of what is kept
+//	all other objects    are needed by nothing: strays
+//
+// If the root, a run or the log is damaged, it is not known what is needed, and
+// nothing counts as a stray.
+
+// VerifyOptions say what Verify does. Nobody may write to the disk meanwhile.
+type VerifyOptions struct {
+	Quick  bool // footers and records only, and no frames
+	Repair bool // delete strays, write the hint anew
+	// Held is asked before each change: its error ends the repair.
+	Held func() error
+	// Begin is told how many bytes (or objects, if Quick) will be read, and Add
+	// how many were. Both may be nil.
+	Begin func(total int64)
+	Add   func(n int64)
+}
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	Object string // its name; empty: the container
+	Lost   bool   // it is not there, and otherwise damaged
+	Why    string
+	Blocks int64   // of the disk that cannot be read because of it, or not be trusted
+	Ranges []Range // where they are: the first ones
+}
+
+// Range is a part of the disk, bytes.
+type Range struct{ Off, Len int64 }
+
+// maxRanges bounds Finding.Ranges.
+const maxRanges = 16
+
+// Objects counts objects and their bytes.
+type Objects struct{ Count, Bytes int64 }
+
+func (o *Objects) add(bytes int64) { o.Count, o.Bytes = o.Count+1, o.Bytes+bytes }
+
+// Report is what Verify has found.
+type Report struct {
+	Root       string // the newest root, without its prefix; empty: none was found
+	Size       int64  // of the disk, bytes
+	Runs       int64  // that it names
+	Data       Objects
+	Live       int64 // blocks that have data
+	Frames     int64 // that were checked
+	DeadFrames int64 // of them, frames that are damaged, and that nothing needs
+	Damage     []Finding
+	Judged     bool    // it is known what is needed: the strays are all
+	Strays     Objects // that nothing needs and that may be deleted
+	Waiting    Objects // that nothing needs and that are too young for that
+	Unfinished Objects // of a session that died, after the end of its log: the next session drops them
+	Foreign    []string
+	HintOld    bool // the container does not name the newest root
+	HintFixed  bool
+	Deleted    Objects // strays
+}
+
+// verification is one run of Verify.
+type verification struct {
+	*Disk
+	v   VerifyOptions
+	r   *Report
+	now time.Time // Swift's
+
+	logs  map[layout.Position]store.ObjectInfo
+	runs  map[layout.Position]store.ObjectInfo
+	roots map[layout.Position]store.ObjectInfo
+	lists []store.ObjectInfo // of what snapshots need
+
+	pinned          verifiedPins
+	snapshotObjects map[layout.Position]string // data objects that snapshots need: one of them
+
+	from, end layout.Position // the log after the root, both included
+	needed    map[layout.Position]bool
+
+	found sync.Mutex                          // guards the following, and r while objects are checked
+	bad   map[layout.Position]*Finding        // of data objects
+	parts map[layout.Position]map[uint64]bool // of them, the blocks that are damaged; nil: all that the map has there
+}
+
+// Verify checks the whole disk. Its errors are those of requests, or that the
+// disk has something that this program does not know; what is wrong with the
+// disk is in the report.
+func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
+	o.Epoch, o.MapMemory = 0, math.MaxInt64
+	d := newDisk(o)
+	defer d.cancel(ErrClosed)
+	v := &verification{
+		Disk: d, v: vo, r: &Report{},
+		logs: map[layout.Position]store.ObjectInfo{}, runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{},
+		needed: map[layout.Position]bool{}, snapshotObjects: map[layout.Position]string{}, bad: map[layout.Position]*Finding{}, parts: map[layout.Position]map[uint64]bool{},
+	}
+	md, err := d.store.Metadata(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if v.now = md.Date; v.now.IsZero() {
+		v.now = time.Now()
+	}
+	if err := v.list(ctx); err != nil {
+		return nil, err
+	}
+	whole, err := v.readMap(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if v.r.Root != "" {
+		if err := v.checkObjects(ctx); err != nil {
+			return nil, err
+		}
+		v.place()
+		v.checkKept()
+	}
+	v.foreign(ctx)
+	slices.SortFunc(v.r.Damage, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
+	v.r.Judged = whole
+	strays := v.strays()
+	if vo.Repair {
+		return v.r, v.repair(ctx, strays)
+	}
+	return v.r, nil
+}
+
+// damaged notes what is wrong with an object.
+func (v *verification) damaged(name string, err error) {
+	f := Finding{Object: name, Why: reason(err)}
+	if f.Lost = away(err); f.Lost {
+		f.Why = "it is not there"
+	}
+	v.r.Damage = append(v.r.Damage, f)
+}
+
+// foreign says of damaged objects what lies in their place, if it is a symlink or
+// a manifest.
+func (v *verification) foreign(ctx context.Context) {
+	for i := range v.r.Damage {
+		f := &v.r.Damage[i]
+		if f.Lost {
+			continue
+		}
+		if info, err := v.store.Head(ctx, f.Object); err == nil && info.Elsewhere != "" {
+			f.Why = fmt.Sprintf("it is %s, whose bytes are not its own (%s)", info.Elsewhere, f.Why)
+		}
+	}
+}
+
+// reason returns an error without the name of the object.
+func reason(err error) string {
+	var d *layout.DamagedError
+	if errors.As(err, &d) {
+		return d.Error()
+	}
+	return err.Error()
+}
+
+// objectOf returns the object's name, with which the error begins.
+func objectOf(err error) string {
+	s, _ := strings.CutPrefix(err.Error(), "object ")
+	name, _, _ := strings.Cut(s, ": ")
+	return name
+}
+
+// content says whether the error is about what the disk has, and not about a
+// request or about this program.
+func content(err error) bool {
+	var damaged *layout.DamagedError
+	return errors.As(err, &damaged) || away(err)
+}
+
+// away says whether the error is that an object is not there.
+func away(err error) bool {
+	var e *AwayError
+	return errors.As(err, &e) || errors.Is(err, store.ErrNotFound)
+}
+
+// list reads the container's listing.
+func (v *verification) list(ctx context.Context) error {
+	for page, err := range store.Pages(ctx, v.store, store.ListOptions{}) {
+		if err != nil {
+			return fmt.Errorf("list the container: %w", err)
+		}
+		for _, o := range page {
+			if at, ok := layout.ParseLogName(o.Name); ok {
+				v.logs[at] = o
+			} else if at, ok := layout.ParseRunName(o.Name); ok {
+				v.runs[at] = o
+			} else if at, ok := layout.ParseRootName(o.Name); ok {
+				v.roots[at] = o
+			} else if _, ok := layout.ParseKeptName(o.Name); ok {
+				v.lists = append(v.lists, o)
+			} else {
+				v.r.Foreign = append(v.r.Foreign, o.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// readMap reads the newest root, its runs and the log after it. whole says that
+// all of it was there.
+func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
+	hint, _ := layout.ParseRootName(layout.RootPrefix + v.o.Root)
+	at, err := v.findRoot(ctx)
+	if errors.Is(err, errNoRoot) {
+		v.damaged(layout.RootPrefix, err)
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	v.r.HintOld = hint != at
+	root, err := v.readRoot(ctx, at)
+	switch {
+	case err == nil:
+	case content(err):
+		v.damaged(layout.RootName(at), err)
+		return false, nil
+	default:
+		return false, err
+	}
+	if len(root.Bases)+len(root.Children) > 0 || root.Below != nil {
+		return false, &layout.UnsupportedError{What: "root " + layout.RootName(at), Why: "it has clones, or something below the log"}
+	}
+	v.root, v.rootAt, v.size = root, at, root.Size
+	v.r.Root, v.r.Size, v.r.Runs = layout.RootName(at)[len(layout.RootPrefix):], root.Size, int64(len(root.Runs.Blocks))
+	whole = true
+	v.regions = newRegions(uint64(v.size+layout.BlockSize-1)/layout.BlockSize, v.o.regionShift)
+	for k := range v.regions.n {
+		v.regions.set(k, true) // the map is in memory as a whole
+	}
+	counts := map[layout.Position]int64{}
+	for _, name := range root.Runs.Blocks {
+		b, err := v.readWhole(ctx, layout.RunName(name), "the root")
+		if err == nil {
+			err = v.loadRun(name, b, counts)
+		}
+		switch {
+		case err == nil:
+		case content(err):
+			v.damaged(layout.RunName(name), err)
+			whole = false
+		default:
+			return false, fmt.Errorf("object %s: %w", layout.RunName(name), err)
+		}
+	}
+	if whole {
+		if whole, err = v.checkTable(ctx, counts); err != nil {
+			return false, err
+		}
+	}
+	ok, err := v.readPins(ctx)
+	if err != nil {
+		return false, err
+	}
+	whole = whole && ok
+	ok, err = v.readTails(ctx)
+	if err != nil {
+		return false, err
+	}
+	// Whoever has written data has written a root before.
+	for name := range v.logs {
+		if name.Epoch > at.Epoch {
+			v.damaged(layout.RootName(layout.Position{Epoch: name.Epoch, N: 1}),
+				fmt.Errorf("it is not there, and %s was written after it: what the disk has since is not known: %w", layout.LogName(name), store.ErrNotFound))
+			return false, nil
+		}
+	}
+	return whole && ok, nil
+}
+
+// checkTable holds the table of objects against the counts that the runs give. A
+// root of before there were tables has none.
+func (v *verification) checkTable(ctx context.Context, counts map[layout.Position]int64) (whole bool, err error) {
+	if len(v.root.Runs.Objects) == 0 {
+		return true, nil
+	}
+	table := newDisk(v.o)
+	defer table.cancel(ErrClosed)
+	for _, at := range v.root.Runs.Objects {
+		b, err := v.readWhole(ctx, layout.RunName(at), "the root")
+		if err == nil {
+			err = table.takeTable(at, b)
+		}
+		if err != nil && !content(err) {
+			return false, fmt.Errorf("object %s: %w", layout.RunName(at), err)
+		}
+		if err != nil {
+			v.damaged(layout.RunName(at), err)
+			return false, nil
+		}
+	}
+	if err := table.sameCounts(counts); err != nil {
+		v.damaged(layout.RootName(v.rootAt), err)
+		return false, nil
+	}
+	return true, nil
+}
+
+// sameCounts says which count of the table is another one.
+func (d *Disk) sameCounts(counts map[layout.Position]int64) error {
+	for at, o := range d.objects {
+		if counts[at] != o.live {
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects have %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
+		}
+	}
+	for at, n := range counts {
+		if n != 0 && d.objects[at] == nil {
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects lack %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
+		}
+	}
+	return nil
+}
+
+// readTails applies the log after the root, as opening does, and notes what is
+// wrong with it.
+func (v *verification) readTails(ctx context.Context) (whole bool, err error) {
+	v.from = layout.Position{Epoch: v.rootAt.Epoch, N: 1}
+	if v.root.At.Epoch == v.rootAt.Epoch {
+		v.from.N = v.root.At.N + 1
+	}
+	v.end = layout.Position{Epoch: v.from.Epoch, N: v.from.N - 1}
+	l, err := v.readLog(ctx, v.from)
+	if content(err) {
+		// Which one? All of the log lies after it.
+		damage := len(v.r.Damage)
+		aerr := v.readTailsAlone(ctx)
+		if aerr == nil && len(v.r.Damage) == damage { // it lies beyond a gap
+			v.damaged(objectOf(err), err)
+		}
+		return false, aerr
+	}
+	if err != nil {
+		return false, err
+	}
+	n := 0
+	for n < len(l.objects) && l.objects[n].size != 0 {
+		n++
+	}
+	whole = true
+	if g := v.from.N + uint64(n); l.durable >= g {
+		v.r.Damage = append(v.r.Damage, Finding{Object: layout.LogName(layout.Position{Epoch: v.from.Epoch, N: g}), Lost: true,
+			Why: "it is not there, and " + l.by + " says that it was acknowledged: the log after it cannot be used"})
+		whole = false
+	}
+	n, err = wholeCuts(l.objects[:n], v.from)
+	if err != nil {
+		v.damaged(objectOf(err), err)
+		whole = false
+	}
+	v.applyLog(l.objects[:n])
+	return whole, nil
+}
+
+// readTailsAlone is readTails for a log of which some object is damaged: it reads
+// one after the other, and stops at the first that is.
+func (v *verification) readTailsAlone(ctx context.Context) error {
+	var good []logged
+	for at := v.from; ; at.N++ {
+		info, ok := v.logs[at]
+		if !ok {
+			break
+		}
+		l, err := v.readTail(ctx, at, info.Size)
+		if content(err) {
+			if !away(err) {
+				err = fmt.Errorf("%s; the log after it cannot be used", reason(err))
+			}
+			v.damaged(layout.LogName(at), err)
+			break
+		}
+		if err != nil {
+			return err
+		}
+		good = append(good, l)
+	}
+	n, err := wholeCuts(good, v.from)
+	if err != nil {
+		v.damaged(objectOf(err), err)
+	}
+	v.applyLog(good[:n])
+	return nil
+}
+
+func (v *verification) applyLog(log []logged) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, l := range log {
+		v.end.N++
+		v.apply(v.end, l)
+		v.needed[v.end] = true
+	}
+	v.r.Size = v.size
+}
+
+// checkObjects checks each data object that the map or the log needs.
+func (v *verification) checkObjects(ctx context.Context) error {
+	for at, o := range v.objects {
+		if o.live > 0 {
+			v.needed[at] = true
+			v.r.Live += o.live
+		}
+	}
+	var total int64
+	for at := range v.needed {
+		total += v.logs[at].Size
+	}
+	if v.v.Quick {
+		total = int64(len(v.needed))
+	}
+	if v.v.Begin != nil {
+		v.v.Begin(total)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.o.Connections)
+	for at := range v.needed {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			size, frames, err := v.checkObject(ctx, at)
+			var bad *badFrames
+			switch {
+			case err == nil:
+			case errors.As(err, &bad):
+				v.found.Lock()
+				v.bad[at] = &Finding{Object: layout.LogName(at), Why: bad.Error()}
+				v.parts[at] = bad.blocks
+				v.found.Unlock()
+			case content(err):
+				f := &Finding{Object: layout.LogName(at), Why: reason(err)}
+				if f.Lost = away(err); f.Lost {
+					f.Why = "it is not there"
+				}
+				v.found.Lock()
+				v.bad[at] = f
+				v.found.Unlock()
+			default:
+				return fmt.Errorf("check object %s: %w", layout.LogName(at), err)
+			}
+			v.found.Lock()
+			defer v.found.Unlock()
+			v.r.Data.add(size)
+			v.r.Frames += frames
+			if v.v.Add != nil {
+				if v.v.Quick {
+					size = 1
+				}
+				v.v.Add(size)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// badFrames are blocks that the map has in an object, and whose frames there are
+// wrong.
+type badFrames struct {
+	blocks map[uint64]bool
+	first  error
+}
+
+func (b *badFrames) Error() string { return reason(b.first) }
+
+// checkObject checks one data object: that its epoch counts it, its records, the
+// map's blocks against them, and the frames.
+func (v *verification) checkObject(ctx context.Context, at layout.Position) (size, frames int64, err error) {
+	name := layout.LogName(at)
+	info, listed := v.logs[at]
+	if size = info.Size; !listed {
+		// A listing is late.
+		b, err := v.headKnown(ctx, name, "the map")
+		if err != nil {
+			return 0, 0, err
+		}
+		size = b
+	}
+	l, err := v.readTail(ctx, at, size)
+	if err != nil {
+		return size, 0, err
+	}
+	if l.footer.Collected != (at.N >= layout.FirstCollected) {
+		return size, 0, &layout.DamagedError{What: "data object", Why: "its footer and its number do not agree on whether it is the collector's"}
+	}
+	if !l.footer.Collected && at.Epoch != v.from.Epoch && !v.counts(at) {
+		return size, 0, &layout.DamagedError{What: "map", Why: "it needs an object that lies after the end of its epoch"}
+	}
+	var live int64
+	if o := v.objects[at]; o != nil {
+		live = o.live
+	}
+	for _, m := range v.still(at, l.records) {
+		live -= int64(m.count)
+	}
+	if live != 0 {
+		return size, 0, &layout.DamagedError{What: "map", Why: fmt.Sprintf("it has %d blocks in this object where it has no frames of theirs", live)}
+	}
+	if v.v.Quick {
+		return size, 0, nil
+	}
+	bad := &badFrames{blocks: map[uint64]bool{}}
+	for _, r := range l.records {
+		if r.Kind != layout.Data {
+			continue
+		}
+		for first, left := r.First, uint64(r.Count); left > 0; {
+			n := min(left, ChunkSize/layout.FrameSize)
+			p := make([]byte, n*layout.FrameSize)
+			place := int64(r.Place) + int64(first-r.First)*layout.FrameSize
+			if err := v.getKnown(ctx, name, "the map", place, p); err != nil {
+				return size, frames, err
+			}
+			for i := range n {
+				frames++
+				err := layout.CheckFrame(p[i*layout.FrameSize:][:layout.FrameSize], first+i, &v.o.UUID)
+				if err == nil {
+					continue
+				}
+				value, ok := v.m.Get(first + i)
+				if !ok || value.Kind != layout.Data || value.At != at || int64(value.Place) != place+int64(i)*layout.FrameSize {
+					if v.inSnapshot(first+i, at, place+int64(i)*layout.FrameSize) {
+						bad.first = cmp.Or(bad.first, err)
+						continue
+					}
+					v.found.Lock()
+					v.r.DeadFrames++
+					v.found.Unlock()
+					continue
+				}
+				bad.blocks[first+i] = true
+				bad.first = cmp.Or(bad.first, err)
+			}
+			first, left = first+n, left-n
+		}
+	}
+	if bad.first != nil {
+		return size, frames, bad
+	}
+	return size, frames, nil
+}
+
+// counts says whether the client's object lies within its epoch, as the root has
+// that ended.
+func (v *verification) counts(at layout.Position) bool {
+	for _, e := range v.root.Ended {
+		if e.Epoch == at.Epoch {
+			return at.N <= e.N
+		}
+	}
+	return false
+}
+
+// place finds out which parts of the disk the damaged data objects have.
+func (v *verification) place() {
+	if len(v.bad) == 0 {
+		return
+	}
+	for e := range v.m.All() {
+		f := v.bad[e.At]
+		if e.Kind != layout.Data || f == nil {
+			continue
+		}
+		only := v.parts[e.At]
+		for first, end := e.First, e.First+e.Count; first < end; first++ {
+			n := uint64(1)
+			if only == nil {
+				n = end - first
+			} else if !only[first] {
+				continue
+			}
+			f.Blocks += int64(n)
+			r := Range{int64(first) * layout.BlockSize, int64(n) * layout.BlockSize}
+			if k := len(f.Ranges); k > 0 && f.Ranges[k-1].Off+f.Ranges[k-1].Len == r.Off {
+				f.Ranges[k-1].Len += r.Len
+			} else if k < maxRanges {
+				f.Ranges = append(f.Ranges, r)
+			}
+			first += n - 1
+		}
+	}
+	for _, f := range v.bad {
+		v.r.Damage = append(v.r.Damage, *f)
+	}
+}
+
+// strays counts the objects that nothing needs, and returns the names of those
+// that may be deleted.
+func (v *verification) strays() (names []store.ObjectInfo) {
+	if !v.r.Judged {
+		return nil
+	}
+	old := func(o store.ObjectInfo) bool {
+		return !o.LastModified.IsZero() && v.now.Sub(o.LastModified) >= v.o.Horizon
+	}
+	rootOld := old(v.roots[v.rootAt])
+	stray := func(o store.ObjectInfo) {
+		if !rootOld || !old(o) {
+			v.r.Waiting.add(o.Size)
+			return
+		}
+		v.r.Strays.add(o.Size)
+		names = append(names, o)
+	}
+	keepsObject, keepsRun := v.keeps()
+	for at, o := range v.logs {
+		switch {
+		case v.needed[at], keepsObject(at):
+		case at.Epoch == v.from.Epoch && v.end.Less(at) && at.N < layout.FirstCollected:
+			v.r.Unfinished.add(o.Size)
+		default:
+			stray(o)
+		}
+	}
+	named := make(map[layout.Position]bool)
+	for _, at := range slices.Concat(v.root.Runs.Blocks, v.root.Runs.Objects) {
+		named[at] = true
+	}
+	for at, o := range v.runs {
+		if !named[at] && !v.pinned.runs[at] && !keepsRun(at) {
+			stray(o)
+		}
+	}
+	for at, o := range v.roots {
+		if at != v.rootAt && !pinned(v.root.Pins, at) {
+			stray(o)
+		}
+	}
+	for _, o := range v.lists {
+		if v.keptStray(o) {
+			stray(o)
+		}
+	}
+	return names
+}
+
+// repair does what needs no guess. With damage, an object that nothing needs may
+// have the only copy left of something: then nothing is deleted.
+func (v *verification) repair(ctx context.Context, strays []store.ObjectInfo) error {
+	if v.r.HintOld && v.r.Root != "" {
+		if err := v.v.Held(); err != nil {
+			return err
+		}
+		if err := v.store.SetMetadata(ctx, map[string]string{KeyRoot: v.r.Root}); err != nil {
+			return fmt.Errorf("note the newest root: %w", err)
+		}
+		v.r.HintFixed = true
+	}
+	if len(v.r.Damage) > 0 {
+		return nil
+	}
+	for len(strays) > 0 {
+		if err := v.v.Held(); err != nil {
+			return err
+		}
+		n := min(len(strays), deleteAtOnce)
+		names := make([]string, n)
+		for i, o := range strays[:n] {
+			names[i] = o.Name
+		}
+		if err := v.remove(ctx, names); err != nil {
+			return fmt.Errorf("delete %d objects: %w", n, err)
+		}
+		for _, o := range strays[:n] {
+			v.r.Deleted.add(o.Size)
+		}
+		strays = strays[n:]
+	}
+	return nil
+}

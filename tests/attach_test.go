@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT
+
+package tests
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"swiftnbd/tests/harness"
+	"swiftnbd/tests/vm"
+)
+
+// attachModules and attachPrograms are what a machine needs to attach a disk
+// with an ext4 on it.
+var attachModules = []string{"virtio_pci", "virtio_net", "nbd", "crc32c_generic", "ext4"}
+
+func attachPrograms(t testing.TB) []string {
+	return []string{harness.Built(t, "swiftnbd-ctl"), "mkfs.ext4", "sha256sum", "dd"}
+}
+
+// hostURI is the URI under which the machine reaches the host's nbdkit.
+func hostURI(n *harness.Nbdkit) string { return fmt.Sprintf("nbd://10.0.2.2:%d/", n.Port) }
+
+// TestAttach has Debian's kernel attach a disk by netlink, use it, and detach it,
+// and tries what must be refused.
+func TestAttach(t *testing.T) {
+	t.Parallel()
+	k := vm.Debian(t)
+	name, account, params := volumeOf(t, harness.Dev(t), 512)
+	n := harness.Serve(t, harness.Options{TCP: true, Params: params})
+	task := strings.NewReplacer("$URI", hostURI(n), "$NAME", name).Replace(`
+fails() { if "$@" >/tmp/out 2>&1; then echo "succeeds: $*"; false; else sed 's/^/SAID: /' /tmp/out; fi; }
+fails swiftnbd-ctl detach $NAME
+fails swiftnbd-ctl attach --uri nbd://10.0.2.2:1/ $NAME
+echo DEVICE=$(swiftnbd-ctl attach --uri $URI $NAME)
+echo BACKEND=$(cat /sys/block/nbd0/backend)
+echo SIZE=$(cat /sys/block/nbd0/size)
+fails swiftnbd-ctl attach --uri $URI $NAME
+fails swiftnbd-ctl attach --uri $URI other /dev/nbd0
+mkfs.ext4 -q /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+dd if=/dev/urandom of=/mnt/data bs=1M count=4 2>/dev/null
+echo WRITTEN=$(sha256sum </mnt/data)
+fails swiftnbd-ctl detach $NAME
+umount /mnt
+swiftnbd-ctl detach $NAME
+fails cat /sys/block/nbd0/pid
+echo SECOND=$(swiftnbd-ctl attach --uri $URI -r --nbd-connections 1 --timeout 0 $NAME /dev/nbd7)
+mount -t ext4 -o ro /dev/nbd7 /mnt
+echo READ=$(sha256sum </mnt/data)
+umount /mnt
+swiftnbd-ctl detach /dev/nbd7
+`)
+	out := k.Boot(t, k.Initramfs(t, harness.TempDir(t), task, attachModules, attachPrograms(t)), vm.Network...)
+	unlocked(t, account, name)
+	n.Stop(t)
+	for key, want := range map[string]string{
+		"DEVICE": "/dev/nbd0", "SECOND": "/dev/nbd7", "BACKEND": "swiftnbd/" + name, "SIZE": fmt.Sprint(512 * objectSize / 512),
+		"READ": vm.Value(t, out, "WRITTEN"),
+	} {
+		if got := vm.Value(t, out, key); got != want {
+			t.Errorf("%s is %q; want %q", key, got, want)
+		}
+	}
+	for _, want := range []string{
+		name + " is not attached", "connection refused", name + " is attached already, as /dev/nbd0",
+		"/dev/nbd0: it is connected already", "/dev/nbd0 is in use: unmount its file system",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the machine printed no %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// TestAttachOwn has attach start nbdkit itself: in the background, where it ends
+// with the device, and beside it with --persist, where SIGUSR1 restarts it.
+func TestAttachOwn(t *testing.T) {
+	t.Parallel()
+	k := vm.Debian(t)
+	c := harness.Dev(t)
+	name, account, _ := volumeOf(t, c, 64)
+	filters := ""
+	for line := range strings.Lines(harness.Must(t, "nbdkit", "--dump-config")) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "filterdir="); ok {
+			filters = v
+		}
+	}
+	const filter = "nbdkit-exitlast-filter.so"
+	section := strings.ReplaceAll(c.Section(name, "storage-url = "+account.StorageURL), "127.0.0.1", "10.0.2.2")
+	task := strings.NewReplacer("$NAME", name, "$FILTERS", filters, "$SECTION", section).Replace(`
+mkdir -p $FILTERS /run /etc/swiftnbd
+mv /bin/` + filter + ` $FILTERS/
+cat >/etc/swiftnbd/secrets.conf <<END
+$SECTION
+END
+export SWIFTNBD_PLUGIN=/bin/nbdkit-swift-plugin.so
+echo DEVICE=$(swiftnbd-ctl attach $NAME -- cache=16M)
+yes direct | dd of=/dev/nbd0 bs=64k count=1 iflag=fullblock 2>/dev/null
+swiftnbd-ctl detach $NAME
+while pidof nbdkit >/dev/null; do sleep 0.1; done
+
+swiftnbd-ctl attach --persist $NAME /dev/nbd1 -- lease=10 >/tmp/device 2>/tmp/log &
+attach=$!
+while ! grep -q nbd1 /tmp/device; do kill -0 $attach; sleep 0.1; done
+echo READ=$(dd if=/dev/nbd1 bs=64k count=1 2>/dev/null | head -n 1)
+yes persist | dd of=/dev/nbd1 bs=64k count=1 oflag=direct iflag=fullblock 2>/dev/null
+kill -USR1 $attach
+while ! grep -q "nothing is lost" /tmp/log; do kill -0 $attach; sleep 0.1; done
+kill -KILL $(pidof nbdkit)
+yes again | dd of=/dev/nbd1 bs=64k seek=1 count=1 oflag=direct iflag=fullblock 2>/dev/null
+echo AGAIN=$(dd if=/dev/nbd1 bs=64k skip=1 count=1 iflag=direct 2>/dev/null | head -n 1)
+echo PERSIST=$(dd if=/dev/nbd1 bs=64k count=1 iflag=direct 2>/dev/null | head -n 1)
+kill -TERM $attach
+wait $attach
+sed 's/^/LOG: /' /tmp/log
+echo LEFT=$(ls /run)
+`)
+	programs := append(attachPrograms(t), "nbdkit", harness.Plugin(t), filepath.Join(filters, filter), "yes")
+	out := k.Boot(t, k.Initramfs(t, harness.TempDir(t), task, attachModules, programs), vm.Network...)
+	for key, want := range map[string]string{"DEVICE": "/dev/nbd0", "READ": "direct", "PERSIST": "persist", "AGAIN": "again", "LEFT": ""} {
+		if got := vm.Value(t, out, key); got != want {
+			t.Errorf("%s is %q; want %q", key, got, want)
+		}
+	}
+	if holder := account.Holder(t, name); holder != "" {
+		t.Errorf("the disk is locked by %s", holder)
+	}
+	if t.Failed() || testing.Verbose() {
+		t.Log(out)
+	}
+}
+
+// TestAttachPersist restarts nbdkit under a mounted and busy ext4, in good order
+// and by kill -9. Programs wait, none of them sees an error, and not a byte is
+// lost.
+func TestAttachPersist(t *testing.T) {
+	t.Parallel()
+	k := vm.Debian(t)
+	name, account, params := volumeOf(t, harness.Dev(t), 512)
+	// A short lease: the next nbdkit waits for that of the one that was killed.
+	options := harness.Options{TCP: true, Port: harness.FreePort(t), Params: append(params, "lease=5")}
+	n := harness.Serve(t, options)
+	task := strings.NewReplacer("$URI", hostURI(n), "$NAME", name).Replace(`
+swiftnbd-ctl attach --persist --uri $URI $NAME /dev/nbd0 >/tmp/device 2>/tmp/log &
+attach=$!
+while ! grep -q nbd0 /tmp/device; do kill -0 $attach; sleep 0.1; done
+mkfs.ext4 -q /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+# The busy program: files of 64 KiB, of which some are flushed, and a list of their
+# sums which is not on the disk.
+(i=0; while [ ! -e /tmp/stop ]; do
+  dd if=/dev/urandom of=/mnt/f$((i % 128)) bs=64k count=1 2>/dev/null || exit 1
+  sha256sum /mnt/f$((i % 128)) >/tmp/sum$((i % 128)) || exit 1
+  [ $((i % 16)) != 0 ] || sync || exit 1
+  i=$((i + 1)); echo $i >/tmp/count
+done) &
+busy=$!
+grown() { from=$(cat /tmp/count); while [ $(cat /tmp/count) -lt $((from + 16)) ]; do kill -0 $busy; sleep 0.1; done; }
+while [ ! -e /tmp/count ]; do sleep 0.1; done
+grown; echo READY 1
+while ! grep -q "nothing is lost" /tmp/log; do kill -0 $attach; sleep 0.1; done
+grown; echo READY 2
+while [ $(grep -c "nothing is lost" /tmp/log) -lt 2 ]; do kill -0 $attach; sleep 0.1; done
+grown
+touch /tmp/stop; wait $busy
+sync; echo 3 >/proc/sys/vm/drop_caches
+cat /tmp/sum* | sha256sum -c >/tmp/check || { cat /tmp/check; false; }
+echo FILES=$(grep -c OK /tmp/check)
+umount /mnt
+sed 's/^/LOG: /' /tmp/log
+swiftnbd-ctl detach $NAME
+wait $attach
+`)
+	m := k.Start(t, k.Initramfs(t, harness.TempDir(t), task, attachModules, attachPrograms(t)), vm.Network...)
+	m.Until(t, "READY 1")
+	n.Stop(t)
+	n = harness.Serve(t, options)
+	m.Until(t, "READY 2")
+	n.Kill(t)
+	n = serveAgain(t, options)
+	out := m.End(t)
+	if files := vm.Value(t, out, "FILES"); files == "0" {
+		t.Errorf("%s files have what was written", files)
+	}
+	for _, bad := range []string{"I/O error", "EXT4-fs error", "EXT4-fs warning"} {
+		if strings.Contains(out, bad) {
+			t.Errorf("the machine printed %q", bad)
+		}
+	}
+	if t.Failed() || testing.Verbose() {
+		t.Log(out)
+	}
+	unlocked(t, account, name)
+	n.Stop(t)
+	image := harness.TempDir(t) + "/image"
+	n = serve(t, params...)
+	harness.Must(t, "nbdcopy", n.URI, image)
+	harness.Must(t, "e2fsck", "-f", "-n", image)
+	n.Stop(t)
+}
+
+// TestAttachGivenUp has another client write to the disk while the server of an
+// attached one is away. The disk is given up: what is kept is not written over
+// what the other has written.
+func TestAttachGivenUp(t *testing.T) {
+	t.Parallel()
+	k := vm.Debian(t)
+	name, account, params := volumeOf(t, harness.Dev(t), 64)
+	options := harness.Options{TCP: true, Port: harness.FreePort(t), Params: append(params, "lease=5")}
+	n := harness.Serve(t, options)
+	task := strings.NewReplacer("$URI", hostURI(n), "$NAME", name).Replace(`
+swiftnbd-ctl attach --persist --uri $URI $NAME /dev/nbd0 >/tmp/device 2>/tmp/log &
+attach=$!
+while ! grep -q nbd0 /tmp/device; do kill -0 $attach; sleep 0.1; done
+yes ours | dd of=/dev/nbd0 bs=64k count=1 oflag=direct iflag=fullblock 2>/dev/null
+echo WRITTEN
+status=0; wait $attach || status=$?
+sed 's/^/LOG: /' /tmp/log
+echo STATUS=$status
+echo READ=$(dd if=/dev/nbd0 bs=64k count=1 2>/dev/null | wc -c)
+`)
+	m := k.Start(t, k.Initramfs(t, harness.TempDir(t), task, attachModules, attachPrograms(t)), vm.Network...)
+	m.Until(t, "WRITTEN")
+	n.Kill(t)
+	other := serveOther(t, append(params, "lease=5"))
+	harness.Upload(t, other.URI, harness.Random(7, objectSize))
+	other.Stop(t)
+	n = harness.Serve(t, options)
+	out := m.End(t)
+	n.Stop(t)
+	unlocked(t, account, name)
+	for _, want := range []string{"somebody else has had the disk meanwhile", "Unmount the file system, attach the disk again", "STATUS=1\n", "READ=0\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the machine printed no %q:\n%s", want, out)
+		}
+	}
+	n = serve(t, params...)
+	if got := harness.Download(t, n.URI)[:objectSize]; !bytes.Equal(got, harness.Random(7, objectSize)) {
+		t.Error("what the other client has written is not there")
+	}
+	n.Stop(t)
+}
+
+// serveOther is serveAgain on another socket.
+func serveOther(t testing.TB, params []string) *harness.Nbdkit {
+	return serveAgain(t, harness.Options{Params: params})
+}
+
+// serveAgain starts nbdkit as soon as the lease of one that was killed is over,
+// as systemd does.
+func serveAgain(t testing.TB, options harness.Options) (n *harness.Nbdkit) {
+	t.Helper()
+	harness.Eventually(t, "nbdkit serves again", func() bool {
+		n, _ = harness.TryServe(t, options)
+		return n != nil
+	})
+	return n
+}

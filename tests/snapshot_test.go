@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+
+package tests
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"swiftnbd/tests/harness"
+)
+
+// logVolume makes a disk of version 2, and returns its name and nbdkit's
+// parameters.
+func logVolume(t testing.TB, size int64) (name string, params []string) {
+	t.Helper()
+	c := harness.Dev(t)
+	name = harness.Name(t)
+	c.Account(t).SetupLog(t, name, size)
+	return name, []string{name, "secrets=" + harness.Secrets(t, c.Section(name))}
+}
+
+// TestSnapshotServed makes a snapshot between two sessions, and serves it while
+// the disk is served and has changed.
+func TestSnapshotServed(t *testing.T) {
+	t.Parallel()
+	name, params := logVolume(t, diskSize)
+	first, second := harness.Random(1, diskSize), harness.Random(2, diskSize)
+	n := serve(t, params...)
+	harness.Upload(t, n.URI, first)
+	n.Stop(t)
+	ctl(t, params, "snapshot", name, "monday")
+	n = serve(t, params...)
+	harness.Upload(t, n.URI, second)
+
+	for _, options := range [][]string{{"-r"}, {}} { // it is read-only in any case
+		old := harness.Serve(t, harness.Options{Params: append(params[:2:2], "snapshot=monday"), Args: options})
+		if got := harness.Download(t, old.URI); !bytes.Equal(got, first) {
+			t.Error("the snapshot is not what the disk was")
+		}
+		harness.Nbdsh(t, old.URI, "assert h.is_read_only()")
+		old.Stop(t)
+	}
+	if got := harness.Download(t, n.URI); !bytes.Equal(got, second) {
+		t.Error("the disk is not what was written")
+	}
+	n.Stop(t)
+	if out := ctl(t, params, "snapshots", name); !strings.HasPrefix(out, "monday ") {
+		t.Errorf("snapshots: %q", out)
+	}
+	for _, bad := range []struct{ param, says string }{
+		{"snapshot=tuesday", "snapshot tuesday: there is no such snapshot"},
+		{"snapshot=", "parameter 'snapshot' is empty"},
+	} {
+		harness.Fail(t, harness.Options{Params: append(params[:2:2], bad.param)}).Want(t, bad.says)
+	}
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+
+package tests
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"swiftnbd/tests/harness"
+)
+
+// fence is a block of a document that begins with ```sh or ```text.
+var fence = regexp.MustCompile("(?ms)^```(sh|text)\n(.*?)^```$")
+
+// TestTutorial runs the commands of the tutorial as they stand, one after the
+// other in one shell, and looks for the lines that it says they print.
+func TestTutorial(t *testing.T) {
+	t.Parallel()
+	dir := harness.TempDir(t)
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range []string{"swiftnbd-ctl", "swiftdev"} {
+		if err := os.Symlink(harness.Built(t, program), filepath.Join(bin, program)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// nbdkit knows the short name of an installed plugin only.
+	script(t, filepath.Join(bin, "nbdkit"), `for a do
+  shift
+  case $a in swift) set -- "$@" '`+harness.Plugin(t)+`' ;; *) set -- "$@" "$a" ;; esac
+done
+exec `+harness.Tool(t, "nbdkit")+` "$@"
+`)
+	var commands strings.Builder
+	commands.WriteString("set -eu\nswiftdev=\ntrap '[ -z \"$swiftdev\" ] || kill $swiftdev; [ ! -e pid ] || kill -9 $(cat pid) 2>/dev/null || true' EXIT\n")
+	var prints []string
+	for _, m := range fence.FindAllStringSubmatch(read(t, "docs", "TUTORIAL.md"), -1) {
+		if m[1] == "sh" {
+			commands.WriteString(m[2])
+		} else {
+			prints = append(prints, strings.Split(strings.TrimSpace(m[2]), "\n")...)
+		}
+	}
+	// The last command ends swiftdev; there is no more to clean up then.
+	commands.WriteString("swiftdev=\n")
+	if len(prints) < 5 {
+		t.Fatalf("the tutorial prints %q only", prints)
+	}
+	work := filepath.Join(dir, "work")
+	if err := os.Mkdir(work, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := harness.Command(t, "bash", "-c", commands.String())
+	cmd.Dir = work
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+dir)
+	r := harness.RunCmd(t, cmd)
+	if r.Status != 0 {
+		t.Fatalf("status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
+	}
+	printed := make(map[string]bool)
+	for line := range strings.Lines(r.Stdout) {
+		printed[strings.Join(strings.Fields(line), " ")] = true
+	}
+	for _, line := range prints {
+		if !printed[strings.Join(strings.Fields(line), " ")] {
+			t.Errorf("nothing prints the line %q:\n%s", line, r.Stdout)
+		}
+	}
+}
