@@ -443,3 +443,30 @@ func TestServerKeystone(t *testing.T) {
 		p.Wait(t)
 	}
 }
+
+// TestServerCloud takes the credentials of --cloud, and not those of the secrets
+// file. A cloud that does not exist is one line that lists those that do.
+func TestServerCloud(t *testing.T) {
+	t.Parallel()
+	s := newOldServer(t)
+	harness.WriteFile(t, s.secrets, harness.Section(s.names[0], "username = nobody", "password = wrong"))
+	env := cloudsFile(t, fmt.Sprintf("clouds: {mine: {auth_type: v1password, auth: {auth_url: %q, username: %q, password: %q}}}", s.cloud.AuthURL, s.cloud.User, s.cloud.Key))
+	command := func(cloud string) *exec.Cmd {
+		cmd := harness.Command(t, harness.Built(t, "swiftnbd-server"), "--secrets", s.secrets, "-p", strconv.Itoa(s.port), "--pid-file", s.pid, "--cloud", cloud, "-f")
+		cmd.Env = append(append(os.Environ(), "SWIFTNBD_PLUGIN="+harness.Plugin(t)), env...)
+		return cmd
+	}
+	r := harness.RunCmd(t, command("other"))
+	if r.Status == 0 || !strings.Contains(r.Stderr, "other") || !strings.Contains(r.Stderr, "there are: mine") {
+		t.Errorf("a cloud that does not exist: status %d\n%s", r.Status, r.Stderr)
+	}
+	s.noPidFile(t)
+	p := harness.Start(t, command("mine"))
+	p.Until(t, s.pid)
+	s.roundTrip(t, 1, s.names[0])
+	p.Signal(t, syscall.SIGTERM)
+	if status := p.Wait(t); status != 0 {
+		t.Errorf("it ended with status %d", status)
+	}
+	unlocked(t, s.account, s.names[0])
+}

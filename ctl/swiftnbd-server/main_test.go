@@ -102,6 +102,7 @@ func TestNbdkitArgs(t *testing.T) {
 		{"-b 0.0.0.0 -p10811 -c 128 -fv", "-f -p 10811 -i 0.0.0.0 -v -D swift.store=1 -D swift.lock=1 swift secrets=S cache=128M"},
 		{"--bind-a=:: --bind-p=1 --cache=1 --verb", "-f -p 1 -i :: -v -D swift.store=1 -D swift.lock=1 swift secrets=S cache=1M"},
 		{"--auth http://h/v1.0", "-f -p 10809 -i 127.0.0.1 swift secrets=S authurl=http://h/v1.0"},
+		{"--cloud mine", "-f -p 10809 -i 127.0.0.1 swift secrets=S cloud=mine"},
 		{"-k", "-f -p 10809 -i 127.0.0.1 swift secrets=S keystone-auth=1 keystone-separator=. keystone-service=object-store keystone-endpoint=publicURL"},
 		{"-a http://k/v2.0 -k --keystone-r R --keystone-sep : --keystone-serv swift --keystone-e internalURL",
 			"-f -p 10809 -i 127.0.0.1 swift secrets=S authurl=http://k/v2.0 keystone-auth=1 keystone-region=R keystone-separator=: keystone-service=swift keystone-endpoint=internalURL"},
