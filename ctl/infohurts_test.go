@@ -5,6 +5,7 @@ package main
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"swiftnbd/internal/devswift"
@@ -60,4 +61,34 @@ func TestSetupPolicy(t *testing.T) {
 	}
 	b.ok("setup", "disk", "8", "--policy", "policy-0")
 	b.ok("setup", "disk", "8", "--policy", "Policy-0", "--force") // it exists, with this policy
+}
+
+// TestUploadPolicy: upload sets its disk up with the storage policy, and does not
+// take a disk that has another one for it.
+func TestUploadPolicy(t *testing.T) {
+	path, content := sparse(t, 1<<20, map[int][]byte{0: noise(100)})
+	for format, options := range formats {
+		t.Run(format, func(t *testing.T) {
+			b := newBench(t, devswift.Options{}, "disk")
+			args := append([]string{"upload", path, "disk"}, options...)
+			b.fails(1, []string{"disk: --policy: this Swift has no storage policy tin (there are: Policy-0 (the default))"}, append(args, "--policy", "tin")...)
+			b.fails(1, []string{"doesn't exist"}, "info", "disk")
+			var asked atomic.Bool
+			b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+				if r.Header.Get("X-Storage-Policy") == "policy-0" {
+					asked.Store(true)
+				}
+				return nil
+			})
+			b.ok(append(args, "--policy", "policy-0")...)
+			b.swift.SetFault(nil)
+			if !asked.Load() {
+				t.Error("Swift was not asked for the policy")
+			}
+			b.holds("disk", content)
+			b.ok("upload", path, "disk", "--force", "--policy", "Policy-0")
+			b.fails(1, []string{"disk: --policy: this Swift has no storage policy tin"}, "upload", path, "disk", "--force", "--policy", "tin")
+			b.holds("disk", content)
+		})
+	}
 }

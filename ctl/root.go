@@ -35,7 +35,7 @@ type tool struct {
 	endpoint   string
 	cert, key  string
 	insecure   bool
-	policy     string // setup's --policy
+	policy     string // --policy of setup and upload
 	verbose    bool
 
 	begun    bool // a verb has begun: errors are the operation's from now on

@@ -70,10 +70,15 @@ give --force. It always refuses a locked container.`,
 	cmdline.Old(f, "object-size")
 	f.StringVar(&size, "size", "", "size of the disk in `bytes`, such as 10G, instead of OBJECTS")
 	f.StringVar(&format, "format", "", "`version` of the format, 1 or 2. If not given: 1")
-	f.StringVar(&t.policy, "policy", "", "storage policy (`NAME`) of a container that is created. If not given: the cluster's default")
+	t.policyFlag(cmd)
 	f.BoolVarP(&force, "force", "f", false, "write the metadata although the container is set up already or holds objects")
 	cmdline.Old(f, "force")
 	return cmd
+}
+
+// policyFlag gives a command its --policy.
+func (t *tool) policyFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.policy, "policy", "", "storage policy (`NAME`) of a container that is created. If not given: the cluster's default")
 }
 
 // parseGeometry makes the disk's geometry from setup's arguments. asked is the

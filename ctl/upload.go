@@ -94,6 +94,7 @@ uploaded with the image, and goes on from there.`,
 	f.StringVar(&o.objectSize, "object-size", "", "size of an object in `bytes`, for a disk that is set up. If not given: 1M")
 	f.StringVar(&o.size, "size", "", "size of the disk in `bytes`, for a disk that is set up. If not given: that of the image")
 	f.StringVar(&o.format, "format", "", "`version` of the format, 1 or 2, for a disk that is set up. If not given: 1")
+	t.policyFlag(cmd)
 	f.StringVarP(&o.imageFormat, "image-format", "O", "", "`format` of FILE: raw, qcow2, vmdk, vdi or vhdx. If not given: by its content")
 	f.BoolVarP(&o.force, "force", "f", false, "replace the disk's data")
 	f.BoolVar(&o.json, "json", false, "print a JSON object")
@@ -160,6 +161,11 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 // ready finds out how the disk is, and sets it up if it is none.
 func (t *tool) ready(ctx context.Context, c *container, in input, path string, o uploadOptions) (lease.State, error) {
 	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if err == nil {
+		if err := c.checkPolicy(ctx, t.policy, true); err != nil {
+			return state, err
+		}
+	}
 	if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, volume.ErrNotSetUp) {
 		if err := t.setupFor(ctx, c.name, in, path, o); err != nil {
 			return state, err
