@@ -40,8 +40,9 @@ import (
 )
 
 const (
-	// DefaultSeal is Options.Seal unless it is given: 1,023 blocks.
-	DefaultSeal = 4 << 20
+	// DefaultSeal is Options.Seal unless it is given: the frames of 4 MiB of data.
+	// So requests that begin at a multiple of 4 MiB fill objects without a rest.
+	DefaultSeal = 1024 * layout.FrameSize
 	// sealExtents bounds the records of an object.
 	sealExtents = 8192
 	// ChunkSize is the unit of the cache, bytes: what a sequential reader
@@ -71,7 +72,7 @@ type Options struct {
 	Newest uint32
 
 	Cache       int64         // the cache's size, bytes (64 MiB)
-	Seal        int           // bytes of frames after which an object is sealed (4 MiB)
+	Seal        int           // bytes of frames after which an object is sealed (those of 4 MiB of data)
 	Tail        int64         // bytes that may be written and not durable (32 MiB)
 	Connections int           // uploads at once (16)
 	Readahead   int64         // as cache.Options has it
