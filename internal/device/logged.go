@@ -103,6 +103,7 @@ func (d *loggedDisk) Unit() string { return "object" }
 func (d *loggedDisk) Preferred() int64 { return layout.BlockSize }
 
 func (d *loggedDisk) Save(ctx context.Context) (Ending, error) {
+	d.Rest()
 	err := d.Disk.Save(ctx)
 	return Ending{Items: map[string]string{volume.KeyRoot: d.RootName()}}, err
 }

@@ -90,7 +90,7 @@ func (d *Disk) Use() Use {
 
 // collect is the loop of the collector.
 func (d *Disk) collect() {
-	defer d.wg.Done()
+	defer d.resting.Done()
 	defer d.recoverPanic()
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
@@ -98,13 +98,13 @@ func (d *Disk) collect() {
 	for {
 		err := func() error {
 			if time.Since(swept) > sweepEvery {
-				if err := d.sweep(d.ctx); err != nil {
+				if err := d.sweep(d.behind); err != nil {
 					return err
 				}
 				swept = time.Now()
 			}
 			for {
-				n, err := d.collectOnce(d.ctx)
+				n, err := d.collectOnce(d.behind)
 				if err != nil || n == 0 {
 					return err
 				}
@@ -114,14 +114,14 @@ func (d *Disk) collect() {
 			err = d.save(d.ctx)
 		}
 		if err == nil {
-			err = d.deleteGarbage(d.ctx)
+			err = d.deleteGarbage(d.behind)
 		}
-		if err != nil && d.ctx.Err() == nil {
+		if err != nil && d.behind.Err() == nil {
 			d.o.Log("collect garbage: %v", err)
 		}
 		select {
 		case <-tick.C:
-		case <-d.ctx.Done():
+		case <-d.behind.Done():
 			return
 		}
 	}

@@ -142,7 +142,11 @@ type Disk struct {
 	ctx    context.Context // of uploads and of what runs behind the clients
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
-	kick   chan struct{} // wakes the loop
+
+	behind  context.Context // of the collector and the merges: see Rest
+	rest    context.CancelCauseFunc
+	resting sync.WaitGroup // for them
+	kick    chan struct{}  // wakes the loop
 
 	sealAt    atomic.Int64 // bytes of frames after which an object is sealed
 	lastWrite atomic.Int64 // when a client last changed something, Unix ns
@@ -251,6 +255,7 @@ func newDisk(o Options) *Disk {
 	d.room.limit = o.Tail
 	d.sealAt.Store(int64(o.Seal))
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
+	d.behind, d.rest = context.WithCancelCause(d.ctx)
 	return d
 }
 
@@ -305,10 +310,19 @@ func (d *Disk) Abort(cause error) {
 	d.cache.Abort(cause)
 }
 
+// Rest ends what the disk does for itself, the collector and the merges, and
+// waits for it. It comes before the last Save: whoever gives the right to write
+// back after that has no request of theirs under way. Requests of clients go on.
+func (d *Disk) Rest() {
+	d.rest(ErrClosed)
+	d.resting.Wait()
+}
+
 // Close ends the disk. What is not durable is lost: call Save before.
 func (d *Disk) Close() {
 	d.cancel(ErrClosed)
 	d.wg.Wait()
+	d.resting.Wait()
 	d.cache.Close()
 }
 

@@ -74,26 +74,26 @@ func pickMerge(sizes []int64) (from int, ok bool) {
 
 // merging merges runs when there is something to merge.
 func (d *Disk) merging() {
-	defer d.wg.Done()
+	defer d.resting.Done()
 	defer d.recoverPanic()
 	for {
 		select {
 		case <-d.mergeKick:
-		case <-d.ctx.Done():
+		case <-d.behind.Done():
 			return
 		}
 		for pause := d.o.Pause; ; pause = min(2*pause, mergePause) {
-			err := d.mergeRuns(d.ctx)
+			err := d.mergeRuns(d.behind)
 			if err == nil {
 				break
 			}
-			if d.ctx.Err() != nil {
+			if d.behind.Err() != nil {
 				return
 			}
 			d.o.Log("merge the map's runs: %v", err)
 			select {
 			case <-time.After(pause):
-			case <-d.ctx.Done():
+			case <-d.behind.Done():
 				return
 			}
 		}

@@ -58,7 +58,7 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 		d.wg.Add(1)
 		go d.loop()
 		if !o.Brief {
-			d.wg.Add(2)
+			d.resting.Add(2)
 			go d.merging()
 			go d.collect()
 		}
