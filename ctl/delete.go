@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/words"
@@ -53,7 +55,18 @@ again to finish.`,
 	cmd.Flags().BoolVar(&oldVersions, "old-versions", false, "also delete the older versions of the objects that Swift keeps in the container")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
 	connectionsFlag(cmd, &connections)
+	t.jsonFlag(cmd)
 	return cmd
+}
+
+// deleted is what delete prints as JSON.
+type deleted struct {
+	Container string  `json:"container"`
+	Version   int     `json:"version"`
+	Size      int64   `json:"size"`               // of the disk, bytes
+	Objects   int64   `json:"deleted_objects"`    // that the listing had
+	Versions  int64   `json:"deleted_versions"`   // older versions of them, with --old-versions
+	Archive   *string `json:"versions_container"` // where older versions stay
 }
 
 // delete removes all objects of the container and then itself.
@@ -126,8 +139,11 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 		if unfinished {
 			c.dropLeases(ctx, held.Epoch())
 		}
-		t.say("Done, %s has been deleted", name)
-		return nil
+		out := deleted{Container: name, Version: state.Meta.Version, Size: state.Meta.Size, Objects: d.noted, Versions: d.old.Load()}
+		if archive := versions.Archive(); archive != "" {
+			out.Archive = &archive
+		}
+		return t.done(out, "Done, %s has been deleted", name)
 	}
 	err = c.explain(ctx, err)
 	if d.begun || unfinished {
@@ -181,8 +197,9 @@ type deletion struct {
 	bar         *progress
 	versions    bool // Swift may keep older versions in the container
 
-	begun bool  // something may have been deleted
-	noted int64 // objects that have been deleted
+	begun bool         // something may have been deleted
+	noted int64        // objects that have been deleted
+	old   atomic.Int64 // older versions that have been deleted
 }
 
 // run empties the container, page by page, and deletes it. A listing may lack

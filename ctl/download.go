@@ -3,10 +3,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -46,6 +48,9 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 			if err := checkFormat(format, writeFormats); err != nil {
 				return err
 			}
+			if t.json && args[1] == "-" {
+				return usagef("--json and standard output as FILE exclude each other")
+			}
 			name, snap, err := t.splitSnapshot(args[0])
 			switch {
 			case err != nil:
@@ -61,7 +66,29 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
 	cmdline.Old(cmd.Flags(), "quiet")
 	connectionsFlag(cmd, &connections)
+	t.jsonFlag(cmd)
 	return cmd
+}
+
+// downloaded is what download prints as JSON.
+type downloaded struct {
+	Container string  `json:"container"`
+	Snapshot  *string `json:"snapshot"`
+	Version   int     `json:"version"`
+	Size      int64   `json:"size"`    // of the disk and of the image, bytes
+	Format    string  `json:"format"`  // of the image
+	Fetched   int64   `json:"fetched"` // bytes that were read from Swift
+	Seconds   float64 `json:"seconds"`
+}
+
+// doneDownload reports a download that is complete. A stream has its data, and
+// people need no more.
+func (t *tool) doneDownload(out downloaded, im *image, begun time.Time) error {
+	out.Format, out.Fetched, out.Seconds = cmp.Or(im.format, formatRaw), im.fetched, time.Since(begun).Seconds()
+	if im.kind == imageStream && !t.json {
+		return nil
+	}
+	return t.done(out, "Done, %d bytes written", out.Size)
 }
 
 // connectionsFlag gives a command its --connections.
@@ -91,6 +118,7 @@ func (im *image) setFormat(format string) error {
 
 // download copies the disk to path under the container's lock.
 func (t *tool) download(ctx context.Context, name, path, format string, connections int, quiet bool) (err error) {
+	begun := time.Now()
 	c, err := t.open(name)
 	if err != nil {
 		return err
@@ -162,11 +190,7 @@ func (t *tool) download(ctx context.Context, name, path, format string, connecti
 	if unlockErr != nil {
 		return unlockErr
 	}
-	if im.kind == imageStream {
-		return nil
-	}
-	t.say("Done, %d bytes written", src.size())
-	return nil
+	return t.doneDownload(downloaded{Container: name, Version: meta.Version, Size: src.size()}, im, begun)
 }
 
 // fetched is the result of reading one chunk.
@@ -228,6 +252,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 			err = im.hole(n)
 		default:
 			err = im.write(f.data[:n])
+			im.fetched += n
 			select {
 			case free <- f.data:
 			default:

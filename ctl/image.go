@@ -27,6 +27,8 @@ type image struct {
 	temp string // the name of a file until commit
 	at   int64  // bytes that have been written
 
+	fetched int64 // of them, those that were read from Swift and not holes
+
 	format string      // of a file, if it is not raw
 	server *qemuServer // which writes it then; nil: nothing was written yet
 }

@@ -188,6 +188,8 @@ type listed struct {
 	Size       *int64     `json:"size"`
 	Objects    *int64     `json:"objects"`
 	ObjectSize *int64     `json:"object_size"`
+	Stored     *int64     `json:"stored_objects"` // as Swift counts them, about
+	Bytes      *int64     `json:"stored_bytes"`
 	ReadOnly   bool       `json:"read_only"`
 	Locked     bool       `json:"locked"`
 	Holder     *string    `json:"holder"`
@@ -209,6 +211,7 @@ func (t *tool) printJSON(entries []*entry) error {
 			g := e.meta.Geometry
 			l.versioned = versionsOf(e.meta.Versions)
 			l.Version, l.Size = &e.meta.Version, &e.meta.Size
+			l.Stored, l.Bytes = &e.stored.Objects, &e.stored.Bytes
 			if objects, objectSize := g.Objects(), g.ObjectSize(); e.meta.Version == volume.Version1 {
 				l.Objects, l.ObjectSize = &objects, &objectSize
 			}

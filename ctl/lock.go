@@ -41,8 +41,26 @@ const resizeTerm = 30 * time.Second
 // these, because a mark must not stay behind.
 const markTimeout = 30 * time.Second
 
+// locked is what lock prints as JSON.
+type locked struct {
+	Container string     `json:"container"`
+	Holder    string     `json:"holder"`
+	Since     *time.Time `json:"since"`
+}
+
+// unlocked is what unlock prints as JSON: how the container was held.
+type unlocked struct {
+	Container string     `json:"container"`
+	Holder    string     `json:"holder"`
+	Since     *time.Time `json:"since"`
+	Lease     *int64     `json:"lease"`          // its number; null: there was none
+	Until     *time.Time `json:"lease_until"`    // null: never, or there was none
+	Expired   bool       `json:"lease_expired"`  // it had ended already
+	Refused   *bool      `json:"writes_refused"` // Swift refuses what the holder writes from now on; null: there was no lease, or an operator's
+}
+
 func (t *tool) lockCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "lock CONTAINER",
 		Short: "Lock a container against use by servers",
 		Long: `Lock a container. Until it is unlocked, no server can serve it for writing. This
@@ -63,15 +81,16 @@ exit status is 1.`,
 				return c.explain(ctx, err)
 			}
 			holder, at := lease.ParseMark(held.Mark())
-			t.say("Done, %s is locked by %s%s", c.name, holder, since(at))
-			return nil
+			return t.done(locked{c.name, holder, utc(at)}, "Done, %s is locked by %s%s", c.name, holder, since(at))
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
+	t.jsonFlag(cmd)
+	return cmd
 }
 
 func (t *tool) unlockCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "unlock CONTAINER",
 		Short: "Remove the lock of a container, even one that a server holds",
 		Long: `Remove the lock of a container: the lock that "lock" made, or the lock of a
@@ -107,11 +126,32 @@ locked, nothing changes and the exit status is 1.`,
 			if s := formerHolder(was, fence); s != "" {
 				t.say("%s", s)
 			}
-			t.say("Done, %s is unlocked", c.name)
-			return nil
+			return t.done(asUnlocked(c.name, was, fence), "Done, %s is unlocked", c.name)
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
+	t.jsonFlag(cmd)
+	return cmd
+}
+
+// asUnlocked says for JSON how a container was held.
+func asUnlocked(name string, was lease.State, fence string) unlocked {
+	out := unlocked{Container: name, Holder: was.Holder, Since: utc(was.Since)}
+	if !was.Leased {
+		return out
+	}
+	out.Lease, out.Expired = &was.Epoch, was.Expired
+	if !was.Never { // an operator writes nothing
+		refused := refusedNow(was, fence)
+		out.Until, out.Refused = utc(was.Until), &refused
+	}
+	return out
+}
+
+// refusedNow says whether Swift refuses what the former holder, who had a lease,
+// writes from now on.
+func refusedNow(was lease.State, fence string) bool {
+	return fence == fenceTempURL || fence == fenceExpiry && was.Expired
 }
 
 // fenceNow finds out how Swift refuses writes by anybody who does not hold the
@@ -142,7 +182,7 @@ func formerHolder(was lease.State, fence string) string {
 	switch {
 	case !was.Leased:
 		return ""
-	case fence == fenceTempURL, fence == fenceExpiry && was.Expired:
+	case refusedNow(was, fence):
 		return "Whatever they write from now on is refused by Swift"
 	case was.Never:
 		return "" // an operator's

@@ -236,6 +236,7 @@ func TestExitStatus(t *testing.T) {
 		{2, "object size|at least 1 byte", "setup disk 5 --object-size 0"},
 		{2, "object size|at most", "setup disk 5 --object-size 2G"},
 		{2, "--size|no bytes", "setup disk --size 0"},
+		{2, "--json and standard output", "download disk - --json"},
 		{2, "--connections", "download disk file --connections 0"},
 		{2, "--connections", "delete disk --connections 100000"},
 		{2, "invalid argument", "delete disk --connections some"},

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -37,6 +38,8 @@ type tool struct {
 	insecure   bool
 	policy     string // --policy of setup and upload
 	verbose    bool
+
+	json bool // --json: one object is the result, and say prints nothing
 
 	begun    bool // a verb has begun: errors are the operation's from now on
 	named    bool // --secrets was given
@@ -190,15 +193,52 @@ func (t *tool) containersWith(prefix string) []cobra.Completion {
 	return names
 }
 
-// fault reports an error, warn prints a warning, and say prints a result. Each
-// prints one line.
+// jsonFlag gives a command whose result is one object its --json.
+func (t *tool) jsonFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&t.json, "json", false, "print a JSON object")
+}
+
+// fault reports an error, warn prints a warning, and say prints a result for
+// people: nothing with --json. Each prints one line.
 func (t *tool) fault(err error) { fmt.Fprintf(t.stderr, "%s: %v\n", program, err) }
 
 func (t *tool) warn(format string, a ...any) {
 	fmt.Fprintf(t.stderr, "%s: warning: %s\n", program, fmt.Sprintf(format, a...))
 }
 
-func (t *tool) say(format string, a ...any) { fmt.Fprintf(t.stdout, format+"\n", a...) }
+func (t *tool) say(format string, a ...any) {
+	if !t.json {
+		fmt.Fprintf(t.stdout, format+"\n", a...)
+	}
+}
+
+// done prints the result of a command: v as JSON, or the line for people.
+func (t *tool) done(v any, format string, a ...any) error {
+	if t.json {
+		return t.encode(v)
+	}
+	t.say(format, a...)
+	return nil
+}
+
+// tell prints what is worth a thought, and no result: for people among what say
+// prints, as always, and otherwise as a warning.
+func (t *tool) tell(format string, a ...any) {
+	if t.json {
+		t.warn(format, a...)
+		return
+	}
+	t.say("warning: "+format, a...)
+}
+
+// utc returns a time for JSON: null where none is known.
+func utc(at time.Time) *time.Time {
+	if at.IsZero() {
+		return nil
+	}
+	at = at.UTC()
+	return &at
+}
 
 // encode prints v as JSON.
 func (t *tool) encode(v any) error {

@@ -50,7 +50,11 @@ give --force. It always refuses a locked container.`,
 			switch format {
 			case "", "1":
 			case "2":
-				return t.setupLog(ctx, args, size, objectSize, force)
+				out, err := t.setupLog(ctx, args, size, objectSize, force)
+				if err != nil {
+					return err
+				}
+				return t.done(out, "Done, %s: version 2, %s", out.Container, humanSize(out.Size))
 			default:
 				return usagef("--format: must be 1 or 2, not %q", format)
 			}
@@ -61,7 +65,11 @@ give --force. It always refuses a locked container.`,
 			if asked != 0 && asked != g.Size() {
 				t.say("%s is no multiple of the object size, rounded up to %d bytes", size, g.Size())
 			}
-			return t.setup(ctx, args[0], g, force)
+			out, err := t.setup(ctx, args[0], g, force)
+			if err != nil {
+				return err
+			}
+			return t.done(out, "%s", doneSetup(args[0], g))
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
@@ -71,6 +79,7 @@ give --force. It always refuses a locked container.`,
 	f.StringVar(&size, "size", "", "size of the disk in `bytes`, such as 10G, instead of OBJECTS")
 	f.StringVar(&format, "format", "", "`version` of the format, 1 or 2. If not given: 1")
 	t.policyFlag(cmd)
+	t.jsonFlag(cmd)
 	f.BoolVarP(&force, "force", "f", false, "write the metadata although the container is set up already or holds objects")
 	cmdline.Old(f, "force")
 	return cmd
@@ -135,31 +144,49 @@ const (
 	mostSensible  = 64 << 20
 )
 
+// setUp is what setup prints as JSON.
+type setUp struct {
+	Container  string `json:"container"`
+	Version    int    `json:"version"`
+	Size       int64  `json:"size"`        // bytes
+	Objects    *int64 `json:"objects"`     // of version 1
+	ObjectSize *int64 `json:"object_size"` // of version 1, bytes
+	Created    bool   `json:"created"`     // the container was created, and not only set up
+}
+
+// doneSetup is the line for people.
+func doneSetup(name string, g geometry.Geometry) string {
+	return fmt.Sprintf("Done, %s: %s of %s, %s", name, words.Count(g.Objects(), "object"), humanSize(g.ObjectSize()), humanSize(g.Size()))
+}
+
 // setup writes the metadata of a disk with the geometry g, unless something
 // forbids it.
-func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, force bool) error {
+func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, force bool) (out setUp, err error) {
+	objects, objectSize := g.Objects(), g.ObjectSize()
+	out = setUp{Container: name, Version: volume.Version1, Size: g.Size(), Objects: &objects, ObjectSize: &objectSize}
 	c, err := t.open(name)
 	if err != nil {
-		return err
+		return out, err
 	}
 	md, err := c.contact.Metadata(ctx)
 	exists := err == nil
 	if exists || errors.Is(err, store.ErrContainerNotFound) {
 		if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
-			return err
+			return out, err
 		}
 	}
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound):
+		out.Created = true
 		t.say("%s doesn't exist, will be created", name)
 	case err != nil:
-		return c.explain(ctx, err)
+		return out, c.explain(ctx, err)
 	default:
 		if err := md.Versions.Restores(name); err != nil {
-			return fmt.Errorf("%s %w", name, err)
+			return out, fmt.Errorf("%s %w", name, err)
 		}
 		if err := t.setupOver(ctx, c, md, g, force); err != nil {
-			return err
+			return out, err
 		}
 		if kept := md.Versions.Kept(); kept != "" {
 			t.warn("%s: %s", name, kept)
@@ -167,19 +194,18 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	}
 	// Ask the cluster for its limit. /info may be hidden.
 	if info, err := c.client.Info(ctx); err == nil && info.MaxFileSize > 0 && g.ObjectSize() > info.MaxFileSize {
-		return fmt.Errorf("%s: objects of %s are too large for this Swift, which takes %s", name, humanSize(g.ObjectSize()), humanSize(info.MaxFileSize))
+		return out, fmt.Errorf("%s: objects of %s are too large for this Swift, which takes %s", name, humanSize(g.ObjectSize()), humanSize(info.MaxFileSize))
 	}
 	switch {
 	case g.ObjectSize() < leastSensible:
-		t.say("warning: objects of %s make a slow disk: each is a request", humanSize(g.ObjectSize()))
+		t.tell("objects of %s make a slow disk: each is a request", humanSize(g.ObjectSize()))
 	case g.ObjectSize() > mostSensible:
-		t.say("warning: objects of %s are written and kept in memory as a whole, however little of one changes", humanSize(g.ObjectSize()))
+		t.tell("objects of %s are written and kept in memory as a whole, however little of one changes", humanSize(g.ObjectSize()))
 	}
 	if err := volume.Create(ctx, c, g); err != nil {
-		return c.explain(ctx, err)
+		return out, c.explain(ctx, err)
 	}
-	t.say("Done, %s: %s of %s, %s", name, words.Count(g.Objects(), "object"), humanSize(g.ObjectSize()), humanSize(g.Size()))
-	return nil
+	return out, nil
 }
 
 // checkPolicy returns why the container cannot have the storage policy. An empty

@@ -19,23 +19,23 @@ import (
 // setupLog sets a container up as a disk of version 2. What is set up already, or
 // holds objects, is refused, with --force too: a log does not go with objects of
 // others.
-func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize string, force bool) error {
+func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize string, force bool) (out setUp, err error) {
 	switch {
 	case len(args) == 0:
-		return usagef("CONTAINER is missing")
+		return out, usagef("CONTAINER is missing")
 	case len(args) > 1:
-		return usagef("%q: with --format 2 the disk has no number of objects, but a --size", args[1])
+		return out, usagef("%q: with --format 2 the disk has no number of objects, but a --size", args[1])
 	case size == "":
-		return usagef("--size is missing, which --format 2 needs")
+		return out, usagef("--size is missing, which --format 2 needs")
 	case objectSize != "":
-		return usagef("--object-size: with --format 2 the objects have no fixed size")
+		return out, usagef("--object-size: with --format 2 the objects have no fixed size")
 	}
 	bytes, err := config.ParseSize(size)
 	if err != nil {
-		return usagef("--size: %w", err)
+		return out, usagef("--size: %w", err)
 	}
 	if bytes == 0 {
-		return usagef("--size: a disk of no bytes")
+		return out, usagef("--size: a disk of no bytes")
 	}
 	// Partitions and file systems count in blocks.
 	if rest := bytes % layout.BlockSize; rest != 0 {
@@ -45,13 +45,13 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	name := args[0]
 	c, err := t.open(name)
 	if err != nil {
-		return err
+		return out, err
 	}
 	md, err := c.contact.Metadata(ctx)
 	exists := err == nil
 	if exists || errors.Is(err, store.ErrContainerNotFound) {
 		if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
-			return err
+			return out, err
 		}
 	}
 	var roots uint64 // what interrupted setups have left
@@ -59,30 +59,29 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	case errors.Is(err, store.ErrContainerNotFound):
 		t.say("%s doesn't exist, will be created", name)
 	case err != nil:
-		return c.explain(ctx, err)
+		return out, c.explain(ctx, err)
 	default:
 		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
-			return err
+			return out, err
 		}
 	}
 	if err := c.canLease(ctx); err != nil {
-		return err
+		return out, err
 	}
 	// The root first: who finds the disk must find its content, too.
 	if !exists {
 		if _, err := c.CreateContainer(ctx, nil); err != nil {
-			return c.explain(ctx, err)
+			return out, c.explain(ctx, err)
 		}
 	}
 	m := volume.Meta{Version: volume.Version2, Size: bytes, UUID: layout.NewUUID()}
 	if m.Root, err = logdisk.SetupAfter(ctx, c, m.UUID, bytes, roots); err != nil {
-		return c.explain(ctx, err)
+		return out, c.explain(ctx, err)
 	}
 	if err := volume.Create2(ctx, c, m); err != nil {
-		return c.explain(ctx, err)
+		return out, c.explain(ctx, err)
 	}
-	t.say("Done, %s: version 2, %s", name, humanSize(bytes))
-	return nil
+	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: !exists}, nil
 }
 
 // canLease finds out whether the disk can have a lease, which version 2 cannot do

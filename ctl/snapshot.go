@@ -199,6 +199,7 @@ func (t *tool) splitSnapshot(name string) (container, snap string, err error) {
 // downloadSnapshot copies a snapshot to path. Snapshots do not change: no lock is
 // taken.
 func (t *tool) downloadSnapshot(ctx context.Context, name, snap, path, format string, connections int, quiet bool) error {
+	begun := time.Now()
 	c, state, err := t.openLog(ctx, name)
 	if err != nil {
 		return err
@@ -227,8 +228,5 @@ func (t *tool) downloadSnapshot(ctx context.Context, name, snap, path, format st
 	if err := im.commit(); err != nil {
 		return err
 	}
-	if im.kind != imageStream {
-		t.say("Done, %d bytes written", d.Size())
-	}
-	return nil
+	return t.doneDownload(downloaded{Container: name, Snapshot: &snap, Version: state.Meta.Version, Size: d.Size()}, im, begun)
 }

@@ -54,7 +54,7 @@ var uploadNote = 15 * time.Second
 type uploadOptions struct {
 	size, format, objectSize string // of a disk that is to be set up
 	imageFormat              string
-	force, quiet, json       bool
+	force, quiet             bool
 	connections              int
 }
 
@@ -97,7 +97,7 @@ uploaded with the image, and goes on from there.`,
 	t.policyFlag(cmd)
 	f.StringVarP(&o.imageFormat, "image-format", "O", "", "`format` of FILE: raw, qcow2, vmdk, vdi or vhdx. If not given: by its content")
 	f.BoolVarP(&o.force, "force", "f", false, "replace the disk's data")
-	f.BoolVar(&o.json, "json", false, "print a JSON object")
+	t.jsonFlag(cmd)
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
 	connectionsFlag(cmd, &o.connections)
 	return cmd
@@ -148,14 +148,10 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 	if err = u.end(ctx, err); err != nil {
 		return err
 	}
-	if o.json {
-		return t.encode(uploaded{
-			Container: name, Version: state.Meta.Version, Size: u.device.Size(), Image: u.at, Resumed: u.begun,
-			Sent: u.sent.Load(), Seconds: time.Since(begun).Seconds(),
-		})
-	}
-	t.say("Done, %d bytes uploaded, %d of them data that was sent", u.at, u.sent.Load())
-	return nil
+	return t.done(uploaded{
+		Container: name, Version: state.Meta.Version, Size: u.device.Size(), Image: u.at, Resumed: u.begun,
+		Sent: u.sent.Load(), Seconds: time.Since(begun).Seconds(),
+	}, "Done, %d bytes uploaded, %d of them data that was sent", u.at, u.sent.Load())
 }
 
 // ready finds out how the disk is, and sets it up if it is none.
@@ -208,19 +204,21 @@ func (t *tool) setupFor(ctx context.Context, name string, in input, path string,
 	if want, err := config.ParseSize(size); err == nil && in.size() > want {
 		return fmt.Errorf("%s has %s, more than --size", path, humanSize(in.size()))
 	}
-	if o.json {
-		out := t.stdout
-		t.stdout = io.Discard
-		defer func() { t.stdout = out }()
-	}
 	if o.format == "2" {
-		return t.setupLog(ctx, []string{name}, size, o.objectSize, o.force)
+		out, err := t.setupLog(ctx, []string{name}, size, o.objectSize, o.force)
+		if err == nil {
+			t.say("Done, %s: version 2, %s", name, humanSize(out.Size))
+		}
+		return err
 	}
 	g, _, err := parseGeometry([]string{name}, size, o.objectSize)
 	if err != nil {
 		return err
 	}
-	return t.setup(ctx, name, g, o.force)
+	if _, err = t.setup(ctx, name, g, o.force); err == nil {
+		t.say("%s", doneSetup(name, g))
+	}
+	return err
 }
 
 // fits returns why the image cannot go into the disk that is there, or why that

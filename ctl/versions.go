@@ -71,6 +71,9 @@ func (d *deletion) deleteVersions(ctx context.Context) error {
 				if err != nil && !errors.Is(err, store.ErrNotFound) {
 					return fmt.Errorf("delete version %s of %s: %w", v.ID, v.Name, err)
 				}
+				if v.Old() {
+					d.old.Add(1)
+				}
 				return nil
 			})
 		}
