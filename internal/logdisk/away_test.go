@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,13 +25,13 @@ import (
 type forgetful struct {
 	store.Store
 	away  map[string]bool
-	until time.Time
+	until atomic.Int64       // Unix time, ns
 	list  []store.ObjectInfo // instead of the listing
 	old   bool               // list counts
 }
 
 func (f *forgetful) lost(name string) error {
-	if f.away[name] && time.Now().Before(f.until) {
+	if f.away[name] && time.Now().UnixNano() < f.until.Load() {
 		return &store.StatusError{Op: "GET " + name, Code: 404, Err: store.ErrNotFound}
 	}
 	return nil
@@ -144,7 +145,8 @@ func replicasAway(t *testing.T, rng *rand.Rand, listing string, told bool, for_ 
 		names = append(names, o.Name)
 	}
 	n := len(names)
-	f := &forgetful{Store: v.box, away: map[string]bool{}, until: time.Now().Add(for_), list: once, old: listing != "complete"}
+	f := &forgetful{Store: v.box, away: map[string]bool{}, list: once, old: listing != "complete"}
+	f.until.Store(time.Now().Add(for_).UnixNano())
 	for _, name := range pick(names) {
 		f.away[name] = true
 	}
@@ -204,7 +206,7 @@ func replicasAway(t *testing.T, rng *rand.Rand, listing string, told bool, for_ 
 			t.Error(err)
 		}
 	}
-	f.until = time.Now()
+	f.until.Store(time.Now().UnixNano())
 	synctest.Wait()
 	s.check(d)
 	return n

@@ -225,9 +225,13 @@ func (d *Disk) runEntries(ctx context.Context, r *runFile) iter.Seq2[layout.Entr
 			err  error
 		}
 		ctx, stop := context.WithCancel(ctx)
-		defer stop()
 		n := len(r.index.Pages)
 		ahead := make(chan chunk, 1)
+		defer func() { // whoever stops early has no request under way after it
+			stop()
+			for range ahead {
+			}
+		}()
 		go func() {
 			defer close(ahead)
 			defer d.recoverPanic()

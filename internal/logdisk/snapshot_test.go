@@ -46,8 +46,11 @@ func (s snapshots) check(t testing.TB, v *opener, st store.Store, name string, h
 // that is h.doubt.
 func (h *past) settle(t testing.TB, d *Disk) {
 	t.Helper()
+	d.mu.RLock()
+	pins := slices.Clone(d.root.Pins)
+	d.mu.RUnlock()
 	have := map[string]bool{}
-	for _, p := range d.root.Pins {
+	for _, p := range pins {
 		have[p.Name] = true
 		if _, ok := h.snaps[p.Name]; !ok {
 			t.Fatalf("snapshot %s is there, and nobody has made it", p.Name)
