@@ -178,9 +178,14 @@ func (h *head) advance() (err error) {
 // says that nothing lies under them. drops counts the blocks of each object that
 // are to be taken off its count. It may be nil.
 func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, drops map[layout.Position]int64, yield func(layout.Entry) bool) error {
-	heads := make([]*head, 0, len(groups)) // the newest first
+	return mergeLayers(d.layers(ctx, groups), all, drops, yield)
+}
+
+// layers returns the entries of each of the sorted runs, the oldest of which is the
+// first of groups, and the last of what is returned.
+func (d *Disk) layers(ctx context.Context, groups [][]*runFile) (layers []iter.Seq2[layout.Entry, error]) {
 	for i := len(groups) - 1; i >= 0; i-- {
-		next, stop := iter.Pull2(func(yield func(layout.Entry, error) bool) {
+		layers = append(layers, func(yield func(layout.Entry, error) bool) {
 			for _, r := range groups[i] {
 				for e, err := range d.runEntries(ctx, r) {
 					if !yield(e, err) || err != nil {
@@ -189,6 +194,15 @@ func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, 
 				}
 			}
 		})
+	}
+	return layers
+}
+
+// mergeLayers is mergeEntries of layers, the newest first.
+func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops map[layout.Position]int64, yield func(layout.Entry) bool) error {
+	heads := make([]*head, 0, len(layers)) // the newest first
+	for _, layer := range layers {
+		next, stop := iter.Pull2(layer)
 		defer stop()
 		h := &head{next: next}
 		if err := h.advance(); err != nil {
