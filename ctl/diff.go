@@ -14,7 +14,7 @@ import (
 )
 
 func (t *tool) diffCommand() *cobra.Command {
-	var asJSON, exact bool
+	var exact bool
 	cmd := &cobra.Command{
 		Use:   "diff CONTAINER@SNAPSHOT CONTAINER[@SNAPSHOT]",
 		Short: "List what has changed between two moments of a disk",
@@ -28,7 +28,7 @@ that were there, and what the collector has moved. --exact leaves out most of th
   swiftnbd-ctl diff mynbd0@monday mynbd0 --json`,
 		Args: needs("CONTAINER@SNAPSHOT", "CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			return t.diff(ctx, args[0], args[1], exact, asJSON)
+			return t.diff(ctx, args[0], args[1], exact)
 		}),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) > 1 {
@@ -38,7 +38,7 @@ that were there, and what the collector has moved. --exact leaves out most of th
 		},
 	}
 	cmd.Flags().BoolVar(&exact, "exact", false, "leave out what was only moved in Swift, and zeroes that were zeroes before: this reads more of the map")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	t.jsonFlag(cmd)
 	return cmd
 }
 
@@ -58,7 +58,7 @@ func (t *tool) openDiff(ctx context.Context, name, from, to string, exact bool, 
 }
 
 // diff lists what differs.
-func (t *tool) diff(ctx context.Context, fromArg, toArg string, exact, asJSON bool) error {
+func (t *tool) diff(ctx context.Context, fromArg, toArg string, exact bool) error {
 	name, from, err := t.splitSnapshot(fromArg)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (t *tool) diff(ctx context.Context, fromArg, toArg string, exact, asJSON bo
 	defer x.Close()
 	w := bufio.NewWriter(t.stdout)
 	var p diffPrinter = &diffColumns{w: w}
-	if asJSON {
+	if t.json {
 		p = &diffJSON{w: w}
 	}
 	p.begin(name, x)
