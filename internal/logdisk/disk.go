@@ -181,6 +181,7 @@ type Disk struct {
 	queue     []*object                   // sealed, and no upload has begun
 	flying    int                         // uploads under way
 	wanted    bool                        // a flush waits for the open cut
+	crowd     crowd                       // of flushes
 	spareBufs spare
 	rate      float64  // bytes a second that Swift takes; 0: not known
 	failing   *failure // the next failure of an upload
@@ -219,6 +220,7 @@ type object struct {
 	reserved int64         // of room
 	opened   time.Time     // when its first change came
 	done     chan struct{} // closed when it is durable
+	flushes  int           // how many wait for it
 }
 
 // failure is broadcast to all that wait for uploads.

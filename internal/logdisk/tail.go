@@ -18,6 +18,7 @@ type cut struct {
 	object
 	m     *blockmap.Map // its blocks, with their places in buf
 	spare *spare
+	held  bool // for more flushes: see crowd
 }
 
 // spare keeps the buffers of objects that are durable for the next ones: a fresh

@@ -58,8 +58,9 @@ func (d *Disk) upload(o *object) {
 		sent := time.Now()
 		err := d.store.Put(d.ctx, layout.LogName(o.at), data, etag)
 		if err == nil {
-			d.measure(int64(len(data)), time.Since(sent))
-			d.uploaded(o, int64(len(data)))
+			took := time.Since(sent)
+			d.measure(int64(len(data)), took)
+			d.uploaded(o, int64(len(data)), took)
 			return
 		}
 		if d.ctx.Err() != nil {
@@ -128,11 +129,15 @@ func (d *Disk) encode(o *object) []byte {
 	return layout.AppendTail(o.buf, o.records, f)
 }
 
-// uploaded notes that the object, of size bytes, is in Swift.
-func (d *Disk) uploaded(o *object, size int64) {
+// uploaded notes that the object, of size bytes, is in Swift, and how long its
+// PUT took.
+func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	o.size = size
+	if size < measured {
+		d.crowd.timed(took)
+	}
 	d.stats.Uploads.Add(1)
 	d.stats.Bytes.Add(size)
 	d.acked[o.at.N] = o
@@ -149,6 +154,7 @@ func (d *Disk) uploaded(o *object, size int64) {
 			d.dead(next)
 		}
 		d.room.release(next.reserved)
+		d.crowd.answered(next)
 		close(next.done)
 	}
 	d.flying--
@@ -172,37 +178,6 @@ func (d *Disk) failed(err error) {
 	d.failing = newFailure()
 }
 
-// Flush returns when every change that was completed before it is durable, or
-// with the error of an upload that has failed meanwhile: what is not in Swift
-// then is tried again in the background, and is the next Flush's too.
-func (d *Disk) Flush(ctx context.Context) error {
-	d.stats.Flushes.Add(1)
-	return d.sync(ctx)
-}
-
-func (d *Disk) sync(ctx context.Context) error {
-	d.mu.Lock()
-	var done chan struct{}
-	switch {
-	case d.open != nil:
-		done = d.open.done
-		// With every upload busy more changes may still join the cut.
-		if d.flying < d.o.Connections {
-			d.seal()
-		} else {
-			d.wanted = true
-		}
-	case d.durable+1 < d.next:
-		done = d.objects[layout.Position{Epoch: d.o.Epoch, N: d.next - 1}].done
-	default:
-		d.mu.Unlock()
-		return nil
-	}
-	failing := d.failing
-	d.mu.Unlock()
-	return d.await(ctx, done, failing)
-}
-
 // await returns when done is closed, or with the error of an upload that fails
 // meanwhile: failing is Disk.failing as it was before.
 func (d *Disk) await(ctx context.Context, done <-chan struct{}, failing *failure) error {
@@ -215,18 +190,6 @@ func (d *Disk) await(ctx context.Context, done <-chan struct{}, failing *failure
 		return context.Cause(ctx)
 	case <-d.ctx.Done():
 		return context.Cause(d.ctx)
-	}
-}
-
-// Drain is Flush for the end, when nobody will try again. It goes on after an
-// error for as long as uploads succeed.
-func (d *Disk) Drain(ctx context.Context) error {
-	for {
-		before := d.stats.Uploads.Load()
-		err := d.sync(ctx)
-		if err == nil || ctx.Err() != nil || d.ctx.Err() != nil || d.stats.Uploads.Load() == before {
-			return err
-		}
 	}
 }
 
