@@ -13,8 +13,10 @@ import (
 
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/device"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 	"swiftnbd/internal/words"
@@ -31,12 +33,14 @@ func (t *tool) resizeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resize CONTAINER SIZE",
 		Short: "Make a disk larger or smaller",
-		Long: `Make a disk of version 1 larger or smaller, while no server has it. SIZE is rounded
-up to whole objects. The new part of a larger disk reads as zeroes.
+		Long: `Make a disk larger or smaller, while no server has it. SIZE is rounded up to whole
+objects, or with version 2 to whole blocks of 4096 bytes. The new part of a larger
+disk reads as zeroes.
 
 The command does not cut off data, unless you give --force: make the file system and
 the partition smaller before. It refuses a locked container, and holds the lock itself
-meanwhile. If it is interrupted, the disk has the old or the new size.`,
+meanwhile. If it is interrupted, the disk has the old or the new size. With version 2
+it takes a few requests for any size, and snapshots keep their own.`,
 		Args: needs("CONTAINER", "SIZE"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			size, err := config.ParseSize(args[1])
@@ -51,7 +55,7 @@ meanwhile. If it is interrupted, the disk has the old or the new size.`,
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&o.force, "force", "f", false, "delete objects with data behind the disk's new end, or behind its old one")
+	f.BoolVarP(&o.force, "force", "f", false, "cut off data behind the disk's new end, and delete objects behind its old one")
 	f.BoolVar(&o.json, "json", false, "print a JSON object")
 	connectionsFlag(cmd, &o.connections)
 	return cmd
@@ -82,8 +86,8 @@ func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOpti
 	if err := state.Held(); err != nil {
 		return fmt.Errorf("%s is %w", name, err)
 	}
-	if err := state.Meta.Need(volume.Version1); err != nil {
-		return c.explain(ctx, err)
+	if state.Meta.Version == volume.Version2 {
+		return t.resizeLog(ctx, c, size, o)
 	}
 	held, meta, err := c.mark(ctx, holderResize, resizeTerm)
 	if err != nil {
@@ -97,11 +101,41 @@ func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOpti
 		}
 		return err
 	}
-	if o.json {
+	return t.sayResized(out, o.json)
+}
+
+// sayResized prints the result.
+func (t *tool) sayResized(out resized, asJSON bool) error {
+	if asJSON {
 		return t.encode(out)
 	}
-	t.say("Done, %s has %s now, %d bytes; it had %s", name, humanSize(out.Size), out.Size, humanSize(out.Was))
+	t.say("Done, %s has %s now, %d bytes; it had %s", out.Container, humanSize(out.Size), out.Size, humanSize(out.Was))
 	return nil
+}
+
+// resizeLog gives a disk of version 2 another size.
+func (t *tool) resizeLog(ctx context.Context, c *container, size int64, o resizeOptions) error {
+	size, err := logSize(size)
+	if err != nil {
+		return usagef("SIZE: %w", err)
+	}
+	out := resized{Container: c.name, Version: volume.Version2, Size: size}
+	var resizing error
+	err = t.change(ctx, c, holderResize, func(d *device.Device) error {
+		out.Was = d.Size()
+		resizing = d.Resize(ctx, size, o.force)
+		return resizing
+	})
+	var beyond *logdisk.BeyondError
+	switch {
+	case errors.As(resizing, &beyond):
+		return fmt.Errorf("%s has %s of data behind its new end, from byte %d: --force cuts it off", c.name, humanSize(beyond.Bytes), beyond.From)
+	case resizing != nil:
+		return fmt.Errorf("%w; the disk has its old or its new size: to go on, run the same command again", err)
+	case err != nil:
+		return err
+	}
+	return t.sayResized(out, o.json)
 }
 
 // resizeChunks gives a disk of version 1 another size, and the lock back unless

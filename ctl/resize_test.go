@@ -62,9 +62,8 @@ func TestResize(t *testing.T) {
 
 // TestResizeRefused: what resize does not do.
 func TestResizeRefused(t *testing.T) {
-	b := newBench(t, devswift.Options{}, "disk", "log", "absent")
+	b := newBench(t, devswift.Options{}, "disk", "absent")
 	b.ok("setup", "disk", "4")
-	b.ok("setup", "log", "--size", "4M", "--format", "2")
 	b.ok("lock", "disk")
 	before := b.writes()
 	for _, c := range []struct {
@@ -73,7 +72,6 @@ func TestResizeRefused(t *testing.T) {
 		args string
 	}{
 		{1, "disk is locked by ctl", "disk 1M"},
-		{1, "version 2", "log 8M"},
 		{1, "absent doesn't exist", "absent 8M"},
 		{2, "SIZE is missing", "disk"},
 		{2, "unknown unit", "disk 8Q"},

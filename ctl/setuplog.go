@@ -37,9 +37,11 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if bytes == 0 {
 		return out, usagef("--size: a disk of no bytes")
 	}
-	// Partitions and file systems count in blocks.
-	if rest := bytes % layout.BlockSize; rest != 0 {
-		bytes += layout.BlockSize - rest
+	asked := bytes
+	if bytes, err = logSize(bytes); err != nil {
+		return out, usagef("--size: %w", err)
+	}
+	if bytes != asked {
 		t.say("%s is no multiple of %d bytes, rounded up to %d bytes", size, layout.BlockSize, bytes)
 	}
 	name := args[0]
@@ -82,6 +84,15 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 		return out, c.explain(ctx, err)
 	}
 	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: !exists}, nil
+}
+
+// logSize rounds the size of a disk of version 2, which is positive, up to whole
+// blocks: partitions and file systems count in these.
+func logSize(bytes int64) (int64, error) {
+	if rest := bytes % layout.BlockSize; rest != 0 && bytes < logdisk.MaxSize {
+		bytes += layout.BlockSize - rest
+	}
+	return bytes, logdisk.CheckSize(bytes)
 }
 
 // canLease finds out whether the disk can have a lease, which version 2 cannot do

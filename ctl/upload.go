@@ -328,6 +328,7 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 // upload.
 func (u *upload) look(ctx context.Context) error {
 	c, meta := u.container, u.device.Meta()
+	meta.Size = u.device.Size() // with version 2, the container's may be old
 	if err := u.o.fits(c.name, meta, u.in, u.path); err != nil {
 		return err
 	}

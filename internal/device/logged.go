@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strconv"
 	"sync/atomic"
 
 	"swiftnbd/internal/lease"
@@ -105,7 +106,7 @@ func (d *loggedDisk) Preferred() int64 { return layout.BlockSize }
 func (d *loggedDisk) Save(ctx context.Context) (Ending, error) {
 	d.Rest()
 	err := d.Disk.Save(ctx)
-	return Ending{Items: map[string]string{volume.KeyRoot: d.RootName()}}, err
+	return Ending{Items: map[string]string{volume.KeyRoot: d.RootName(), volume.KeySize: strconv.FormatInt(d.Size(), 10)}}, err
 }
 
 // Stats returns the counters of the log and of its cache.

@@ -16,6 +16,8 @@ type snapshotter interface {
 	// that up.
 	Snapshot(ctx context.Context, name string) error
 	DeleteSnapshot(ctx context.Context, name string) error
+	// Resize gives the disk another size, bytes. It cuts data off only if force.
+	Resize(ctx context.Context, size int64, force bool) error
 }
 
 // Snapshot keeps the disk as it is now under a name: every change that was
@@ -27,6 +29,12 @@ func (d *Device) Snapshot(ctx context.Context, name string) error {
 // DeleteSnapshot gives a snapshot up.
 func (d *Device) DeleteSnapshot(ctx context.Context, name string) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.DeleteSnapshot(ctx, name) })
+}
+
+// Resize gives a disk that was opened with Options.Brief another size, bytes
+// (logdisk.Disk.Resize). Only Close may come after it.
+func (d *Device) Resize(ctx context.Context, size int64, force bool) error {
+	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Resize(ctx, size, force) })
 }
 
 // change does something with the snapshots as a request of a client is done. It

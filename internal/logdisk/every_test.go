@@ -84,11 +84,15 @@ func (s *script) checkUnless(d *Disk, gate *faulty.Store) {
 // Swift and not from the cache.
 func (s *script) same(d *Disk) {
 	s.t.Helper()
-	p, want := make([]byte, s.blocks*blockSize), make([]byte, blockSize)
+	blocks := s.h.size(s.h.ops, s.blocks)
+	p, want := make([]byte, blocks*blockSize), make([]byte, blockSize)
+	if n := d.Size(); n != int64(len(p)) {
+		s.t.Fatalf("the disk has %d bytes, and is to have %d", n, len(p))
+	}
 	if _, err := d.read(s.t.Context(), 0, p); err != nil {
 		s.t.Fatal(err)
 	}
-	for b := range s.blocks {
+	for b := range blocks {
 		s.h.at(b, s.h.ops, want)
 		if string(p[b*blockSize:][:blockSize]) != string(want) {
 			s.t.Fatalf("block %d is not what it was", b)

@@ -49,17 +49,57 @@ type past struct {
 	changes map[uint64][]change
 	snaps   snapshots
 	doubt   string // the name of one that may be there or not
+	sizes   []resizing
 }
 
 type change struct {
-	op   uint64
-	zero bool
+	op    uint64
+	zero  bool
+	stamp uint64 // whose stamp it is: that of op, or of an earlier one that came back
 }
+
+// resizing is an operation after which the disk has so many blocks.
+type resizing struct{ op, blocks uint64 }
 
 func (h *past) note(first, count uint64, op uint64, zero bool) {
 	for b := first; b < first+count; b++ {
-		h.changes[b] = append(h.changes[b], change{op, zero})
+		h.changes[b] = append(h.changes[b], change{op, zero, op})
 	}
+}
+
+// size returns how many blocks the disk had after operation op. It had first at
+// the beginning.
+func (h *past) size(op, first uint64) uint64 {
+	for _, r := range h.sizes {
+		if r.op <= op {
+			first = r.blocks
+		}
+	}
+	return first
+}
+
+// resize notes as the next operation that the disk gets another size. It had
+// first at the beginning.
+func (h *past) resize(blocks, first uint64) {
+	was := h.size(h.ops, first)
+	h.ops++
+	h.sizes = append(h.sizes, resizing{h.ops, blocks})
+	if blocks < was {
+		h.note(blocks, was-blocks, h.ops, true)
+	}
+}
+
+// data returns how many blocks of a range have data, and the first of them.
+func (h *past) data(first, end uint64) (n, from uint64) {
+	for b := first; b < end; b++ {
+		if list := h.changes[b]; len(list) > 0 && !list[len(list)-1].zero {
+			if n == 0 {
+				from = b
+			}
+			n++
+		}
+	}
+	return n, from
 }
 
 // at returns the block's content after operation op.
@@ -69,7 +109,7 @@ func (h *past) at(b, op uint64, p []byte) {
 	for i := len(list) - 1; i >= 0; i-- {
 		if list[i].op <= op {
 			if !list[i].zero {
-				stamp(p, b, list[i].op)
+				stamp(p, b, list[i].stamp)
 			}
 			return
 		}
@@ -84,13 +124,19 @@ func (h *past) cut(op uint64) {
 		}
 		h.changes[b] = list
 	}
+	for n := len(h.sizes); n > 0 && h.sizes[n-1].op > op; n-- {
+		h.sizes = h.sizes[:n-1]
+	}
 	h.ops = op
 }
 
 // prefix returns the operation after which the disk was what it is now, and fails when
 // there is none that is at least flushed. ok is false when the store has crashed.
+// The disk had so many blocks at the beginning.
 func (h *past) prefix(t testing.TB, d *Disk, blocks uint64, flushed uint64, gate *faulty.Store) (op uint64, ok bool) {
 	t.Helper()
+	beginning := blocks
+	blocks = uint64(d.Size()) / blockSize
 	all := make([]byte, blocks*blockSize)
 	err := d.Read(t.Context(), all, 0)
 	if errors.As(err, new(*store.TransportError)) { // one request failed
@@ -115,13 +161,18 @@ func (h *past) prefix(t testing.TB, d *Disk, blocks uint64, flushed uint64, gate
 	var first string
 	for ; op <= h.ops; op++ {
 		bad := ""
+		if n := h.size(op, beginning); n != blocks {
+			bad = fmt.Sprintf("it has %d blocks, after operation %d it had %d", blocks, op, n)
+		}
 		for b := range blocks {
+			if bad != "" {
+				break
+			}
 			h.at(b, op, want)
 			if p := all[b*blockSize:][:blockSize]; string(p) != string(want) {
 				bad = fmt.Sprintf("block %d has (%d, %d), after operation %d it was (%d, %d)", b,
 					binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:]), op,
 					binary.LittleEndian.Uint64(want), binary.LittleEndian.Uint64(want[8:]))
-				break
 			}
 		}
 		if bad == "" {
@@ -205,7 +256,7 @@ func model(t *testing.T, paged bool) {
 	}
 	h := &past{changes: map[uint64][]change{}, snaps: snapshots{}}
 	var flushed uint64
-	crashes, sessions := 0, 0
+	crashes, sessions, reshaped := 0, 0, 0
 	var loads, merges int64
 	for done := 0; done < ops; {
 		sessions++
@@ -213,7 +264,10 @@ func model(t *testing.T, paged bool) {
 		if rng.IntN(4) > 0 {
 			gate.CrashAt(gate.Ops()+1+rng.Int64N(200), rng.IntN(2) == 0)
 		}
+		v.o.Brief = rng.IntN(4) == 0 // for a change of its form
 		d, err := v.open(t.Context(), gate)
+		brief := v.o.Brief
+		v.o.Brief = false
 		if err != nil {
 			if !gate.Crashed() {
 				t.Fatal(err)
@@ -230,13 +284,20 @@ func model(t *testing.T, paged bool) {
 		h.cut(op)
 		flushed = op
 		h.settle(t, d)
-		for range 1 + rng.IntN(400) {
+		most := 400
+		if brief {
+			most = 20
+		}
+		for range 1 + rng.IntN(most) {
 			if rng.IntN(100) == 0 && !randomSnapshot(t, rng, v, d, h, blocks, &flushed, gate) {
 				break
 			}
-			if done++; !randomOp(t, rng, d, h, blocks, &flushed, gate) {
+			if done++; !randomOp(t, rng, d, h, h.size(h.ops, blocks), &flushed, gate) {
 				break
 			}
+		}
+		if brief && !gate.Crashed() {
+			reshaped += randomShape(t, rng, d, h, blocks, &flushed, gate)
 		}
 		if !gate.Crashed() && rng.IntN(2) == 0 {
 			if err := d.Drain(t.Context()); err == nil {
@@ -253,7 +314,10 @@ func model(t *testing.T, paged bool) {
 		loads += d.stats.MapGets.Load()
 		merges += int64(d.merges)
 	}
-	t.Logf("%d sessions, %d crashes, %d reads of the map, %d merges", sessions, crashes, loads, merges)
+	t.Logf("%d sessions, %d crashes, %d changes of the form, %d reads of the map, %d merges", sessions, crashes, reshaped, loads, merges)
+	if reshaped == 0 {
+		t.Error("no change of the form: this test shows little")
+	}
 	if paged && (loads < int64(sessions) || merges == 0) {
 		t.Error("hardly any reads of the map, or no merges: this test shows little")
 	}

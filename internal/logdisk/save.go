@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"time"
 
 	"swiftnbd/internal/logdisk/layout"
@@ -16,8 +17,12 @@ import (
 )
 
 // KeyRoot, in the container's metadata, is the name of a root without its prefix:
-// where the search for the newest begins.
-const KeyRoot = "Swiftnbd-Root"
+// where the search for the newest begins. KeySize is the disk's size, bytes, in
+// decimal: for lists, since the root decides.
+const (
+	KeyRoot = "Swiftnbd-Root"
+	KeySize = "Swiftnbd-Size"
+)
 
 const (
 	// runBytes is how large a run becomes before the next one begins, bytes.
@@ -125,7 +130,10 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		d.mu.Unlock()
 		return nil
 	}
-	c := &checkpoint{root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.next - 1, dying: len(d.dying)}
+	c := &checkpoint{
+		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.next - 1, dying: len(d.dying),
+		tree: d.tree, merged: d.merged,
+	}
 	c.root.Name, c.root.At = c.at, d.at
 	var done chan struct{} // of the last sealed object; nil: it is durable
 	if c.savedN > 0 {
@@ -147,10 +155,12 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	delta := d.delta
 	d.frozen, d.delta = delta, newDelta()
 	var drops map[layout.Position]int64
-	c.tree, c.merged = d.tree, d.merged
 	if m := c.merged; m != nil {
 		drops = m.drops
-		i := slices.Index(c.tree, m.old[0])
+		i := len(c.tree)
+		if len(m.old) > 0 { // else it is what a resize cuts off
+			i = slices.Index(c.tree, m.old[0])
+		}
 		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
 	}
 	whole := len(c.root.Runs.Objects) >= maxRuns || d.tableDeltas > d.tableBase
@@ -250,6 +260,7 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	d.tableBase, d.tableDeltas = c.tableBase, c.tableDeltas
 	d.frozen = nil
 	d.setTree(c.tree)
+	d.resized(c.root.Size)
 	if m := c.merged; m != nil {
 		d.merged = nil
 		d.merges++
@@ -268,8 +279,10 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	d.wakeMerging()
-	// A hint: an old one costs the next start some requests.
-	err := d.store.SetMetadata(ctx, map[string]string{KeyRoot: layout.RootName(c.at)[len(layout.RootPrefix):]})
+	// A hint: an old one costs the next start some requests. With it goes the size.
+	err := d.store.SetMetadata(ctx, map[string]string{
+		KeyRoot: layout.RootName(c.at)[len(layout.RootPrefix):], KeySize: strconv.FormatInt(c.root.Size, 10),
+	})
 	if err != nil {
 		d.o.Log("note the newest root: %v", err)
 	}

@@ -29,6 +29,10 @@ func (s snapshots) check(t testing.TB, v *opener, st store.Store, name string, h
 		t.Fatalf("open snapshot %s: %v", name, err)
 	}
 	defer d.Close()
+	blocks = h.size(s[name], blocks)
+	if d.Size() != int64(blocks)*blockSize {
+		t.Fatalf("snapshot %s has %d bytes, and %d blocks were on the disk", name, d.Size(), blocks)
+	}
 	p, want := make([]byte, blocks*blockSize), make([]byte, blockSize)
 	if err := d.Read(t.Context(), p, 0); err != nil {
 		t.Fatalf("read snapshot %s: %v", name, err)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -674,7 +675,7 @@ func (v *verification) repair(ctx context.Context, strays []store.ObjectInfo) er
 		if err := v.v.Held(); err != nil {
 			return err
 		}
-		if err := v.store.SetMetadata(ctx, map[string]string{KeyRoot: v.r.Root}); err != nil {
+		if err := v.store.SetMetadata(ctx, map[string]string{KeyRoot: v.r.Root, KeySize: strconv.FormatInt(v.r.Size, 10)}); err != nil {
 			return fmt.Errorf("note the newest root: %w", err)
 		}
 		v.r.HintFixed = true

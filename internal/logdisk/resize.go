@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"swiftnbd/internal/logdisk/layout"
+)
+
+// MaxSize is how large a disk can be, bytes: NBD's sizes have 63 bits, and the
+// cache counts in whole chunks.
+const MaxSize = math.MaxInt64 / ChunkSize * ChunkSize
+
+// errServed says that a disk was opened to be served, and what was asked for can
+// be done by nobody else's leave only: see Options.Brief.
+var errServed = errors.New("the disk is being served")
+
+// errMeanwhile says that the disk was written while its form was changed.
+var errMeanwhile = errors.New("the disk was written meanwhile")
+
+// BeyondError says that a disk would lose data if it became as small as was asked
+// for.
+type BeyondError struct {
+	Bytes int64 // of data behind the new end
+	From  int64 // the first byte of it
+}
+
+func (e *BeyondError) Error() string {
+	return fmt.Sprintf("%d bytes of data are behind the new end, from byte %d", e.Bytes, e.From)
+}
+
+// CheckSize says why a disk cannot have so many bytes.
+func CheckSize(size int64) error {
+	switch {
+	case size > MaxSize:
+		return fmt.Errorf("a disk of %d bytes is too large: it can have %d", size, int64(MaxSize))
+	case size < layout.BlockSize || size%layout.BlockSize != 0:
+		return fmt.Errorf("a disk of %d bytes: it must have whole blocks of %d bytes, and one at least", size, layout.BlockSize)
+	}
+	return nil
+}
+
+// Resize gives the disk another size, bytes, as CheckSize has it. What was never
+// on the disk, or was cut off, reads as zeroes. With data behind the new end it
+// ends with a *BeyondError, unless force cuts that off. Snapshots keep their
+// sizes and their bytes.
+//
+// The disk is to be opened with Options.Brief. No other request may be under way,
+// and after Resize only Save and Close may come. After an error the disk has the
+// old size, or also the new one if Swift has not answered.
+func (d *Disk) Resize(ctx context.Context, size int64, force bool) error {
+	if err := CheckSize(size); err != nil {
+		return err
+	}
+	if err := d.settle(ctx); err != nil {
+		return err
+	}
+	was := d.Size()
+	if size == was {
+		return nil
+	}
+	var off *merged
+	if size < was {
+		var err error
+		if off, err = d.cutOff(ctx, uint64(size/layout.BlockSize), uint64((was+layout.BlockSize-1)/layout.BlockSize), force); err != nil {
+			return err
+		}
+	}
+	return d.edit(ctx, func(c *checkpoint) error {
+		if !d.delta.empty() || d.merged != nil {
+			return errMeanwhile
+		}
+		c.root.Size, c.merged = size, off
+		return nil
+	})
+}
+
+// settle brings all that the disk has into the newest root, for who is to change
+// more than its blocks.
+func (d *Disk) settle(ctx context.Context) error {
+	switch {
+	case d.o.Epoch == 0:
+		return ErrReadOnly
+	case !d.o.Brief:
+		return errServed
+	}
+	if err := d.Drain(ctx); err != nil {
+		return err
+	}
+	return d.Save(ctx)
+}
+
+// cutOff writes a run that makes the blocks from first to before end nothing, and
+// returns it for the next root: a merge that puts nothing in the place of
+// anything, but has counts to be taken off. It is nil if the blocks have no data.
+// What lies under the run is looked up in the map, so the run's entry is not
+// blind.
+func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merged, error) {
+	drops := map[layout.Position]int64{}
+	var data, from uint64
+	look := func(first, end uint64) {
+		for e := range d.m.Lookup(first, end-first) {
+			if e.Kind != layout.Data {
+				continue
+			}
+			if data == 0 {
+				from = e.First
+			}
+			data += e.Count
+			drops[e.At] += int64(e.Count)
+		}
+	}
+	if !d.inView(first, end, func() { look(first, end) }) {
+		for at := first; at < end; {
+			to := min(end, (at>>d.regions.shift+extentsAtOnce)<<d.regions.shift)
+			if err := d.viewed(ctx, at, to-at, func() { look(at, to) }); err != nil {
+				return nil, err
+			}
+			at = to
+		}
+	}
+	if data == 0 {
+		return nil, nil
+	}
+	if !force {
+		return nil, &BeyondError{Bytes: int64(data) * layout.BlockSize, From: int64(from) * layout.BlockSize}
+	}
+	runs, err := d.writeRuns(ctx, func(yield func(layout.Entry) bool) {
+		yield(layout.Entry{First: first, Count: end - first, Kind: layout.Trimmed})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &merged{runs: runs, drops: drops}, nil
+}
+
+// resized notes that the newest root has another size. d.mu is held.
+func (d *Disk) resized(size int64) {
+	first, end := uint64(size+layout.BlockSize-1)/layout.BlockSize, uint64(d.size+layout.BlockSize-1)/layout.BlockSize
+	d.size = size
+	if first >= end {
+		return
+	}
+	for span, have := range d.regions.spans(first, end-first) {
+		if have {
+			d.m.Remove(span[0], span[1]-span[0], nil)
+		}
+	}
+}
