@@ -47,6 +47,7 @@ type bench struct {
 	secrets string // the secrets file's path
 	env     map[string]string
 	client  *swiftstore.Client // of store; nil until asked for
+	term    time.Duration      // of the leases of open; 0: 30 s
 }
 
 // newBench starts a Swift, and writes a secrets file with these containers.

@@ -73,7 +73,7 @@ func TestTroubleshootingLog(t *testing.T) {
 	verb := regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
 	text := read(t, "docs", "TROUBLESHOOTING.md")
 	found := 0
-	for _, dir := range []string{"cache", "chunked", "device", "lease", "logdisk"} {
+	for _, dir := range []string{"cache", "chunked", "control", "device", "lease", "logdisk"} {
 		paths, err := filepath.Glob(filepath.Join(harness.Root(t), "internal", dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -144,4 +144,7 @@ const keepTimeout = 5 * time.Second
 func (d *Device) end() {
 	d.closing = true
 	d.disk.Close()
+	if d.control != nil {
+		d.control.Wait()
+	}
 }

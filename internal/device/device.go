@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"swiftnbd/internal/cache"
+	"swiftnbd/internal/control"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
@@ -126,6 +127,8 @@ type Device struct {
 	meta volume.Meta
 	held *lease.Held // nil when read-only
 
+	control *control.Server // nil when nobody can ask anything of the disk
+
 	// fence says whether we still hold the volume; nil when read-only.
 	fence *store.Fence
 
@@ -165,6 +168,7 @@ func Open(ctx context.Context, o Options) (*Device, error) {
 		d.fence = held.Fence()
 	}
 	d.letIn()
+	d.startControl()
 	return d, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync/atomic"
 
+	"swiftnbd/internal/control"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/logdisk/layout"
@@ -20,6 +21,8 @@ type loggedFormat struct {
 	o    Options
 	size int64 // of the cache
 	disk atomic.Pointer[logdisk.Disk]
+
+	control control.Server
 }
 
 func (f *loggedFormat) prepare(_ context.Context, meta volume.Meta, l *lease.Options) (err error) {
@@ -29,6 +32,7 @@ func (f *loggedFormat) prepare(_ context.Context, meta volume.Meta, l *lease.Opt
 	if root, ok := layout.ParseRootName(layout.RootPrefix + meta.Root); ok {
 		l.After = int64(root.Epoch)
 	}
+	l.Seen = f.control.Seen
 	l.Extra = func() map[string]string {
 		d := f.disk.Load()
 		if d == nil {
@@ -71,7 +75,7 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 		return nil, err
 	}
 	f.disk.Store(d)
-	return &loggedDisk{Disk: d}, nil
+	return &loggedDisk{d, &f.control}, nil
 }
 
 // DefaultGC is Options.GC unless it is given, percent.
@@ -91,7 +95,11 @@ func gc(percent int) int {
 // loggedDisk is a volume of version 2.
 type loggedDisk struct {
 	*logdisk.Disk
+	control *control.Server
 }
+
+// Control returns what sees the requests of swiftnbd-ctl.
+func (d *loggedDisk) Control() *control.Server { return d.control }
 
 // FlushRange flushes everything: what is durable is always all up to one moment.
 func (d *loggedDisk) FlushRange(ctx context.Context, _, _ int64) error { return d.Flush(ctx) }

@@ -44,16 +44,29 @@ func (d *Device) change(ctx context.Context, do func(context.Context, snapshotte
 	if !ok {
 		return ErrNoSnapshots
 	}
-	own, err := d.beginRequest(0, 0, true)
+	ctx, end, err := d.beginChange(ctx)
 	if err != nil {
 		return err
 	}
-	defer d.gate.RUnlock()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(own, func() { cancel(context.Cause(own)) })()
+	defer end()
 	if err := do(ctx, s); err != nil {
-		return ended(own, err)
+		return ended(ctx, err)
 	}
-	return ended(own, d.waitForFence(ctx))
+	return ended(ctx, d.waitForFence(ctx))
+}
+
+// beginChange is beginRequest for a change of the disk that is no client's. Its
+// context ends with ctx, too. end ends the request.
+func (d *Device) beginChange(ctx context.Context) (_ context.Context, end func(), err error) {
+	own, err := d.beginRequest(0, 0, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(own, func() { cancel(context.Cause(own)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		d.gate.RUnlock()
+	}, nil
 }

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/devswift"
+)
+
+// asks returns the items of requests and answers in the container.
+func (b *bench) asks(name string) (list []string) {
+	b.Helper()
+	md, err := b.store(name).Metadata(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	for key, value := range md.Items {
+		if strings.HasPrefix(key, "Swiftnbd-A") {
+			list = append(list, key+": "+value)
+		}
+	}
+	return list
+}
+
+// TestSnapshotServed has a server make and delete snapshots while it writes. Each
+// is of one moment, and what the server says is told.
+func TestSnapshotServed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.term = 6 * time.Second
+	const size = 4 << 20
+	disk := b.fillLog("disk", size, 1)
+	d, end := b.open("disk")
+	defer end()
+	b.scribble(d, disk)
+	// Not flushed: it is in the snapshot all the same.
+	last := noise(4096)
+	if _, err := d.WriteAt(last, 0); err != nil {
+		t.Fatal(err)
+	}
+	copy(disk, last)
+	if out := b.ok("snapshot", "disk", "a name of words"); out != "Done, disk has the snapshot a name of words\n" {
+		t.Errorf("%q", out)
+	}
+	first := bytes.Clone(disk)
+	b.scribble(d, disk)
+	b.fails(1, []string{"disk: snapshot a name of words: there is such a snapshot already"}, "snapshot", "disk", "a name of words")
+	b.fails(1, []string{"disk: snapshot none: there is no such snapshot"}, "snapshot", "--delete", "disk", "none")
+	b.fails(2, []string{"too long for a request to a running server"}, "snapshot", "disk", strings.Repeat("x", 250))
+	b.ok("snapshot", "disk", "é")
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", "disk@a name of words", path)
+	checkImage(t, path, first)
+	b.ok("download", "disk@é", path)
+	checkImage(t, path, disk)
+	b.ok("snapshot", "--delete", "disk", "é")
+	b.fails(1, []string{"no such snapshot"}, "download", "disk@é", path)
+	if left := b.asks("disk"); left != nil {
+		t.Errorf("left in the container: %q", left)
+	}
+	end()
+	b.ok("verify", "disk")
+	b.ok("download", "disk", path)
+	checkImage(t, path, disk)
+}
+
+// TestSnapshotServerGoes: a server that ends before it answers is not waited for.
+func TestSnapshotServerGoes(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	disk := b.fillLog("disk", 1<<20, 1)
+	d, end := b.open("disk")
+	defer end()
+	b.scribble(d, disk)
+	time.AfterFunc(300*time.Millisecond, end)
+	b.ok("snapshot", "disk", "snap")
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", "disk@snap", path)
+	checkImage(t, path, disk)
+	if left := b.asks("disk"); left != nil {
+		t.Errorf("left in the container: %q", left)
+	}
+}
+
+// TestSnapshotLocked: an operator's lock is no server, and nobody is asked.
+func TestSnapshotLocked(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.fillLog("disk", 1<<20, 1)
+	b.ok("lock", "disk")
+	b.fails(1, []string{"disk", "locked"}, "snapshot", "disk", "snap")
+	b.ok("unlock", "disk")
+}
+
+// TestSnapshotInterrupted: a request that nobody waits for is taken back.
+func TestSnapshotInterrupted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.fillLog("disk", 1<<20, 1)
+	_, end := b.open("disk")
+	defer end()
+	time.Sleep(1500 * time.Millisecond) // the first look of the lease is over
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	r := b.runContext(ctx, "snapshot", "disk", "snap")
+	if r.code == 0 || !strings.Contains(r.err, "interrupted") || !strings.Contains(r.err, "may do it still") {
+		t.Errorf("%+v", r)
+	}
+	if left := b.asks("disk"); left != nil {
+		t.Errorf("left in the container: %q", left)
+	}
+}
