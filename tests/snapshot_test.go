@@ -30,8 +30,9 @@ func TestSnapshotServed(t *testing.T) {
 	harness.Upload(t, n.URI, first)
 	n.Stop(t)
 	ctl(t, params, "snapshot", name, "monday")
-	n = serve(t, params...)
+	n = serve(t, append(params[:2:2], "lease=6")...)
 	harness.Upload(t, n.URI, second)
+	ctl(t, params, "snapshot", name, "today") // nbdkit makes it
 
 	for _, options := range [][]string{{"-r"}, {}} { // it is read-only in any case
 		old := harness.Serve(t, harness.Options{Params: append(params[:2:2], "snapshot=monday"), Args: options})
@@ -44,8 +45,14 @@ func TestSnapshotServed(t *testing.T) {
 	if got := harness.Download(t, n.URI); !bytes.Equal(got, second) {
 		t.Error("the disk is not what was written")
 	}
+	harness.Upload(t, n.URI, first)
+	old := serve(t, append(params[:2:2], "snapshot=today")...)
+	if got := harness.Download(t, old.URI); !bytes.Equal(got, second) {
+		t.Error("the snapshot that nbdkit made is not what the disk was")
+	}
+	old.Stop(t)
 	n.Stop(t)
-	if out := ctl(t, params, "snapshots", name); !strings.HasPrefix(out, "monday ") {
+	if out := ctl(t, params, "snapshots", name); !strings.HasPrefix(out, "monday ") || !strings.Contains(out, "\ntoday ") {
 		t.Errorf("snapshots: %q", out)
 	}
 	for _, bad := range []struct{ param, says string }{
