@@ -29,43 +29,53 @@ const (
 	downloadMemory = 512 << 20
 )
 
+// downloading are the options of download.
+type downloading struct {
+	path, format  string
+	connections   int
+	quiet, resume bool
+}
+
 func (t *tool) downloadCommand() *cobra.Command {
-	var quiet bool
-	var connections int
-	var format string
+	var o downloading
 	cmd := &cobra.Command{
 		Use:   "download CONTAINER[@SNAPSHOT] FILE",
 		Short: "Download a disk as an image",
-		Long: `Download a disk as a raw or qcow2 image. The data goes to a temporary file, which gets
-the name FILE when it is complete. Until then an older FILE stays unchanged.
+		Long: `Download a disk as a raw or qcow2 image. The data goes to FILE.partial, which gets the
+name FILE when it is complete. Until then an older FILE stays unchanged.
 Zeroes of the disk become holes in FILE. FILE may also be a block device, or "-"
 for standard output.
+
+After an interrupted download to a file, run the same command with --resume: it goes
+on, unless the disk has changed meanwhile.
 
 The command refuses a locked container. It holds the lock while it downloads. A
 snapshot is downloaded without a lock, also while the disk is in use.`,
 		Args: needs("CONTAINER", "FILE"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			if err := checkFormat(format, writeFormats); err != nil {
+			if err := checkFormat(o.format, writeFormats); err != nil {
 				return err
 			}
 			if t.json && args[1] == "-" {
 				return usagef("--json and standard output as FILE exclude each other")
 			}
+			o.path = args[1]
 			name, snap, err := t.splitSnapshot(args[0])
 			switch {
 			case err != nil:
 				return err
 			case snap != "":
-				return t.downloadSnapshot(ctx, name, snap, args[1], format, connections, quiet)
+				return t.downloadSnapshot(ctx, name, snap, o)
 			}
-			return t.download(ctx, name, args[1], format, connections, quiet)
+			return t.download(ctx, name, o)
 		}),
 		ValidArgsFunction: t.completeContainers(true),
 	}
-	cmd.Flags().StringVarP(&format, "image-format", "O", "", "`format` of FILE: raw or qcow2. If not given: raw")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
+	cmd.Flags().StringVarP(&o.format, "image-format", "O", "", "`format` of FILE: raw or qcow2. If not given: raw")
+	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
 	cmdline.Old(cmd.Flags(), "quiet")
-	connectionsFlag(cmd, &connections)
+	cmd.Flags().BoolVar(&o.resume, "resume", false, "go on with a download that was interrupted, if there is one")
+	connectionsFlag(cmd, &o.connections)
 	t.jsonFlag(cmd)
 	return cmd
 }
@@ -75,15 +85,17 @@ type downloaded struct {
 	Container string  `json:"container"`
 	Snapshot  *string `json:"snapshot"`
 	Version   int     `json:"version"`
-	Size      int64   `json:"size"`    // of the disk and of the image, bytes
-	Format    string  `json:"format"`  // of the image
-	Fetched   int64   `json:"fetched"` // bytes that were read from Swift
+	Size      int64   `json:"size"`       // of the disk and of the image, bytes
+	Format    string  `json:"format"`     // of the image
+	Resumed   int64   `json:"resumed_at"` // where an earlier download was gone on from
+	Fetched   int64   `json:"fetched"`    // bytes that were read from Swift
 	Seconds   float64 `json:"seconds"`
 }
 
 // doneDownload reports a download that is complete. A stream has its data, and
 // people need no more.
 func (t *tool) doneDownload(out downloaded, im *image, begun time.Time) error {
+	out.Resumed = im.resumed
 	out.Format, out.Fetched, out.Seconds = cmp.Or(im.format, formatRaw), im.fetched, time.Since(begun).Seconds()
 	if im.kind == imageStream && !t.json {
 		return nil
@@ -116,8 +128,43 @@ func (im *image) setFormat(format string) error {
 	return nil
 }
 
-// download copies the disk to path under the container's lock.
-func (t *tool) download(ctx context.Context, name, path, format string, connections int, quiet bool) (err error) {
+// target opens the image that a download writes.
+func (t *tool) target(o downloading) (*image, error) {
+	im, err := openImage(o.path, t.stdout)
+	if err != nil {
+		return nil, err
+	}
+	if err = im.setFormat(o.format); err == nil && o.resume {
+		err = im.checkResume()
+	}
+	if err != nil {
+		im.abort()
+		return nil, err
+	}
+	return im, nil
+}
+
+// copyTo makes im what the disk is, from its beginning or from where an earlier
+// download was.
+func (t *tool) copyTo(ctx context.Context, c *container, src source, im *image, m moment, o downloading) error {
+	im.now = downloadRecord{format: cmp.Or(im.format, formatRaw), unit: src.unit(), moment: m}
+	var err error
+	if o.resume && im.was.at > 0 {
+		err = t.goOn(ctx, c, src, im, o)
+	} else {
+		err = im.begin(src.size())
+	}
+	if err == nil {
+		err = t.copyDisk(ctx, c, src, im, o.connections, o.quiet)
+	}
+	if ctx.Err() != nil {
+		return c.explain(ctx, err)
+	}
+	return err
+}
+
+// download copies the disk to a file under the container's lock.
+func (t *tool) download(ctx context.Context, name string, o downloading) (err error) {
 	begun := time.Now()
 	c, err := t.open(name)
 	if err != nil {
@@ -132,17 +179,15 @@ func (t *tool) download(ctx context.Context, name, path, format string, connecti
 		return fmt.Errorf("%s is %w, downloading a container in use is unreliable", name, err)
 	}
 	t.warnOfVersions(name, meta)
-	im, err := openImage(path, t.stdout)
+	im, err := t.target(o)
 	if err != nil {
 		return err
 	}
-	if err := im.setFormat(format); err != nil {
-		im.abort()
-		return err
-	}
-	if err := im.prepare(meta.Size); err != nil {
-		im.abort()
-		return err
+	if !im.there {
+		if err := im.prepare(meta.Size); err != nil {
+			im.abort()
+			return err
+		}
 	}
 
 	held, marked, err := c.mark(ctx, holderDownload, downloadTerm)
@@ -159,12 +204,18 @@ func (t *tool) download(ctx context.Context, name, path, format string, connecti
 		return c.explain(ctx, err)
 	}
 	var src source
-	if src, err = t.source(ctx, c, meta, held, state, connections); err == nil {
+	if src, err = t.source(ctx, c, meta, held, state, o.connections); err == nil {
 		// The disk may have been set up anew since, or have another size than
 		// the container says.
-		if err = im.prepare(src.size()); err == nil {
-			err = t.copyDisk(ctx, c, src, im, connections, quiet)
+		m := src.moment()
+		if meta.Version == volume.Version1 {
+			m.disk, m.at = name+"/"+m.disk, meta.Last
+			m.lease, m.before = state.Epoch, state.Epoch
+			if held != nil {
+				m.mark, m.lease, m.before = held.Mark(), held.Epoch(), held.Epoch()-1
+			}
 		}
+		err = t.copyTo(ctx, c, src, im, m, o)
 		src.close()
 	}
 	var unlockErr error
@@ -173,7 +224,9 @@ func (t *tool) download(ctx context.Context, name, path, format string, connecti
 	}
 	switch {
 	case err == nil && errors.Is(unlockErr, lease.ErrLost):
-		err = fmt.Errorf("%s was unlocked while it was downloaded: the image is not to be trusted, and not kept", name)
+		im.begun = true // also what an earlier download has left
+		im.abort()
+		return fmt.Errorf("%s was unlocked while it was downloaded: the image is not to be trusted, and not kept", name)
 	case unlockErr != nil && !errors.Is(unlockErr, lease.ErrLost):
 		unlockErr = fmt.Errorf("%s stays locked: %w", name, oneLine{unlockErr})
 		if err != nil {
@@ -181,8 +234,7 @@ func (t *tool) download(ctx context.Context, name, path, format string, connecti
 		}
 	}
 	if err != nil {
-		im.abort()
-		return err
+		return im.end(err)
 	}
 	if err := im.commit(); err != nil {
 		return err
@@ -202,13 +254,13 @@ type fetched struct {
 // copyDisk writes every chunk to im, in order, with up to connections reads
 // under way.
 func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image, connections int, quiet bool) error {
-	unit, chunks := src.unit(), (src.size()-1)/src.unit()+1
-	bar := t.newProgress("Downloading "+c.name, src.size(), true, quiet)
+	unit, first, chunks := src.unit(), (im.at+src.unit()-1)/src.unit(), (src.size()-1)/src.unit()+1
+	bar := t.newProgress("Downloading "+c.name, max(1, src.size()-im.at), true, quiet)
 	defer bar.end(false)
 
 	// Chunks are read ahead into places, each of which holds a buffer once
 	// it has been used.
-	places := min(int64(2*connections), max(2, downloadMemory/unit), chunks)
+	places := max(1, min(int64(2*connections), max(2, downloadMemory/unit), chunks-first))
 	slots := make(chan struct{}, connections)
 	free := make(chan []byte, places)
 	queue := make(chan chan fetched, places)
@@ -219,7 +271,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 	defer cancel()
 	readers.Go(func() {
 		defer close(queue)
-		for i := range chunks {
+		for i := first; i < chunks; i++ {
 			done := make(chan fetched, 1)
 			select {
 			case queue <- done:
@@ -239,7 +291,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 		}
 	})
 
-	left := src.size()
+	left := src.size() - im.at
 	for done := range queue {
 		f := <-done
 		err := f.err
@@ -251,8 +303,11 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 		case f.data == nil:
 			err = im.hole(n)
 		default:
-			err = im.write(f.data[:n])
 			im.fetched += n
+			if im.kind == imageFile && !zero(f.data[:n]) {
+				im.digest.add(im.at, f.data[:n])
+			}
+			err = im.write(f.data[:n])
 			select {
 			case free <- f.data:
 			default:
@@ -262,6 +317,8 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 			return err
 		}
 		bar.add(n)
+		im.chunks++
+		im.due()
 	}
 	if err := ctx.Err(); err != nil {
 		return c.explain(ctx, err)

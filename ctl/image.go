@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,10 +23,13 @@ type image struct {
 	kind imageKind
 	file *os.File
 	path string // its name in messages; for a file, its final name
-	temp string // the name of a file until commit
+	temp string // FILE.partial, the name of a file until commit
 	at   int64  // bytes that have been written
 
-	fetched int64 // of them, those that were read from Swift and not holes
+	fetched int64 // bytes that this run has read from Swift
+	resumed int64 // where this run has gone on from
+
+	partial // of a file
 
 	format string      // of a file, if it is not raw
 	server *qemuServer // which writes it then; nil: nothing was written yet
@@ -48,7 +50,7 @@ const holeSize = 4096
 var zeroes [1 << 20]byte
 
 // openImage prepares path for a download. A regular file is left as it is
-// until commit: the download goes into a hidden file beside it. "-" is stdout.
+// until commit: the download goes into FILE.partial. "-" is stdout.
 func openImage(path string, stdout io.Writer) (*image, error) {
 	if path == "-" {
 		f, ok := stdout.(*os.File)
@@ -66,7 +68,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		if link, lerr := os.Lstat(path); lerr == nil && link.Mode()&fs.ModeSymlink != 0 {
 			return nil, fmt.Errorf("%s: a symbolic link to nothing", path)
 		}
-		return createImage(path, nil)
+		return openPartial(path, nil)
 	case err != nil:
 		return nil, err
 	case info.IsDir():
@@ -77,7 +79,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		if err != nil {
 			return nil, err
 		}
-		return createImage(real, info)
+		return openPartial(real, info)
 	}
 	kind, flags := imageStream, os.O_WRONLY
 	if info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0 {
@@ -89,31 +91,6 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		return nil, err
 	}
 	return &image{kind: kind, file: f, path: path}, nil
-}
-
-// createImage makes the hidden file that becomes path. It has the mode of the
-// file that it replaces, old, or a new file's.
-func createImage(path string, old fs.FileInfo) (*image, error) {
-	dir, base := filepath.Split(path)
-	for range 100 {
-		temp := filepath.Join(dir, fmt.Sprintf(".%.200s.partial-%08x", base, rand.Uint32()))
-		f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		im := &image{kind: imageFile, file: f, path: path, temp: temp}
-		if old != nil {
-			if err := f.Chmod(old.Mode().Perm()); err != nil {
-				im.abort()
-				return nil, err
-			}
-		}
-		return im, nil
-	}
-	return nil, fmt.Errorf("%s: cannot find a name for a file beside it", path)
 }
 
 // prepare makes room for size bytes.
@@ -178,14 +155,18 @@ func (im *image) writeAt(p []byte, off int64) (int, error) {
 	if im.format == "" {
 		return im.file.WriteAt(p, off)
 	}
-	if im.server == nil {
-		s, err := serveImage(context.Background(), im.format, im.temp, false)
-		if err != nil {
-			return 0, err
-		}
-		im.server = s
+	if err := im.serve(); err != nil {
+		return 0, err
 	}
 	return im.server.WriteAt(p, off)
+}
+
+// serve starts the server that writes an image that is not raw.
+func (im *image) serve() (err error) {
+	if im.server == nil {
+		im.server, err = serveImage(context.Background(), im.format, im.temp, false)
+	}
+	return err
 }
 
 // hole appends n bytes of zeroes, as a hole if the image can have one.
@@ -215,6 +196,7 @@ func (im *image) hole(n int64) error {
 
 // commit makes the written data durable, and gives a file its name.
 func (im *image) commit() error {
+	im.notes.Wait()
 	if im.server != nil {
 		if err := im.server.finish(); err != nil {
 			im.server = nil
@@ -243,6 +225,7 @@ func (im *image) commit() error {
 		im.abort()
 		return err
 	}
+	_ = os.Remove(im.record)
 	// Make the name durable as well. Not every file system can do this, and the
 	// data is there without it.
 	if dir, err := os.Open(filepath.Dir(im.path)); err == nil {
@@ -257,11 +240,12 @@ func (im *image) abort() {
 	if im.kind == imageStream && im.path == "standard output" {
 		return
 	}
+	im.notes.Wait()
 	if im.server != nil {
 		_ = im.server.close()
 	}
-	_ = im.file.Close()
-	if im.kind == imageFile {
-		_ = os.Remove(im.temp)
+	if im.kind == imageFile && (im.begun || !im.there) {
+		im.remove()
 	}
+	_ = im.file.Close()
 }

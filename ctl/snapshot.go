@@ -210,34 +210,28 @@ func (t *tool) splitSnapshot(name string) (container, snap string, err error) {
 	return name[:i], name[i+1:], nil
 }
 
-// downloadSnapshot copies a snapshot to path. Snapshots do not change: no lock is
+// downloadSnapshot copies a snapshot to a file. Snapshots do not change: no lock is
 // taken.
-func (t *tool) downloadSnapshot(ctx context.Context, name, snap, path, format string, connections int, quiet bool) error {
+func (t *tool) downloadSnapshot(ctx context.Context, name, snap string, o downloading) error {
 	begun := time.Now()
 	c, state, err := t.openLog(ctx, name)
 	if err != nil {
 		return err
 	}
-	o := c.logOptions(t, state.Meta, nil, state, connections)
-	o.Snapshot = snap
-	d, err := logdisk.Open(ctx, o)
+	lo := c.logOptions(t, state.Meta, nil, state, o.connections)
+	lo.Snapshot = snap
+	d, err := logdisk.Open(ctx, lo)
 	if err != nil {
 		return c.explain(ctx, err)
 	}
 	defer d.Close()
-	im, err := openImage(path, t.stdout)
+	im, err := t.target(o)
 	if err != nil {
 		return err
 	}
-	if err = im.setFormat(format); err == nil {
-		err = im.prepare(d.Size())
-	}
-	if err == nil {
-		err = t.copyDisk(ctx, c, logSource{d}, im, connections, quiet)
-	}
-	if err != nil {
-		im.abort()
-		return err
+	src := logSource{d}
+	if err := t.copyTo(ctx, c, src, im, src.moment(), o); err != nil {
+		return im.end(err)
 	}
 	if err := im.commit(); err != nil {
 		return err

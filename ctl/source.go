@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math"
 
 	"swiftnbd/internal/chunked"
@@ -24,6 +26,16 @@ type source interface {
 	// read fills p, of unit bytes, with a chunk, or leaves it alone and returns
 	// hole. After an error p must not be used again.
 	read(ctx context.Context, i int64, p []byte) (hole bool, err error)
+
+	// moment says which disk this is, and at which moment, as far as it knows.
+	moment() moment
+	// unchanged says whether the disk is at now as it was at an earlier moment of
+	// the same disk. It is an error if that makes all of the image worthless;
+	// otherwise each chunk can be compared.
+	unchanged(was, now moment) (bool, error)
+	// same says whether the disk has p as chunk i; nil is all zeroes. The disk as
+	// a whole is unchanged, or not.
+	same(ctx context.Context, i int64, p []byte, unchanged bool) (bool, error)
 	close()
 }
 
@@ -74,6 +86,22 @@ func (s chunkSource) read(ctx context.Context, i int64, p []byte) (bool, error) 
 	return s.v.Read(ctx, geometry.ChunkIndex(i), 0, p)
 }
 
+func (s chunkSource) moment() moment {
+	return moment{disk: fmt.Sprintf("1/%d/%d", s.size(), s.unit())}
+}
+
+func (s chunkSource) unchanged(was, now moment) (bool, error) { return now.since(was), nil }
+
+// same asks Swift about a chunk of which nothing is known only if the disk may have
+// changed. If nobody has opened it, it is as it was: what the next session learns
+// from the map, too, is true for this reason alone.
+func (s chunkSource) same(ctx context.Context, i int64, p []byte, unchanged bool) (bool, error) {
+	if unchanged && s.v.Knowledge(geometry.ChunkIndex(i)) == chunked.Unknown {
+		return true, nil
+	}
+	return s.v.Holds(ctx, geometry.ChunkIndex(i), p)
+}
+
 // logSource is a disk of version 2.
 type logSource struct{ d *logdisk.Disk }
 
@@ -90,3 +118,17 @@ func (s logSource) hole(i int64) bool {
 func (s logSource) read(ctx context.Context, i int64, p []byte) (bool, error) {
 	return s.d.Fetch(ctx, uint64(i)*(logUnit/layout.BlockSize), p)
 }
+
+func (s logSource) moment() moment {
+	disk, at := s.d.Moment()
+	return moment{disk: fmt.Sprintf("2/%s/%d", disk, s.size()), at: at}
+}
+
+func (s logSource) unchanged(was, now moment) (bool, error) {
+	if was.at != now.at {
+		return false, errors.New("the disk has changed since, or the snapshot is another one")
+	}
+	return true, nil
+}
+
+func (s logSource) same(context.Context, int64, []byte, bool) (bool, error) { return true, nil }

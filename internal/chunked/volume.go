@@ -203,6 +203,37 @@ func (v *Volume) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	return false, nil
 }
 
+// Holds says whether chunk i in Swift is p, by the ETag of its object; a p of nil is
+// a chunk of zeroes. It asks Swift, for the newest copy, only if nothing is known of
+// the chunk.
+func (v *Volume) Holds(ctx context.Context, i geometry.ChunkIndex, p []byte) (bool, error) {
+	k, etag, err := v.know(ctx, i)
+	if err != nil {
+		return false, err
+	}
+	if k == Unknown {
+		info, err := v.store.Head(ctx, ObjectName(i))
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			k = Hole
+		case err != nil:
+			return false, fmt.Errorf("look at chunk %d: %w", i, err)
+		case info.Elsewhere != "" || info.Size != v.geo.ObjectSize():
+			return false, nil // a read has the error
+		default:
+			k, etag = Known, info.ETag
+		}
+		v.learn(i, k, etag)
+	}
+	switch {
+	case k == Hole:
+		return p == nil, nil
+	case p == nil:
+		return etag == v.zeroSum(), nil
+	}
+	return etag == sum(p), nil
+}
+
 // maxDamaged is how often a whole object is read if its bytes are wrong.
 const maxDamaged = 3
 

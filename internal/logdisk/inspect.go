@@ -38,6 +38,16 @@ func (d *Disk) Fetch(ctx context.Context, first uint64, p []byte) (hole bool, er
 // Hole says whether none of count blocks from number first on has data.
 func (d *Disk) Hole(first, count int64) bool { return d.holes(first, count) }
 
+// Moment says in words without blanks which disk this is, and at which moment it
+// was opened: the root, and the end of the log that was read after it. What has
+// both in common is the same, byte for byte, since no name of a root or of a data
+// object is ever used twice. It is for a disk that was opened for reading only.
+func (d *Disk) Moment() (disk, at string) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.o.UUID.String(), d.rootAt.String() + "/" + d.at.String()
+}
+
 // Inspection is what Inspect has found out about a disk.
 type Inspection struct {
 	Root    string    // the newest root without its prefix; empty: none was found

@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/volume"
+)
+
+// keepAll has also the smallest download kept that is interrupted.
+func keepAll(t *testing.T) {
+	bytes, chunks, note := keptBytes, keptChunks, downloadNote
+	keptBytes, keptChunks, downloadNote = 1, 1, 0
+	t.Cleanup(func() { keptBytes, keptChunks, downloadNote = bytes, chunks, note })
+}
+
+// isData says whether a request reads a chunk, or data of the log.
+func isData(r *devswift.Request) bool {
+	return r.Method == http.MethodGet && (strings.HasPrefix(r.Object, chunked.Prefix) || strings.HasPrefix(r.Object, layout.LogPrefix))
+}
+
+// patches writes to random places of a disk, as a server does, and to content.
+func (b *bench) patches(r *rand.Rand, name string, content []byte, n int) {
+	b.Helper()
+	b.serve(name, func(d *device.Device) {
+		for range n {
+			off := r.IntN(len(content) - 1)
+			p := noise(1 + r.IntN(min(300_000, len(content)-off)))
+			if _, err := d.WriteAt(p, int64(off)); err != nil {
+				b.Fatal(err)
+			}
+			copy(content[off:], p)
+		}
+	})
+}
+
+// resumes are the disks that a download is made of: how they are set up, and the
+// snapshot.
+var resumes = map[string]struct {
+	setup    []string
+	snapshot string
+}{
+	"1":           {setup: []string{"--object-size", "64K"}},
+	"1, odd":      {setup: []string{"--object-size", "100000"}},
+	"2":           {setup: []string{"--format", "2"}},
+	"2, snapshot": {setup: []string{"--format", "2"}, snapshot: "@monday"},
+}
+
+// TestDownloadResume interrupts a download at random places, many times over. Each
+// time the message says how to go on, the next one goes on there, and in the end
+// the file is the disk for every byte. In between it is as after a sudden end: the
+// record is older than the file.
+func TestDownloadResume(t *testing.T) {
+	keepAll(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for kind, c := range resumes {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(seed, uint64(len(kind))))
+			b := newBench(t, devswift.Options{}, "disk")
+			// The chunks of version 2 are larger.
+			size, most := map[string]int{"1": 12 << 20, "1, odd": 126 * 100_000}[kind], 12
+			if size == 0 {
+				size, most = 24<<20, 4
+			}
+			b.ok(append([]string{"setup", "disk", "--size", itoa(size)}, c.setup...)...)
+			content := make([]byte, size)
+			b.patches(r, "disk", content, 60)
+			if c.snapshot != "" {
+				b.ok("snapshot", "disk", "monday")
+				b.patches(r, "disk", append([]byte{}, content...), 5) // the disk goes on
+			}
+			dir := t.TempDir()
+			path := filepath.Join(dir, "image")
+			args := []string{"download", "disk" + c.snapshot, path, "--resume", "--connections", itoa(1 + r.IntN(2)), "-q"}
+			runs, complete, killed := 0, int64(0), 0
+			for range 8 {
+				ctx, cancel := context.WithCancel(t.Context())
+				var mu sync.Mutex
+				left := 1 + r.IntN(most)
+				var file, record []byte // as a sudden end leaves them
+				kill := r.IntN(3) == 0
+				b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
+					if !isData(q) {
+						return nil
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					if left--; left == 2 && kill {
+						record, _ = os.ReadFile(path + ".partial.record")
+						file, _ = os.ReadFile(path + ".partial")
+					}
+					if left <= 0 {
+						// Most runs are to come a little further.
+						for n := 0; n < 20 && recorded(path) <= complete; n++ {
+							time.Sleep(5 * time.Millisecond)
+						}
+						if recorded(path) > complete || left < -3 {
+							cancel()
+						}
+					}
+					return nil
+				})
+				got := b.runContext(ctx, args...)
+				cancel()
+				b.swift.SetFault(nil)
+				checkUnlocked(b, "disk")
+				if got.code == 0 {
+					break
+				}
+				if !strings.HasPrefix(got.err, "swiftnbd-ctl: disk: interrupted") || strings.Count(got.err, "\n") != 1 {
+					t.Fatalf("%+v", got)
+				}
+				if complete == 0 && got.err == "swiftnbd-ctl: disk: interrupted\n" { // before anything was there
+					checkAlone(t, dir)
+					continue
+				}
+				was, ok := parseDownloadRecord(string(must(os.ReadFile(path + ".partial.record"))))
+				if !ok || was.at < complete || was.at > 0 && !strings.HasSuffix(got.err, humanSize(was.at)+" is downloaded: to go on from there, run the same command with --resume\n") {
+					t.Fatalf("%+v, and %+v; %d before", got, was, complete)
+				}
+				checkAlone(t, dir, "image.partial", "image.partial.record")
+				if then, ok := parseDownloadRecord(string(record)); ok && then.at > 0 && then.at <= was.at {
+					// What is behind it may be anything.
+					copy(file[then.at:], noise(len(file)-int(then.at)))
+					if err := os.WriteFile(path+".partial", file, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					if err := os.WriteFile(path+".partial.record", record, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					was.at = then.at
+					killed++
+				}
+				complete = was.at
+				runs++
+			}
+			if _, err := os.Stat(path); err == nil {
+				t.Logf("complete after %d runs", runs)
+			} else {
+				var out downloaded
+				if err := json.Unmarshal([]byte(b.ok(append(args, "--json")...)), &out); err != nil || out.Resumed != complete || out.Fetched > int64(len(content))-complete {
+					t.Errorf("%+v, %v; %d were complete", out, err, complete)
+				}
+			}
+			if complete == 0 || runs < 2 {
+				t.Errorf("after %d runs %d bytes were complete: this tries nothing", runs, complete)
+			}
+			t.Logf("%d runs, %d of them with a sudden end, %d bytes were complete before the last", runs, killed, complete)
+			checkImage(t, path, content)
+			checkAlone(t, dir, "image")
+		})
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// recorded returns how much of FILE is complete, as the record says.
+func recorded(path string) int64 {
+	text, _ := os.ReadFile(path + ".partial.record")
+	r, _ := parseDownloadRecord(string(text))
+	return r.at
+}
+
+// cut interrupts a download to args[1] when n requests for data were made, and
+// something is complete. It returns what was said.
+func (b *bench) cut(n int, args ...string) string {
+	b.Helper()
+	complete := func() bool { return recorded(args[1]) > 0 }
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	var mu sync.Mutex
+	b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
+		if !isData(q) {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		n--
+		for range 20 {
+			if n < 0 && complete() {
+				cancel()
+				return &devswift.Action{Status: 503}
+			}
+			if n < 0 {
+				time.Sleep(10 * time.Millisecond) // the note is on its way, or the first chunk needs more
+			}
+		}
+		return nil
+	})
+	defer b.swift.SetFault(nil)
+	r := b.runContext(ctx, append([]string{"download", "--connections", "1"}, args...)...)
+	if r.code != 1 || !strings.Contains(r.err, "is downloaded: to go on from there, run the same command with --resume") {
+		b.Fatalf("%q: %+v", args, r)
+	}
+	return r.err
+}
+
+// heads counts the HEADs of chunks.
+func (b *bench) heads() (n int) {
+	for _, r := range b.swift.Requests() {
+		if r.Method == http.MethodHead && strings.Contains(r.Path, chunked.Prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestDownloadResumeChanged1: of a disk of version 1, what has changed since is
+// fetched again, and nothing else; what nobody can have changed is not asked for.
+func TestDownloadResumeChanged1(t *testing.T) {
+	keepAll(t)
+	b := newBench(t, devswift.Options{}, "disk")
+	b.ok("setup", "disk", "64")
+	content := noise(64 << 16)
+	clear(content[20<<16 : 24<<16])
+	write := func(use func(d *device.Device)) { b.serve("disk", use) }
+	write(func(d *device.Device) {
+		for i := range 64 {
+			if i >= 20 && i < 24 {
+				continue
+			}
+			if _, err := d.WriteAt(content[i<<16:][:1<<16], int64(i)<<16); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	dir := t.TempDir()
+	path := filepath.Join(dir, "image")
+	goesOn := func(what string, words ...string) {
+		t.Helper()
+		r := b.run("download", "disk", path, "--resume")
+		if r.code != 0 || r.err != "" {
+			t.Fatalf("%s: %+v", what, r)
+		}
+		for _, w := range words {
+			if !strings.Contains(r.out, w) {
+				t.Errorf("%s: %q lacks %q", what, r.out, w)
+			}
+		}
+		if len(words) == 0 && r.out != fmt.Sprintf("Done, %d bytes written\n", len(content)) {
+			t.Errorf("%s: %q", what, r.out)
+		}
+		checkImage(t, path, content)
+		checkAlone(t, dir, "image")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Nobody has had it: the map, and the last session's mark, are enough.
+	b.cut(40, "disk", path)
+	b.swift.ResetRequests()
+	goesOn("unchanged")
+	if n := b.heads(); n > 0 {
+		t.Errorf("%d chunks were asked for, and nobody had changed any", n)
+	}
+
+	// A killed download leaves its mark as the last session's, and no map.
+	b.cut(40, "disk", path)
+	r, _ := parseDownloadRecord(string(must(os.ReadFile(path + ".partial.record"))))
+	if r.moment.mark == "" || r.moment.mark == r.moment.at {
+		t.Fatalf("%+v", r)
+	}
+	last := b.items("disk")[volume.KeyLast]
+	b.setItem("disk", volume.KeyLast, r.moment.mark)
+	b.setItem("disk", volume.KeyMap, "")
+	b.swift.ResetRequests()
+	goesOn("a killed download's mark")
+	if n := b.heads(); n > 0 {
+		t.Errorf("after a killed download: %d chunks were asked for", n)
+	}
+	b.setItem("disk", volume.KeyLast, last)
+
+	// A server has: three chunks are others, one of them a hole now, and a hole has data.
+	b.cut(40, "disk", path)
+	write(func(d *device.Device) {
+		for _, i := range []int{3, 21} {
+			copy(content[i<<16+100:], noise(1000))
+			if _, err := d.WriteAt(content[i<<16+100:][:1000], int64(i)<<16+100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(content[7<<16 : 8<<16])
+		if err := d.Zero(7<<16, 1<<16, false, false); err != nil {
+			t.Fatal(err)
+		}
+		copy(content[60<<16:], noise(1<<16)) // not there yet
+		if _, err := d.WriteAt(content[60<<16:][:1<<16], 60<<16); err != nil {
+			t.Fatal(err)
+		}
+	})
+	goesOn("a server has changed it", "disk has changed since: 3 chunks fetched again\n")
+
+	// And without a map, as after a server that was killed: each is asked for.
+	b.cut(40, "disk", path)
+	b.put("disk", chunked.ObjectName(5), noise(1<<16))
+	copy(content[5<<16:], b.object("disk", chunked.ObjectName(5)))
+	b.setItem("disk", volume.KeyLast, "server:1@1700000000")
+	b.swift.ResetRequests()
+	goesOn("without a map", "disk has changed since: 1 chunk fetched again\n")
+	if n := b.heads(); n < 36 {
+		t.Errorf("%d chunks were asked for", n)
+	}
+}
+
+// TestDownloadResumeChanged2: of a disk of version 2 another moment is refused, and
+// nothing is changed; the same command without --resume begins anew. A snapshot
+// stays as it is.
+func TestDownloadResumeChanged2(t *testing.T) {
+	keepAll(t)
+	b := newBench(t, devswift.Options{}, "disk")
+	content := b.fillLog("disk", 6<<20, 2)
+	b.ok("snapshot", "disk", "monday")
+	old := append([]byte{}, content...)
+	dir := t.TempDir()
+	path, monday := filepath.Join(dir, "image"), filepath.Join(dir, "monday")
+	b.cut(3, "disk", path)
+	b.cut(3, "disk@monday", monday)
+	b.serve("disk", func(d *device.Device) { b.scribble(d, content) })
+	before := [][]byte{must(os.ReadFile(path + ".partial")), must(os.ReadFile(path + ".partial.record"))}
+	b.fails(1, []string{path + ".partial is of the disk at another moment (the disk has changed since", "without --resume"}, "download", "disk", path, "--resume")
+	checkUnlocked(b, "disk")
+	for i, name := range []string{path + ".partial", path + ".partial.record"} {
+		if string(must(os.ReadFile(name))) != string(before[i]) {
+			t.Errorf("%s was changed", name)
+		}
+	}
+	b.ok("download", "disk", path)
+	checkImage(t, path, content)
+
+	var out downloaded
+	if err := json.Unmarshal([]byte(b.ok("download", "disk@monday", monday, "--resume", "--json")), &out); err != nil || out.Resumed == 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	checkImage(t, monday, old)
+	// Another snapshot of the same name is another moment.
+	b.cut(3, "disk@monday", monday)
+	b.ok("snapshot", "--delete", "disk", "monday")
+	b.ok("snapshot", "disk", "monday")
+	b.fails(1, []string{"at another moment"}, "download", "disk@monday", monday, "--resume")
+	b.ok("download", "disk@monday", monday)
+	checkImage(t, monday, content)
+	checkAlone(t, dir, "image", "monday")
+}
+
+// TestDownloadResumeRefused: what cannot be gone on with, and that nothing is lost by
+// trying.
+func TestDownloadResumeRefused(t *testing.T) {
+	keepAll(t)
+	b := newBench(t, devswift.Options{}, "disk", "other", "log")
+	content := b.fill("disk", 64, 1<<16, map[int][]byte{1: noise(1 << 16), 40: noise(1 << 16)})
+	b.fill("other", 65, 1<<16, map[int][]byte{1: noise(1 << 16)})
+	dir := t.TempDir()
+	path := filepath.Join(dir, "image")
+	partial, record := path+".partial", path+".partial.record"
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // who opens it for writing waits for a reader
+		if f, err := os.Open(fifo); err == nil {
+			f.Close()
+		}
+	}()
+	b.fails(1, []string{"--resume: " + fifo + " is a pipe", "only a download to a file"}, "download", "disk", fifo, "--resume")
+	if out := b.start("download", "disk", "-", "--resume").end(1); !strings.Contains(out, "not writing a disk to a terminal") {
+		t.Errorf("%q", out)
+	}
+	_, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var errs strings.Builder
+	if code := run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", "-", "--resume"}, strings.NewReader(""), w, &errs, func(string) string { return "" }); code != 1 ||
+		!strings.HasPrefix(errs.String(), "swiftnbd-ctl: --resume: standard output is a pipe, which has got what it has got") {
+		t.Errorf("exit status %d, %q", code, errs.String())
+	}
+	checkUnlocked(b, "disk")
+
+	// Somebody's file is left alone.
+	if err := os.WriteFile(partial, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range [][]string{nil, {"--resume"}} {
+		b.fails(1, []string{partial + " is in the way"}, append([]string{"download", "disk", path}, more...)...)
+	}
+	if err := os.WriteFile(record, []byte("my own notes\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(1, []string{record + " is no record of a download"}, "download", "disk", path)
+	if string(must(os.ReadFile(partial))) != "mine" {
+		t.Error("somebody's file is another now")
+	}
+	for _, name := range []string{partial, record} {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	b.cut(30, "disk", path)
+	before := must(os.ReadFile(record))
+	b.fails(1, []string{partial + " is of another disk, or of one that had another size"}, "download", "other", path, "--resume")
+	b.fails(1, []string{partial + " is a raw image", "give --image-format raw"}, "download", "disk", path, "--resume", "-O", "qcow2")
+	f, err := os.OpenFile(partial, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range [][]string{nil, {"--resume"}} {
+		b.fails(1, []string{partial + ": another download writes to it"}, append([]string{"download", "disk", path}, more...)...)
+	}
+	f.Close()
+	b.ok("lock", "disk")
+	b.fails(1, []string{"disk is locked by ctl"}, "download", "disk", path) // which would begin anew
+	b.ok("unlock", "disk")
+	if string(must(os.ReadFile(record))) != string(before) {
+		t.Error("the record is another now")
+	}
+
+	// One byte of it is another.
+	data := must(os.ReadFile(partial))
+	data[1<<16+5]++
+	if err := os.WriteFile(partial, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(1, []string{partial + " is not what its record says, or is damaged"}, "download", "disk", path, "--resume")
+	data[1<<16+5]--
+	if err := os.WriteFile(partial, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("download", "disk", path, "--resume")
+	checkImage(t, path, content)
+	checkAlone(t, dir, "image")
+	b.ok("download", "disk", path, "--resume") // of nothing: it begins
+	checkImage(t, path, content)
+}
+
+// TestDownloadResumeErrors: an error that is no interrupt leaves as much, and going
+// on with nothing but an error again loses none of it.
+func TestDownloadResumeErrors(t *testing.T) {
+	keepAll(t)
+	b := newBench(t, devswift.Options{}, "disk")
+	chunks := make(map[int][]byte)
+	for i := range 64 {
+		chunks[i] = noise(4096)
+	}
+	content := b.fill("disk", 64, 4096, chunks)
+	path := filepath.Join(t.TempDir(), "image")
+	refuse := devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000050", Action: devswift.Action{Status: 403}})
+	for i, more := range [][]string{nil, {"--resume"}, {"--resume"}} {
+		b.swift.SetFault(refuse)
+		b.fails(1, []string{"disk: ", "chunk 50", "permission denied", "; 200 KiB is downloaded: to go on from there"}, append([]string{"download", "disk", path}, more...)...)
+		b.swift.SetFault(nil)
+		// It ends before it has gone on.
+		b.setItem("disk", volume.KeyLast, "server:1@"+itoa(i)) // so that each chunk is asked for
+		b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodHead, Prefix: "/v1/AUTH_test/disk/disk.part/", Action: devswift.Action{Status: 403}}))
+		b.fails(1, []string{"permission denied", "; 200 KiB is downloaded: to go on from there"}, "download", "disk", path, "--resume")
+		b.swift.SetFault(nil)
+	}
+	var out downloaded
+	if err := json.Unmarshal([]byte(b.ok("download", "disk", path, "--resume", "--json")), &out); err != nil || out.Resumed != 50*4096 || out.Fetched != 14*4096 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	checkImage(t, path, content)
+}
+
+// TestDownloadResumeQcow2: so with an image that is not raw: qemu finds in it what
+// the disk has.
+func TestDownloadResumeQcow2(t *testing.T) {
+	keepAll(t)
+	raw, content := sparse(t, 6<<20, map[int][]byte{0: noise(70_000), 1 << 20: noise(2 << 20), 4 << 20: noise(1 << 20), 6<<20 - 9: noise(9)})
+	for format, options := range map[string][]string{"1": {"--object-size", "64K"}, "2": {"--format", "2"}} {
+		t.Run(format, func(t *testing.T) {
+			b := newBench(t, devswift.Options{}, "disk")
+			b.ok(append([]string{"upload", raw, "disk"}, options...)...)
+			dir := t.TempDir()
+			path := filepath.Join(dir, "image")
+			n := map[string]int{"1": 10, "2": 1}[format]
+			b.cut(n, "disk", path, "-O", "qcow2")
+			b.fails(1, []string{"is a qcow2 image: give --image-format qcow2"}, "download", "disk", path, "--resume")
+			early, record := must(os.ReadFile(path+".partial")), must(os.ReadFile(path+".partial.record"))
+			b.cut(n, "disk", path, "-O", "qcow2", "--resume")
+			// As after a sudden end: more is in the image than in the record.
+			if err := os.WriteFile(path+".partial.record", record, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if len(early) >= len(must(os.ReadFile(path+".partial"))) {
+				t.Error("the second run has written nothing")
+			}
+			if format == "1" {
+				// What was data is a hole now.
+				content := append([]byte{}, content...)
+				clear(content[2<<20 : 4<<20])
+				b.serve("disk", func(d *device.Device) {
+					if err := d.Zero(2<<20, 2<<20, false, false); err != nil {
+						t.Fatal(err)
+					}
+				})
+			}
+			var out downloaded
+			if err := json.Unmarshal([]byte(b.ok("download", "disk", path, "--resume", "-O", "qcow2", "--json")), &out); err != nil || out.Resumed == 0 || out.Format != "qcow2" {
+				t.Errorf("%+v, %v", out, err)
+			}
+			want := filepath.Join(dir, "want")
+			b.ok("download", "disk", want)
+			mustQemu(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", want, path)
+			mustQemu(t, "qemu-img", "check", "-f", "qcow2", path)
+			checkAlone(t, dir, "image", "want")
+		})
+	}
+}
+
+// TestDownloadNotKept: what would be there again in a moment is not kept, nor is
+// what was made while somebody else may have written.
+func TestDownloadNotKept(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	chunks := make(map[int][]byte)
+	for i := range 64 {
+		chunks[i] = noise(1 << 16)
+	}
+	content := b.fill("disk", 64, 1<<16, chunks)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "image")
+	ctx, cancel := context.WithCancel(t.Context())
+	b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
+		if q.Object == chunked.ObjectName(60) {
+			cancel()
+		}
+		return nil
+	})
+	if r := b.runContext(ctx, "download", "disk", path); r.code != 1 || r.err != "swiftnbd-ctl: disk: interrupted\n" {
+		t.Errorf("%+v", r)
+	}
+	checkAlone(t, dir)
+	b.swift.SetFault(nil)
+
+	keepAll(t)
+	b.cut(30, "disk", path)
+	b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
+		if q.Object == chunked.ObjectName(60) && q.Method == http.MethodGet {
+			b.swift.SetFault(nil)
+			b.ok("unlock", "disk")
+		}
+		return nil
+	})
+	b.fails(1, []string{"disk was unlocked while it was downloaded: the image is not to be trusted, and not kept"}, "download", "disk", path, "--resume")
+	checkAlone(t, dir)
+	b.ok("download", "disk", path)
+	checkImage(t, path, content)
+}
+
+// TestDownloadRecord: the record is read as it was written, and nothing else is.
+func TestDownloadRecord(t *testing.T) {
+	for _, m := range []moment{{}, {disk: "disk 1/ü/5", at: "-", mark: "127.0.0.1:5@1700000000", lease: 1 << 40}, {disk: "a b\nc", at: "%", mark: "%2D"}} {
+		r := downloadRecord{format: "raw", unit: 1 << 20, at: 5 << 20, sum: newDigest().sum(), moment: m}
+		if got, ok := parseDownloadRecord(r.String()); !ok || got != r || strings.Count(r.String(), "\n") != 1 {
+			t.Errorf("%q is %+v, %v", r.String(), got, ok)
+		}
+	}
+	good := downloadRecord{format: "raw", unit: 1, at: 0, sum: "x"}.String()
+	if _, ok := parseDownloadRecord(good); !ok {
+		t.Errorf("%q is refused", good)
+	}
+	for _, text := range []string{"", "\n", strings.TrimSuffix(good, "\n"), good + good, "2" + good[1:], "1 raw 0 0 x - - - 1\n", "1 raw 5 -5 x - - - 1\n", "1 raw a 5 x - - - 1\n", "1 raw 5 5 x %zz - - 1\n", "1 raw 5 5 x - - -\n", "1 raw 5 5 x - - - z\n"} {
+		if got, ok := parseDownloadRecord(text); ok {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+}
+
+// TestPartialName: the names of FILE.partial and its record fit a file system.
+func TestPartialName(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	content := b.fill("disk", 4, 4096, map[int][]byte{1: noise(4096)})
+	dir := t.TempDir()
+	name := strings.Repeat("n", 255)
+	b.ok("download", "disk", filepath.Join(dir, name))
+	checkImage(t, filepath.Join(dir, name), content)
+	checkAlone(t, dir, name)
+}
