@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"math/bits"
+	"time"
 
 	"libguestfs.org/nbdkit"
 
@@ -59,25 +60,38 @@ func (c *connection) CanCache() (uint32, error)  { return nbdkit.CacheNative, ni
 func (c *connection) CanMultiConn() (bool, error) { return !c.alone, nil }
 
 func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
+	begun := time.Now()
 	c.counts.Read.Add(int64(len(buf)))
 	_, err := c.device.ReadAt(buf, int64(offset))
-	return toErrno(err)
+	return c.ended(metrics.Read, begun, err)
 }
 
 func (c *connection) PWrite(buf []byte, offset uint64, flags uint32) error {
+	begun := time.Now()
 	c.counts.Written.Add(int64(len(buf)))
-	return toErrno(c.device.WriteFUA(buf, int64(offset), flags&nbdkit.FlagFUA != 0))
+	return c.ended(metrics.Write, begun, c.device.WriteFUA(buf, int64(offset), flags&nbdkit.FlagFUA != 0))
 }
 
-func (c *connection) Flush(flags uint32) error { return toErrno(c.device.Sync()) }
+func (c *connection) Flush(flags uint32) error {
+	begun := time.Now()
+	return c.ended(metrics.Flush, begun, c.device.Sync())
+}
 
 func (c *connection) Trim(count uint32, offset uint64, flags uint32) error {
-	return toErrno(c.device.Trim(int64(offset), int64(count), flags&nbdkit.FlagFUA != 0))
+	begun := time.Now()
+	return c.ended(metrics.Trim, begun, c.device.Trim(int64(offset), int64(count), flags&nbdkit.FlagFUA != 0))
 }
 
 func (c *connection) Zero(count uint32, offset uint64, flags uint32) error {
-	return toErrno(c.device.Zero(int64(offset), int64(count),
+	begun := time.Now()
+	return c.ended(metrics.Zero, begun, c.device.Zero(int64(offset), int64(count),
 		flags&nbdkit.FlagFUA != 0, flags&nbdkit.FlagFastZero != 0))
+}
+
+// ended counts a request, and turns its error into an errno.
+func (c *connection) ended(r metrics.Request, begun time.Time, err error) error {
+	c.counts.Took(r, begun, err)
+	return toErrno(err)
 }
 
 // Cache begins to fetch and does not wait. Later reads wait for the data. To

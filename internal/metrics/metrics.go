@@ -32,6 +32,8 @@ type Metrics struct {
 	bytes    *prometheus.CounterVec   // direction: get, put
 	latency  *prometheus.HistogramVec // kind; seconds
 	retries  prometheus.Counter
+	clients  *prometheus.HistogramVec // container, kind; seconds
+	failures *prometheus.CounterVec   // container, kind
 
 	mu      sync.Mutex // guards volumes
 	volumes map[string]*Volume
@@ -54,9 +56,16 @@ func New() *Metrics {
 		retries: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "swiftnbd_retries_total", Help: "Requests to Swift that were tried again.",
 		}),
+		clients: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "swiftnbd_client_request_seconds", Help: "Time of clients' requests, those that failed too.",
+			Buckets: prometheus.ExponentialBuckets(0.00002, 2, 22), // 20 us .. 42 s
+		}, []string{"container", "kind"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "swiftnbd_client_errors_total", Help: "Requests of clients that failed.",
+		}, []string{"container", "kind"}),
 		volumes: make(map[string]*Volume),
 	}
-	m.registry.MustRegister(m.requests, m.bytes, m.latency, m.retries)
+	m.registry.MustRegister(m.requests, m.bytes, m.latency, m.retries, m.clients, m.failures)
 	return m
 }
 
@@ -152,6 +161,8 @@ type Volume struct {
 
 	m         *Metrics
 	container string
+	took      [len(requestNames)]prometheus.Observer
+	failed    [len(requestNames)]prometheus.Counter
 
 	mu   sync.Mutex                  // guards all below
 	read func() Counts               // nil: the volume is not open
@@ -159,6 +170,28 @@ type Volume struct {
 
 	logged bool                     // it is of version 2
 	wrote  [len(logWriters)]float64 // as base
+}
+
+// Request is a kind of clients' requests.
+type Request int
+
+// The kinds of requests that are counted.
+const (
+	Read Request = iota
+	Write
+	Flush
+	Trim
+	Zero
+)
+
+var requestNames = [...]string{Read: "read", Write: "write", Flush: "flush", Trim: "trim", Zero: "zero"}
+
+// Took counts a client's request that began then, and has ended now with err.
+func (v *Volume) Took(r Request, begun time.Time, err error) {
+	v.took[r].Observe(time.Since(begun).Seconds())
+	if err != nil {
+		v.failed[r].Inc()
+	}
 }
 
 // cacheCounters are the counters as they are shown.
@@ -185,6 +218,10 @@ func (m *Metrics) Watch(container string, read func() Counts) *Volume {
 	v := m.volumes[container]
 	if v == nil {
 		v = &Volume{m: m, container: container}
+		for r, name := range requestNames {
+			v.took[r] = m.clients.WithLabelValues(container, name)
+			v.failed[r] = m.failures.WithLabelValues(container, name)
+		}
 		m.volumes[container] = v
 		m.registry.MustRegister(v)
 	}

@@ -206,3 +206,52 @@ func TestServe(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestClients counts clients' requests by disk and kind, with their time and their
+// failures. A disk shows all kinds from the beginning: a rate needs a first value.
+func TestClients(t *testing.T) {
+	m := New()
+	v := m.Watch("box", func() Counts { return Counts{} })
+	wantLine(t, exposed(t, m), `swiftnbd_client_request_seconds_count{container="box",kind="zero"} 0`)
+	wantLine(t, exposed(t, m), `swiftnbd_client_errors_total{container="box",kind="read"} 0`)
+	begun := time.Now().Add(-3 * time.Second)
+	v.Took(Read, begun, nil)
+	v.Took(Read, begun, io.EOF)
+	m.Watch("other", func() Counts { return Counts{} }).Took(Write, begun, nil)
+	text := exposed(t, m)
+	for _, line := range []string{
+		`swiftnbd_client_request_seconds_count{container="box",kind="read"} 2`,
+		`swiftnbd_client_request_seconds_bucket{container="box",kind="read",le="2.62144"} 0`,
+		`swiftnbd_client_request_seconds_bucket{container="box",kind="read",le="41.94304"} 2`,
+		`swiftnbd_client_request_seconds_count{container="box",kind="write"} 0`,
+		`swiftnbd_client_request_seconds_count{container="other",kind="write"} 1`,
+		`swiftnbd_client_errors_total{container="box",kind="read"} 1`,
+		`swiftnbd_client_errors_total{container="other",kind="write"} 0`,
+	} {
+		wantLine(t, text, line)
+	}
+}
+
+// exposed returns what Prometheus gets.
+func exposed(t *testing.T, m *Metrics) string {
+	t.Helper()
+	l, err := Listen("unix:" + filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go m.Serve(l)
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", l.Addr().String())
+	}}}
+	answer, err := c.Get("http://swiftnbd/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
