@@ -116,3 +116,31 @@ func TestSnapshotInterrupted(t *testing.T) {
 		t.Errorf("left in the container: %q", left)
 	}
 }
+
+// TestResizeServed has a server make a disk larger.
+func TestResizeServed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.term = 6 * time.Second
+	const was, now = 1 << 20, 3 << 20
+	disk := b.fillLog("disk", was, 1)
+	d, end := b.open("disk")
+	defer end()
+	b.scribble(d, disk)
+	if out := b.ok("resize", "disk", "3M"); out != "Done, disk has 3 MiB now, 3145728 bytes; it had 1 MiB\n" {
+		t.Errorf("%q", out)
+	}
+	if d.Size() != now {
+		t.Errorf("the server's disk has %d bytes", d.Size())
+	}
+	disk = append(disk, make([]byte, now-was)...)
+	b.scribble(d, disk)
+	b.ok("resize", "disk", "3M") // nothing to do
+	b.fails(1, []string{"disk is", "a disk becomes smaller only while no server has it"}, "resize", "disk", "2M")
+	b.fails(1, []string{"disk: a disk of 3145728 bytes cannot grow to", "while no server has it"}, "resize", "disk", "1E")
+	end()
+	b.ok("verify", "disk")
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", "disk", path)
+	checkImage(t, path, disk)
+}

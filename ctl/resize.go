@@ -13,6 +13,7 @@ import (
 
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/control"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/lease"
@@ -33,9 +34,10 @@ func (t *tool) resizeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "resize CONTAINER SIZE",
 		Short: "Make a disk larger or smaller",
-		Long: `Make a disk larger or smaller, while no server has it. SIZE is rounded up to whole
-objects, or with version 2 to whole blocks of 4096 bytes. The new part of a larger
-disk reads as zeroes.
+		Long: `Make a disk larger or smaller. SIZE is rounded up to whole objects, or with version 2 to
+whole blocks of 4096 bytes. The new part of a larger disk reads as zeroes. A server that
+has a disk of version 2 is asked to make it larger, and clients that connect later see
+the new size. Everything else needs a disk that no server has.
 
 The command does not cut off data, unless you give --force: make the file system and
 the partition smaller before. It refuses a locked container, and holds the lock itself
@@ -84,6 +86,9 @@ func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOpti
 		return c.explain(ctx, err)
 	}
 	if err := state.Held(); err != nil {
+		if state.Meta.Version == volume.Version2 && state.Leased && !state.Never {
+			return t.growServed(ctx, c, state, size, o)
+		}
 		return fmt.Errorf("%s is %w", name, err)
 	}
 	if state.Meta.Version == volume.Version2 {
@@ -111,6 +116,35 @@ func (t *tool) sayResized(out resized, asJSON bool) error {
 	}
 	t.say("Done, %s has %s now, %d bytes; it had %s", out.Container, humanSize(out.Size), out.Size, humanSize(out.Was))
 	return nil
+}
+
+// growServed makes a disk of version 2 larger by the server that has it.
+func (t *tool) growServed(ctx context.Context, c *container, state lease.State, size int64, o resizeOptions) error {
+	size, err := logSize(size)
+	if err != nil {
+		return usagef("SIZE: %w", err)
+	}
+	out := resized{Container: c.name, Version: volume.Version2, Size: size}
+	if out.Was, err = logdisk.RootSize(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections)); err != nil {
+		return c.explain(ctx, err)
+	}
+	if size < out.Was {
+		return fmt.Errorf("%s is %w: %w", c.name, state.Held(), logdisk.ErrSmaller)
+	}
+	err = t.order(ctx, c.name, ordered{
+		request: control.Request{Verb: control.Grow, Argument: strconv.FormatInt(size, 10)},
+		there: func(ctx context.Context, c *container, state lease.State) (bool, error) {
+			now, err := logdisk.RootSize(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections))
+			return now == size, err
+		},
+		do: func(c *container) error {
+			return t.change(ctx, c, holderResize, func(d *device.Device) error { return d.Resize(ctx, size, false) })
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return t.sayResized(out, o.json)
 }
 
 // resizeLog gives a disk of version 2 another size.

@@ -4,6 +4,7 @@ package tests
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -61,4 +62,34 @@ func TestSnapshotServed(t *testing.T) {
 	} {
 		harness.Fail(t, harness.Options{Params: append(params[:2:2], bad.param)}).Want(t, bad.says)
 	}
+}
+
+// TestGrowServed makes a disk larger while nbdkit serves it: the client that is
+// connected goes on, and the next one sees the new size.
+func TestGrowServed(t *testing.T) {
+	t.Parallel()
+	name, params := logVolume(t, diskSize)
+	n := serve(t, append(params[:2:2], "lease=6")...)
+	first := harness.Random(1, diskSize)
+	harness.Upload(t, n.URI, first)
+	const larger = 4 * diskSize
+	harness.Nbdsh(t, n.URI, fmt.Sprintf(`
+import subprocess
+subprocess.run([%q, "--secrets", %q, "resize", %q, "%d"], check=True)
+assert h.get_size() == %d
+h.pwrite(b"x" * 4096, 8192)
+`, harness.Built(t, "swiftnbd-ctl"), strings.TrimPrefix(params[1], "secrets="), name, larger, diskSize))
+	copy(first[8192:], bytes.Repeat([]byte("x"), 4096))
+	harness.Nbdsh(t, n.URI, fmt.Sprintf(`
+assert h.get_size() == %d
+h.pwrite(b"y" * 4096, %d)
+h.flush()
+`, larger, larger-4096))
+	want := make([]byte, larger)
+	copy(want, first)
+	copy(want[larger-4096:], bytes.Repeat([]byte("y"), 4096))
+	if got := harness.Download(t, n.URI); !bytes.Equal(got, want) {
+		t.Error("the disk is not what was written")
+	}
+	n.Stop(t)
 }

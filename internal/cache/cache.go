@@ -86,6 +86,7 @@ type Cache struct {
 	backend Backend
 	beside  func(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange // a Reader's; nil: there is none
 	geo     geometry.Geometry
+	end     atomic.Int64 // nothing is read ahead from here on, bytes: see SetEnd
 	opts    Options
 	arena   *arena
 	budget  *budget
@@ -127,6 +128,10 @@ func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
 	go c.writebackLoop()
 	return c, nil
 }
+
+// SetEnd says where the disk ends, bytes. Before it is called, this is the end of
+// the geometry, which must reach as far as the disk ever will.
+func (c *Cache) SetEnd(end int64) { c.end.Store(end) }
 
 // readahead returns the largest window for sequential readers, bytes.
 func (o *Options) readahead(geo geometry.Geometry) int64 {
@@ -185,6 +190,7 @@ func newCache(backend Backend, geo geometry.Geometry, o Options) (*Cache, error)
 	// Readahead may not use all the memory that clients may use. It would evict
 	// what it has fetched before its reader comes.
 	c.ahead.limit = min(o.Readahead, (limit-c.budget.reserve)*3/4)
+	c.end.Store(geo.Size())
 	c.lastWin.Store(time.Now().UnixNano())
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	for i := range c.shard {

@@ -80,10 +80,10 @@ func (c *Cache) readAhead(off, n int64) (much bool) {
 	s.start = max(s.start, off-max(64*n, behind))
 	from := max(s.next, off+n)
 	room := max(a.limit-a.unread.Load(), 0) // beside the bytes that are ahead already, of all readers
-	to := min(off+n+s.window, from+room, c.geo.Size())
+	to := min(off+n+s.window, from+room, c.end.Load())
 	much = s.seen >= size/2
 	if much || s.window >= size {
-		to = min(roundUp(to, size), c.geo.Size())
+		to = min(roundUp(to, size), c.end.Load())
 		if from == off+n {
 			from = off / size * size // from the chunk that is wanted now on
 		}

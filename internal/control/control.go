@@ -39,6 +39,7 @@ const (
 const (
 	Snapshot       = "snapshot"        // the argument is its name
 	DeleteSnapshot = "delete-snapshot" // likewise
+	Grow           = "grow"            // to so many bytes, decimal
 )
 
 // done is the answer of a request that was carried out.

@@ -5,6 +5,7 @@ package device
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"swiftnbd/internal/control"
 )
@@ -43,6 +44,11 @@ func (d *Device) asked(ctx context.Context, r control.Request, answered func(ctx
 		err = s.Snapshot(ctx, r.Argument)
 	case r.Verb == control.DeleteSnapshot:
 		err = s.DeleteSnapshot(ctx, r.Argument)
+	case r.Verb == control.Grow:
+		var size int64
+		if size, err = strconv.ParseInt(r.Argument, 10, 64); err == nil {
+			err = s.Grow(ctx, size)
+		}
 	default:
 		err = fmt.Errorf("this version of the server cannot do %q", r.Verb)
 	}

@@ -18,6 +18,8 @@ type snapshotter interface {
 	DeleteSnapshot(ctx context.Context, name string) error
 	// Resize gives the disk another size, bytes. It cuts data off only if force.
 	Resize(ctx context.Context, size int64, force bool) error
+	// Grow makes a disk that is served larger.
+	Grow(ctx context.Context, size int64) error
 }
 
 // Snapshot keeps the disk as it is now under a name: every change that was
@@ -35,6 +37,11 @@ func (d *Device) DeleteSnapshot(ctx context.Context, name string) error {
 // (logdisk.Disk.Resize). Only Close may come after it.
 func (d *Device) Resize(ctx context.Context, size int64, force bool) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Resize(ctx, size, force) })
+}
+
+// Grow makes the disk larger while it is served. Size tells the new size at once.
+func (d *Device) Grow(ctx context.Context, size int64) error {
+	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Grow(ctx, size) })
 }
 
 // change does something with the snapshots as a request of a client is done. It

@@ -263,15 +263,21 @@ func newDisk(o Options) *Disk {
 
 // openCache starts the cache, when the size is known.
 func (d *Disk) openCache() error {
-	geo, err := geometry.New(ChunkSize, max(1, (d.size+ChunkSize-1)/ChunkSize))
+	geo, err := geometry.New(ChunkSize, MaxSize/ChunkSize) // the disk may grow
 	if err != nil {
 		return err
 	}
 	d.cache, err = cache.NewReader(reader{d}, geo, cache.Options{
 		Size: d.o.Cache, Connections: d.o.Connections, Readahead: d.o.Readahead, Log: d.o.Log,
 	})
+	if err == nil {
+		d.cache.SetEnd(wholeChunks(d.size))
+	}
 	return err
 }
+
+// wholeChunks rounds a number of bytes up to chunks of the cache.
+func wholeChunks(n int64) int64 { return (n + ChunkSize - 1) / ChunkSize * ChunkSize }
 
 // MinCache returns the smallest Options.Cache, bytes.
 func MinCache() int64 { return cache.MinSize(ChunkSize) }

@@ -554,7 +554,9 @@ func (d *Disk) apply(at layout.Position, l logged) {
 		d.install(e, o)
 	}
 	d.evict()
-	d.size = l.footer.Size
+	// A disk that is served only grows. An object that was sealed before the root
+	// with the new size, and durable after it, has the old one.
+	d.size = max(d.size, l.footer.Size)
 	if o.live == 0 {
 		d.dead(o)
 	}

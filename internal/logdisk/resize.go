@@ -79,6 +79,36 @@ func (d *Disk) Resize(ctx context.Context, size int64, force bool) error {
 	})
 }
 
+// growRegions bounds by how much a disk may grow while it is served. The parts in
+// which its map is loaded have the size that suits the disk as it was opened.
+const growRegions = 16 * maxRegions
+
+// ErrSmaller says that a disk that is served cannot become smaller.
+var ErrSmaller = errors.New("a disk becomes smaller only while no server has it")
+
+// Grow makes the disk larger while it is served. What is new reads as zeroes.
+// Requests may be under way, and those that come after Grow may use the new part.
+// If the disk has that size already, Grow does nothing. After an error the disk
+// may have grown all the same, if Swift has not answered.
+func (d *Disk) Grow(ctx context.Context, size int64) error {
+	if err := CheckSize(size); err != nil {
+		return err
+	}
+	if d.Size() == size {
+		return nil
+	}
+	return d.edit(ctx, func(c *checkpoint) error {
+		switch {
+		case size < c.root.Size:
+			return ErrSmaller
+		case uint64(size/layout.BlockSize)>>d.regions.shift > growRegions:
+			return fmt.Errorf("a disk of %d bytes cannot grow to %d while it is served: do it while no server has it", c.root.Size, size)
+		}
+		c.root.Size = size
+		return nil
+	})
+}
+
 // settle brings all that the disk has into the newest root, for who is to change
 // more than its blocks.
 func (d *Disk) settle(ctx context.Context) error {
@@ -142,6 +172,9 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 func (d *Disk) resized(size int64) {
 	first, end := uint64(size+layout.BlockSize-1)/layout.BlockSize, uint64(d.size+layout.BlockSize-1)/layout.BlockSize
 	d.size = size
+	if d.cache != nil { // else it is being opened
+		d.cache.SetEnd(wholeChunks(size))
+	}
 	if first >= end {
 		return
 	}

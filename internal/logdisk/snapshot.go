@@ -112,6 +112,20 @@ type Snapshot struct {
 	Only int64
 }
 
+// RootSize reads what size the newest root says that the disk has, bytes. The disk
+// may be in use.
+func RootSize(ctx context.Context, o Options) (int64, error) {
+	o.Epoch = 0
+	d := newDisk(o)
+	defer d.cancel(ErrClosed)
+	at, err := d.findRoot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	root, err := d.readRoot(ctx, at)
+	return root.Size, err
+}
+
 // Snapshots reads the disk's snapshots, the oldest first. The disk may be in use.
 func Snapshots(ctx context.Context, o Options) ([]Snapshot, error) {
 	o.Epoch = 0
