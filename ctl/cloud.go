@@ -13,6 +13,7 @@ import (
 	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/clouds"
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/version"
@@ -28,6 +29,7 @@ type container struct {
 	where       string // the secrets file, "the environment" or "cloud NAME"
 	client      *swiftstore.Client
 	sibling     func(name string) store.Store // another container of the account
+	bases       logdisk.Bases                 // the container of a clone's parent
 	say         func(format string, args ...any)
 	watch       func(name string, s store.Store) store.Store // traces the requests
 }
@@ -90,11 +92,13 @@ func (t *tool) open(name string) (*container, error) {
 	}
 	watch := func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) }
 	account := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch})
+	work := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch, Policy: t.telling(name, workPolicy)})
 	contact := func(name string) store.Store { return account.Patient(name, t.telling(name, contactPolicy)) }
 	return &container{
 		Store:   account.Patient(name, t.telling(name, workPolicy)),
 		contact: contact(name),
 		sibling: contact,
+		bases:   work.Base,
 		say:     t.warn,
 		watch:   watch,
 		client:  client, name: name, export: x, where: x.From,

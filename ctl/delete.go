@@ -31,8 +31,7 @@ const (
 )
 
 func (t *tool) deleteCommand() *cobra.Command {
-	var yes, quiet, oldVersions bool
-	var connections int
+	var o deleteOptions
 	cmd := &cobra.Command{
 		Use:   "delete CONTAINER",
 		Short: "Delete a container and everything in it",
@@ -40,21 +39,23 @@ func (t *tool) deleteCommand() *cobra.Command {
 the container's name. Without a terminal it cannot ask, and you must give --yes.
 
 It refuses a locked container. It also refuses one that holds older versions of
-its objects (X-Versions-Enabled), unless you give --old-versions.
+its objects (X-Versions-Enabled), unless you give --old-versions, and a disk that
+has clones, unless you give --force.
 
 The command locks the container while it deletes. If it is interrupted, the
 container stays locked, because the rest of the disk is of no use. Run delete
 again to finish.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			return t.delete(ctx, args[0], connections, yes, quiet, oldVersions)
+			return t.delete(ctx, args[0], o)
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	cmd.Flags().BoolVar(&oldVersions, "old-versions", false, "also delete the older versions of the objects that Swift keeps in the container")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
-	connectionsFlag(cmd, &connections)
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(&o.oldVersions, "old-versions", false, "also delete the older versions of the objects that Swift keeps in the container")
+	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "delete the disk although it has clones: what they have not written themselves is lost")
+	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
+	connectionsFlag(cmd, &o.connections)
 	t.jsonFlag(cmd)
 	return cmd
 }
@@ -69,8 +70,13 @@ type deleted struct {
 	Archive   *string `json:"versions_container"` // where older versions stay
 }
 
+type deleteOptions struct {
+	yes, quiet, oldVersions, force bool
+	connections                    int
+}
+
 // delete removes all objects of the container and then itself.
-func (t *tool) delete(ctx context.Context, name string, connections int, yes, quiet, oldVersions bool) error {
+func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 	c, err := t.open(name)
 	if err != nil {
 		return err
@@ -84,6 +90,12 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 	if err := state.Held(); err != nil && !unfinished {
 		return fmt.Errorf("%s is %w", name, err)
 	}
+	if !o.force && !unfinished {
+		if err := c.protected(ctx, state); err != nil {
+			return err
+		}
+	}
+	base := c.parentOf(ctx, state) // before it is gone
 	versions, kept := state.Meta.Versions, ""
 	if versions.Inside() {
 		n, bytes, err := c.oldVersions(ctx)
@@ -93,11 +105,11 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 		if n > 0 {
 			kept = fmt.Sprintf("%s of its objects, %s in all (%s)", words.Count(n, "older version"), humanSize(bytes), store.HeaderEnabled)
 		}
-		if n > 0 && !oldVersions {
+		if n > 0 && !o.oldVersions {
 			return fmt.Errorf("%s: not deleted: it holds %s, which Swift wants deleted first: give --old-versions to delete them as well", name, kept)
 		}
 	}
-	if !yes {
+	if !o.yes {
 		question := fmt.Sprintf("This deletes %s, a disk of %s, with about %s of %s in all.",
 			name, humanSize(state.Meta.Size), words.Count(state.Objects, "object"), humanSize(state.Bytes))
 		if kept != "" {
@@ -126,7 +138,7 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 			t.warn("%s: %s cannot be removed: %v", name, store.HeaderStack, oneLine{err})
 		}
 	}
-	d := &deletion{container: c, connections: connections, versions: versions.Inside(), bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, quiet)}
+	d := &deletion{container: c, connections: o.connections, versions: versions.Inside(), bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, o.quiet)}
 	err = d.run(ctx)
 	d.bar.end(err == nil)
 	if err == nil {
@@ -138,6 +150,11 @@ func (t *tool) delete(ctx context.Context, name string, connections int, yes, qu
 		}
 		if unfinished {
 			c.dropLeases(ctx, held.Epoch())
+		}
+		if base != nil {
+			if err := t.dropNotes(ctx, c, *base); err != nil && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
+				t.warn("%s: the note in its parent, %s, stays, which protects a snapshot there: %v", name, base.Container, oneLine{err})
+			}
 		}
 		out := deleted{Container: name, Version: state.Meta.Version, Size: state.Meta.Size, Objects: d.noted, Versions: d.old.Load()}
 		if archive := versions.Archive(); archive != "" {

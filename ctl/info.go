@@ -13,6 +13,7 @@ import (
 
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/volume"
@@ -91,6 +92,7 @@ type info struct {
 	Policy     *string    `json:"policy"`
 	Warnings   []string   `json:"warnings"` // what will hurt; never null
 
+	clones  []layout.Note
 	foreign bool // the account is another's, and shows no key of the fence
 
 	logInfo

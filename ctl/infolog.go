@@ -6,10 +6,13 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
 	"swiftnbd/internal/words"
 )
 
@@ -29,6 +32,11 @@ type logInfo struct {
 	Garbage       *int64     `json:"garbage_bytes"`
 	Use           *float64   `json:"use_percent"`
 	Amplification *float64   `json:"amplification"` // data bytes to live bytes
+	Parent        *string    `json:"parent"`        // of a clone: its container
+	ParentURL     *string    `json:"parent_url"`    // of that account's storage, if it is another one
+	ParentSnap    *string    `json:"parent_snapshot"`
+	Depth         *int       `json:"depth"`  // so many disks lie below the clone
+	Clones        []string   `json:"clones"` // of the disk; of version 1 null
 }
 
 // How a disk of version 2 would open.
@@ -56,6 +64,21 @@ func (t *tool) inspectLog(ctx context.Context, c *container, state lease.State, 
 		opens = opensLog
 	}
 	in.Opens = &opens
+	if p := i.Base; p != nil {
+		in.Parent, in.ParentSnap, in.Depth = &p.Container, &p.Snapshot, &p.Depth
+		if p.URL != layout.SameAccount {
+			in.ParentURL = &p.URL
+		}
+	}
+	notes, err := logdisk.Children(ctx, c, layout.Position{})
+	if err != nil {
+		return err
+	}
+	in.Clones = []string{}
+	for _, n := range notes {
+		in.Clones = append(in.Clones, n.Container)
+	}
+	in.clones = notes
 	if i.Root == "" {
 		return nil
 	}
@@ -90,6 +113,19 @@ func (in *info) printLog(line func(key, format string, a ...any)) {
 		line("Use", "%.1f %% of the log, %s garbage%s", *in.Use, humanSize(*in.Garbage), amplification)
 	case in.Runs != nil:
 		line("Use", "not known: --full reads the map, %s", humanSize(*in.RunBytes))
+	}
+	if in.Parent != nil {
+		at := ""
+		if in.ParentURL != nil {
+			at = ", at " + store.OneLine(*in.ParentURL)
+		}
+		if *in.Depth > 1 {
+			at += fmt.Sprintf(", with %d disks below it in all", *in.Depth)
+		}
+		line("Clone of", "%s@%s%s", store.OneLine(*in.Parent), store.OneLine(*in.ParentSnap), at)
+	}
+	if len(in.clones) > 0 {
+		line("Clones", "%s", strings.TrimPrefix(strings.TrimPrefix(logdisk.NameClones(in.clones), "its clones "), "its clone "))
 	}
 	if in.Root != nil && in.RootMade != nil {
 		line("Root", "%s, written %s: %s of the map, %s", *in.Root, humanTime(*in.RootMade), words.Count(*in.Runs, "run"), humanSize(*in.RunBytes))

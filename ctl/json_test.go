@@ -228,6 +228,7 @@ func TestJSONList(t *testing.T) {
 
 // printed are the types that are printed as JSON, by command.
 var printed = map[string]reflect.Type{
+	"clone": reflect.TypeFor[cloned](), "flatten": reflect.TypeFor[flattened](),
 	"delete": reflect.TypeFor[deleted](), "diff": reflect.TypeFor[diffFound](), "download": reflect.TypeFor[downloaded](), "info": reflect.TypeFor[info](),
 	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "setup": reflect.TypeFor[setUp](),
 	"snapshots": reflect.TypeFor[snapshotFound](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),

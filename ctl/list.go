@@ -173,6 +173,10 @@ func (t *tool) printTable(entries []*entry) error {
 			objects = fmt.Sprintf("%d x %s", g.Objects(), humanSize(g.ObjectSize()))
 		} else {
 			objects = fmt.Sprintf("about %d, %s", e.stored.Objects, humanSize(e.stored.Bytes))
+			if e.meta.Parent != "" {
+				parent, snap := volume.ParseParent(e.meta.Parent)
+				objects += ", clone of " + store.OneLine(parent) + "@" + store.OneLine(snap)
+			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", e.name, humanSize(e.meta.Size), objects, e.meta.Version, access, lock)
 	}
@@ -195,6 +199,8 @@ type listed struct {
 	Holder     *string    `json:"holder"`
 	Since      *time.Time `json:"since"`
 	Last       *string    `json:"last"`
+	Parent     *string    `json:"parent"` // of a clone: its container
+	ParentSnap *string    `json:"parent_snapshot"`
 	versioned
 	Error *string `json:"error"`
 }
@@ -214,6 +220,10 @@ func (t *tool) printJSON(entries []*entry) error {
 			l.Stored, l.Bytes = &e.stored.Objects, &e.stored.Bytes
 			if objects, objectSize := g.Objects(), g.ObjectSize(); e.meta.Version == volume.Version1 {
 				l.Objects, l.ObjectSize = &objects, &objectSize
+			}
+			if e.meta.Parent != "" {
+				parent, snap := volume.ParseParent(e.meta.Parent)
+				l.Parent, l.ParentSnap = &parent, &snap
 			}
 			if e.meta.Last != "" {
 				l.Last = &e.meta.Last

@@ -25,6 +25,7 @@ const (
 	holderDelete   = "ctl-delete"
 	holderVerify   = "ctl-verify"
 	holderSnapshot = "ctl-snapshot"
+	holderFlatten  = "ctl-flatten"
 )
 
 // downloadTerm is the lease of a download, which renews it. If the download is

@@ -63,7 +63,9 @@ func (b *bench) tryOpen(name string, o device.Options) (*device.Device, error) {
 	b.Helper()
 	b.store(name) // dials
 	o.Holder, o.Timeout, o.Connections = "server:1", 5*time.Second, 4
-	o.Store, o.Lease = cloud.New(b.client, cloud.Options{Connections: 16, Policy: workPolicy}).Writer(name, cmp.Or(b.term, 30*time.Second))
+	way := cloud.New(b.client, cloud.Options{Connections: 16, Policy: workPolicy})
+	o.Store, o.Lease = way.Writer(name, cmp.Or(b.term, 30*time.Second))
+	o.Bases = way.Base
 	o.Log = func(format string, args ...any) { b.Logf("server: "+format, args...) }
 	return device.Open(context.Background(), o)
 }

@@ -23,7 +23,7 @@ import (
 )
 
 func (t *tool) snapshotCommand() *cobra.Command {
-	var gone bool
+	var gone, force bool
 	cmd := &cobra.Command{
 		Use:   "snapshot CONTAINER SNAPSHOT",
 		Short: "Make a snapshot of a disk, or delete one",
@@ -33,7 +33,7 @@ common is in Swift once. If a server has the disk, it is asked to do it, and ans
 within about a third of its lease.
 
 With --delete, delete a snapshot. What only it needs is deleted from Swift by the
-next server, after ten minutes.`,
+next server, after ten minutes. A snapshot that has clones is refused.`,
 		Example: `  swiftnbd-ctl snapshot mynbd0 before-upgrade
   swiftnbd-ctl snapshot --delete mynbd0 before-upgrade`,
 		Args: needs("CONTAINER", "SNAPSHOT"),
@@ -41,37 +41,21 @@ next server, after ten minutes.`,
 			if err := logdisk.CheckSnapshotName(args[1]); err != nil {
 				return usagef("%w", err)
 			}
-			return t.snapshot(ctx, args[0], args[1], gone)
+			if force && !gone {
+				return usagef("--force is for --delete")
+			}
+			return t.snapshot(ctx, args[0], args[1], gone, force)
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	cmd.Flags().BoolVar(&gone, "delete", false, "delete the snapshot")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "with --delete, delete the snapshot although it has clones: what they have not written themselves is lost")
 	return cmd
 }
 
 // snapshot makes a snapshot, or deletes one if gone.
-func (t *tool) snapshot(ctx context.Context, name, snap string, gone bool) error {
-	o := ordered{
-		request: control.Request{Verb: control.Snapshot, Argument: snap},
-		wrong:   fmt.Errorf("snapshot %s: %w", snap, logdisk.ErrSnapshotThere),
-	}
-	if gone {
-		o.request.Verb, o.wrong = control.DeleteSnapshot, fmt.Errorf("snapshot %s: %w", snap, logdisk.ErrNoSnapshot)
-	}
-	o.there = func(ctx context.Context, c *container, state lease.State) (bool, error) {
-		list, err := logdisk.Snapshots(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections))
-		has := slices.ContainsFunc(list, func(s logdisk.Snapshot) bool { return s.Name == snap })
-		return has != gone, err
-	}
-	o.do = func(c *container) error {
-		return t.change(ctx, c, holderSnapshot, func(d *device.Device) error {
-			if gone {
-				return d.DeleteSnapshot(ctx, snap)
-			}
-			return d.Snapshot(ctx, snap)
-		})
-	}
-	err := t.order(ctx, name, o)
+func (t *tool) snapshot(ctx context.Context, name, snap string, gone, force bool) error {
+	err := t.changeSnapshots(ctx, name, snap, gone, force)
 	if err != nil {
 		return err
 	}
@@ -81,6 +65,34 @@ func (t *tool) snapshot(ctx context.Context, name, snap string, gone bool) error
 		t.say("Done, %s has the snapshot %s", name, snap)
 	}
 	return nil
+}
+
+// changeSnapshots is snapshot without its last words.
+func (t *tool) changeSnapshots(ctx context.Context, name, snap string, gone, force bool) error {
+	o := ordered{
+		request: control.Request{Verb: control.Snapshot, Argument: snap},
+		wrong:   fmt.Errorf("snapshot %s: %w", snap, logdisk.ErrSnapshotThere),
+	}
+	if gone {
+		o.request.Verb, o.wrong = control.DeleteSnapshot, fmt.Errorf("snapshot %s: %w", snap, logdisk.ErrNoSnapshot)
+	}
+	if force {
+		o.request.Verb = control.DropSnapshot
+	}
+	o.there = func(ctx context.Context, c *container, state lease.State) (bool, error) {
+		list, err := logdisk.Snapshots(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections))
+		has := slices.ContainsFunc(list, func(s logdisk.Snapshot) bool { return s.Name == snap })
+		return has != gone, err
+	}
+	o.do = func(c *container) error {
+		return t.change(ctx, c, holderSnapshot, func(d *device.Device) error {
+			if gone {
+				return d.DeleteSnapshot(ctx, snap, force)
+			}
+			return d.Snapshot(ctx, snap)
+		})
+	}
+	return t.order(ctx, name, o)
 }
 
 // openLog prepares the way to a disk of version 2, and returns how it is held.
@@ -105,15 +117,20 @@ func (t *tool) openLog(ctx context.Context, name string) (*container, lease.Stat
 // change opens the disk as a server does, under the lock, has do change it, and
 // closes it.
 func (t *tool) change(ctx context.Context, c *container, holder string, do func(d *device.Device) error) error {
+	return t.changeWith(ctx, c, holder, defaultConnections, do)
+}
+
+// changeWith is change with so many requests at once.
+func (t *tool) changeWith(ctx context.Context, c *container, holder string, connections int, do func(d *device.Device) error) error {
 	if err := ctx.Err(); err != nil {
 		return c.explain(ctx, err)
 	}
 	way := cloud.New(c.client, cloud.Options{
-		Connections: defaultConnections, Policy: t.telling(c.name, workPolicy),
+		Connections: connections, Policy: t.telling(c.name, workPolicy),
 		Watch: func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) },
 	})
 	o := device.Options{
-		Holder: holder, Brief: true, Connections: defaultConnections, Timeout: workPolicy.Timeout,
+		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: workPolicy.Timeout,
 		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
 	o.Store, o.Lease = way.Writer(c.name, downloadTerm)

@@ -67,7 +67,7 @@ func (c *container) logOptions(t *tool, meta volume.Meta, held *lease.Held, stat
 		epoch, kept = held.Epoch(), held.Former()
 	}
 	return logdisk.Options{
-		Store: store.NewLimiter(connections).Store(c), UUID: meta.UUID, Root: meta.Root,
+		Store: store.NewLimiter(connections).Store(c), UUID: meta.UUID, Root: meta.Root, Bases: c.bases,
 		Durable: logdisk.DurableIn(kept), Newest: uint32(min(epoch, math.MaxUint32)),
 		Cache: logdisk.MinCache(), Connections: connections, Timeout: workPolicy.Timeout,
 		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },

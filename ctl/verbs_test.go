@@ -278,7 +278,7 @@ func TestList(t *testing.T) {
 	if err := json.Unmarshal([]byte(r.out), &all); err != nil || len(all) != 7 {
 		t.Fatalf("%v: %s", err, r.out)
 	}
-	keys := []string{"container", "error", "holder", "last", "locked", "object_size", "objects", "read_only", "set_up", "since", "size", "stored_bytes", "stored_objects", "version", "versions", "versions_container"}
+	keys := []string{"container", "error", "holder", "last", "locked", "object_size", "objects", "parent", "parent_snapshot", "read_only", "set_up", "since", "size", "stored_bytes", "stored_objects", "version", "versions", "versions_container"}
 	for _, e := range all {
 		if got := slices.Sorted(maps.Keys(e)); !slices.Equal(got, keys) {
 			t.Errorf("%v has the keys %q", e["container"], got)

@@ -85,6 +85,7 @@ type verified struct {
 	Foreign    []string      `json:"foreign"`
 	Deleted    int64         `json:"deleted"`
 	RootNoted  bool          `json:"root_noted"`
+	Parent     *string       `json:"parent"` // of a clone: what it has not written itself is checked there
 }
 
 // damageFound is one object that is damaged or lost.
@@ -193,6 +194,10 @@ func (t *tool) verifyLog(ctx context.Context, c *container, meta volume.Meta, he
 		Damage: []damageFound{}, Judged: r.Judged, Strays: r.Strays.Count, StrayBytes: r.Strays.Bytes, Waiting: r.Waiting.Count,
 		Unfinished: r.Unfinished.Count, Foreign: append([]string{}, r.Foreign...), Deleted: r.Deleted.Count, RootNoted: r.HintFixed,
 	}
+	if r.Base != nil {
+		parent := r.Base.Container + "@" + r.Base.Snapshot
+		out.Parent = &parent
+	}
 	if r.Root != "" {
 		out.Root = &r.Root
 	} else {
@@ -277,6 +282,9 @@ func (t *tool) printVerified(out *verified, v verifying) error {
 	}
 	if !out.Judged {
 		line("what nothing needs is not known")
+	}
+	if out.Parent != nil {
+		line("a clone of %s: what it has not written itself is checked there, not here", store.OneLine(*out.Parent))
 	}
 	how := "every byte"
 	if v.quick {

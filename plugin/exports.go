@@ -168,10 +168,14 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		if err != nil {
 			return nil, describe(x, err)
 		}
+		way, err := e.cloud(x)
+		if err != nil {
+			return nil, describe(x, err)
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), x.Disk.Timeout)
 		defer cancel()
 		o := device.Options{
-			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot,
+			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot, Bases: way.Base,
 			WriteThrough: x.Disk.WriteThrough, Cache: x.Disk.Cache,
 			Connections: x.Disk.Connections, Readahead: x.Disk.Readahead,
 			Age: x.Disk.Age, FlushTime: x.Disk.FlushTime, GC: x.Disk.GC, Timeout: x.Disk.Timeout,

@@ -40,6 +40,7 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 	var (
 		pinned *chunk // pinned so that it is not evicted before its bytes are copied
 		much   bool
+		failed int
 	)
 	defer func() { c.unpin(pinned) }()
 	for first := true; ; first = false {
@@ -87,7 +88,12 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 		pinned = nil
 		var err error
 		if pinned, err = c.await(ctx, piece.Chunk, want); err != nil {
-			return err
+			// A Reader may have these bytes and not those that were fetched with
+			// them, by us or for somebody else.
+			if failed++; c.beside == nil || failed > 2 || ctx.Err() != nil || c.ctx.Err() != nil {
+				return err
+			}
+			much = false
 		}
 	}
 }

@@ -17,6 +17,7 @@ package cloud
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"swiftnbd/internal/lease"
@@ -88,6 +89,30 @@ func (c *Cloud) Unlimited(container string) store.Store {
 // Patient is Unlimited with a patience of its own.
 func (c *Cloud) Patient(container string, p store.Policy) store.Store {
 	return store.Retry(c.watched(container, c.account.Container(container)), p)
+}
+
+// elsewhere is an Account that knows the way to others of the same Swift.
+type elsewhere interface {
+	// At returns the account with the storage URL, with the same login.
+	At(ctx context.Context, url string) (*swiftstore.Client, error)
+}
+
+// Base is Reader for a container that may be in another account of the same
+// Swift: with the storage URL url, if it is not empty. The login is the same.
+func (c *Cloud) Base(ctx context.Context, url, container string) (store.Store, error) {
+	account := c.account
+	if url != "" {
+		e, ok := account.(elsewhere)
+		if !ok {
+			return nil, fmt.Errorf("container %s is at %s, to which there is no way here", container, url)
+		}
+		other, err := e.At(ctx, url)
+		if err != nil {
+			return nil, err
+		}
+		account = other
+	}
+	return c.limited(store.Retry(c.watched(container, account.Container(container)), c.o.Policy)), nil
 }
 
 // Writer returns a container for its only writer, and how its lease is taken,

@@ -39,6 +39,7 @@ const (
 const (
 	Snapshot       = "snapshot"        // the argument is its name
 	DeleteSnapshot = "delete-snapshot" // likewise
+	DropSnapshot   = "drop-snapshot"   // DeleteSnapshot of one that has clones, too
 	Grow           = "grow"            // to so many bytes, decimal
 )
 

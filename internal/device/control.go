@@ -43,7 +43,9 @@ func (d *Device) asked(ctx context.Context, r control.Request, answered func(ctx
 	case r.Verb == control.Snapshot:
 		err = s.Snapshot(ctx, r.Argument)
 	case r.Verb == control.DeleteSnapshot:
-		err = s.DeleteSnapshot(ctx, r.Argument)
+		err = s.DeleteSnapshot(ctx, r.Argument, false)
+	case r.Verb == control.DropSnapshot:
+		err = s.DeleteSnapshot(ctx, r.Argument, true)
 	case r.Verb == control.Grow:
 		var size int64
 		if size, err = strconv.ParseInt(r.Argument, 10, 64); err == nil {

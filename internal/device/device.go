@@ -52,6 +52,9 @@ type Options struct {
 	// Snapshot is the snapshot that is served in the place of the disk; empty:
 	// none. ReadOnly must be set with it. Version 2's alone.
 	Snapshot string
+	// Bases reaches the parent of a disk that is a clone; nil: nothing that the
+	// clone has not written can be read. Version 2's alone.
+	Bases logdisk.Bases
 	// Brief says that the disk is opened for one change of what it has, and not
 	// to be served: nothing is done in the background.
 	Brief bool

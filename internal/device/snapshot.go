@@ -15,7 +15,7 @@ type snapshotter interface {
 	// Snapshot keeps the disk as it is now under a name, and DeleteSnapshot gives
 	// that up.
 	Snapshot(ctx context.Context, name string) error
-	DeleteSnapshot(ctx context.Context, name string) error
+	DeleteSnapshot(ctx context.Context, name string, force bool) error
 	// Resize gives the disk another size, bytes. It cuts data off only if force.
 	Resize(ctx context.Context, size int64, force bool) error
 	// Grow makes a disk that is served larger.
@@ -28,9 +28,9 @@ func (d *Device) Snapshot(ctx context.Context, name string) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Snapshot(ctx, name) })
 }
 
-// DeleteSnapshot gives a snapshot up.
-func (d *Device) DeleteSnapshot(ctx context.Context, name string) error {
-	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.DeleteSnapshot(ctx, name) })
+// DeleteSnapshot gives a snapshot up. One that has clones is refused unless force.
+func (d *Device) DeleteSnapshot(ctx context.Context, name string, force bool) error {
+	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.DeleteSnapshot(ctx, name, force) })
 }
 
 // Resize gives a disk that was opened with Options.Brief another size, bytes
@@ -44,19 +44,24 @@ func (d *Device) Grow(ctx context.Context, size int64) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Grow(ctx, size) })
 }
 
-// change does something with the snapshots as a request of a client is done. It
-// ends with ctx, too.
+// change does something with the snapshots.
 func (d *Device) change(ctx context.Context, do func(context.Context, snapshotter) error) error {
 	s, ok := d.disk.(snapshotter)
 	if !ok {
 		return ErrNoSnapshots
 	}
+	return d.work(ctx, func(ctx context.Context) error { return do(ctx, s) })
+}
+
+// work does something with the disk as a request of a client is done. It ends
+// with ctx, too.
+func (d *Device) work(ctx context.Context, do func(context.Context) error) error {
 	ctx, end, err := d.beginChange(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if err := do(ctx, s); err != nil {
+	if err := do(ctx); err != nil {
 		return ended(ctx, err)
 	}
 	return ended(ctx, d.waitForFence(ctx))

@@ -525,7 +525,7 @@ func (d *Disk) remove(ctx context.Context, names []string) error {
 // sizes of the objects that the map needs.
 func (d *Disk) sweep(ctx context.Context) error {
 	after := time.Now().Add(d.o.Horizon)
-	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix} {
+	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix, layout.GonePrefix} {
 		for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)
@@ -546,7 +546,11 @@ func (d *Disk) sweep(ctx context.Context) error {
 			keepsObject, keepsRun := d.keeps()
 			for _, info := range page {
 				if !known[info.Name] && d.strayLocked(info, named, dying, keepsObject, keepsRun) {
-					d.garbage = append(d.garbage, garbage{info.Name, after, info.Size})
+					g := garbage{info.Name, after, info.Size}
+					if prefix == layout.GonePrefix { // after the pin's root
+						g.after = after.Add(d.o.Horizon)
+					}
+					d.garbage = append(d.garbage, g)
 				}
 			}
 			d.mu.Unlock()
@@ -578,6 +582,9 @@ func (d *Disk) strayLocked(info store.ObjectInfo, runs, dying map[layout.Positio
 	case strings.HasPrefix(info.Name, layout.KeptPrefix):
 		at, ok := layout.ParseKeptName(info.Name)
 		return ok && at.Epoch < d.o.Epoch && at != d.root.Kept
+	case strings.HasPrefix(info.Name, layout.GonePrefix):
+		at, ok := layout.ParseGoneName(info.Name)
+		return ok && !d.going[at]
 	default:
 		at, ok := layout.ParseRootName(info.Name)
 		return ok && at.Epoch < d.o.Epoch && at != d.rootAt && !pinned(d.pins.list, at)

@@ -62,6 +62,9 @@ type DiffOptions struct {
 	Exact bool
 }
 
+// errDiffClone says that one of the two moments has a base.
+var errDiffClone = errors.New("it is a clone, and what a clone has from its parent cannot be compared yet: flatten it first")
+
 // Diff compares two moments of a disk.
 type Diff struct {
 	UUID     layout.UUID // of the disk
@@ -132,7 +135,7 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 		return err
 	}
 	if from.Below != nil || to.Below != nil {
-		return &layout.UnsupportedError{What: "root", Why: "there is another disk below the map"}
+		return errDiffClone
 	}
 	n := 0
 	for n < len(from.Runs.Blocks) && n < len(to.Runs.Blocks) && from.Runs.Blocks[n] == to.Runs.Blocks[n] {

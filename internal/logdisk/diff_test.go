@@ -150,7 +150,7 @@ func TestDiff(t *testing.T) {
 			}
 			if len(names) > 5 {
 				i := rng.IntN(len(names))
-				if err := d.DeleteSnapshot(t.Context(), names[i]); err != nil {
+				if err := d.DeleteSnapshot(t.Context(), names[i], false); err != nil {
 					t.Fatal(err)
 				}
 				names = append(names[:i], names[i+1:]...)
@@ -260,7 +260,7 @@ func TestDiffMoved(t *testing.T) {
 		x, err := OpenDiff(t.Context(), o, DiffOptions{From: "", To: "a"})
 		do(err)
 		defer x.Close()
-		do(d.DeleteSnapshot(t.Context(), "a"))
+		do(d.DeleteSnapshot(t.Context(), "a", false))
 		time.Sleep(time.Hour)
 		err = x.Changes(t.Context(), blockSize, func(c Change) error {
 			return x.Read(t.Context(), c, make([]byte, blockSize))

@@ -18,8 +18,8 @@
 // The cache is in front of the map and for reading only: it holds nothing that
 // the log does not have.
 //
-// LOCK ORDER: a chunk's mutex of the cache, then Disk.mu. saving is taken before
-// Disk.mu. room.mu is a leaf. saving is a channel, since it is held across
+// LOCK ORDER: a chunk's mutex of the cache, then Disk.mu, then that of its base's
+// Disk. saving is taken before Disk.mu. room.mu and base.mu are leaves. saving is a channel, since it is held across
 // requests to Swift; no mutex is, or while waiting for memory.
 package logdisk
 
@@ -71,6 +71,9 @@ type Options struct {
 	// no root is of a later epoch.
 	Newest uint32
 
+	// Bases reaches what a clone has as its base; nil: nothing can be read there.
+	Bases Bases
+
 	Cache       int64         // the cache's size, bytes (64 MiB)
 	Seal        int           // bytes of frames after which an object is sealed (those of 4 MiB of data)
 	Tail        int64         // bytes that may be written and not durable (32 MiB)
@@ -89,6 +92,11 @@ type Options struct {
 	MapMemory   int64         // bytes of memory for the map (64 MiB)
 
 	regionShift uint // log2 of a region's blocks; 0: the usual
+
+	// Of a disk that is a clone's base:
+	at      layout.Position // the root that is read
+	baseURL string          // of its storage; empty: the account of the disk that was opened
+	depth   int             // so many disks lie above it
 
 	Log func(format string, args ...any)
 }
@@ -156,9 +164,11 @@ type Disk struct {
 	saving chan struct{} // has an item while a checkpoint is made; guards sent
 	sent   *checkpoint   // whose root was sent, and perhaps has not arrived; nil: none
 
-	mu   sync.RWMutex // guards all below
-	size int64
-	open *cut // nil: nothing is in it
+	mu       sync.RWMutex // guards all below
+	size     int64
+	base     *base // what lies below the map; nil: zeroes
+	baseSize int64 // bytes of it that are seen
+	open     *cut  // nil: nothing is in it
 
 	m         *blockmap.Map // what the sealed objects say, of the regions that are in memory
 	regions   *regions
@@ -193,7 +203,8 @@ type Disk struct {
 	dying     []*object       // without live blocks, in Swift, and perhaps named by the newest root
 	garbage   []garbage       // what the newest root does not name
 	pins      pins
-	savedN    uint64 // of this epoch: as far as the newest root has the log
+	going     map[layout.Position]bool // roots of pins that are being deleted
+	savedN    uint64                   // of this epoch: as far as the newest root has the log
 	savedAt   time.Time
 	collected uint64 // objects of the collector in this epoch
 	roots     uint64 // the number of the newest root of this epoch
@@ -332,6 +343,7 @@ func (d *Disk) Close() {
 	d.wg.Wait()
 	d.resting.Wait()
 	d.cache.Close()
+	d.closeBase()
 }
 
 // recoverPanic is deferred in every goroutine of the disk: a panic there is a

@@ -55,6 +55,7 @@ type Inspection struct {
 	Size    int64     // bytes of the disk
 	Runs    Objects   // that the root names
 	Log     Objects   // data objects after the root, as far as a listing shows them
+	Base    *BaseInfo // what it is a clone of; nil: of nothing
 	Trouble error     // why it cannot be opened, as far as was looked; nil: it can
 
 	// Full says that the map was read. The rest is empty otherwise.
@@ -122,6 +123,10 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 		return err
 	}
 	d.root, d.rootAt, d.size = root, at, root.Size
+	if err := d.setBase(root); err != nil {
+		return err
+	}
+	i.Base = d.baseInfo()
 	i.Made, i.Size = info.LastModified, root.Size
 	sizes, err := d.sizes(ctx, layout.RunPrefix)
 	if err != nil {

@@ -50,6 +50,8 @@ type past struct {
 	snaps   snapshots
 	doubt   string // the name of one that may be there or not
 	sizes   []resizing
+
+	clones map[string]int // of snapshots: how many clones each has
 }
 
 type change struct {

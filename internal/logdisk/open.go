@@ -82,10 +82,12 @@ func (e *AwayError) Error() string {
 var errNoRoot = errors.New("the disk has no root: its setup was interrupted, or its objects are gone")
 
 // recover brings the disk to what Swift has of it.
-func (d *Disk) recover(ctx context.Context) error {
-	at, err := d.newestRoot(ctx)
-	if err != nil {
-		return err
+func (d *Disk) recover(ctx context.Context) (err error) {
+	at := d.o.at
+	if at.IsZero() {
+		if at, err = d.newestRoot(ctx); err != nil {
+			return err
+		}
 	}
 	root, err := d.readRoot(ctx, at)
 	if err != nil {
@@ -103,10 +105,13 @@ func (d *Disk) recover(ctx context.Context) error {
 	}
 	d.root, d.rootAt = root, at
 	d.size = root.Size
+	if err := d.setBase(root); err != nil {
+		return err
+	}
 	if err := d.openMap(ctx); err != nil {
 		return err
 	}
-	if d.o.Snapshot != "" {
+	if d.o.Snapshot != "" || !d.o.at.IsZero() {
 		return nil // no log is after it
 	}
 	if err := d.loadKept(ctx); err != nil {
@@ -291,10 +296,12 @@ func (d *Disk) openMap(ctx context.Context) error {
 	d.mu.Lock()
 	d.setTree(tree)
 	d.mu.Unlock()
-	if err := d.readTable(ctx, d.root.Runs.Objects); err != nil {
-		return err
+	if d.o.at.IsZero() { // otherwise nobody asks for the objects
+		if err := d.readTable(ctx, d.root.Runs.Objects); err != nil {
+			return err
+		}
 	}
-	if len(d.root.Runs.Objects) == 0 && len(tree) > 0 {
+	if d.o.at.IsZero() && len(d.root.Runs.Objects) == 0 && len(tree) > 0 {
 		if err := d.countTree(ctx); err != nil {
 			return err
 		}

@@ -21,8 +21,8 @@ import (
 )
 
 // view yields what the range is made of, in order and without gaps: extents of
-// the open cut over those of the map. What neither has is Trimmed. d.mu is held,
-// for reading at least.
+// the open cut over those of the map. What neither has is inBase, or Trimmed where
+// there is no base. d.mu is held, for reading at least.
 func (d *Disk) view(first, count uint64) iter.Seq[blockmap.Extent] {
 	return func(yield func(blockmap.Extent) bool) {
 		end := first + count
@@ -45,7 +45,14 @@ func (d *Disk) below(first, end uint64, yield func(blockmap.Extent) bool) bool {
 	if first >= end {
 		return true
 	}
+	seen := d.baseBlocks()
 	nothing := func(until uint64) bool {
+		if to := min(until, seen); first < to {
+			if !yield(blockmap.Extent{First: first, Count: to - first, Value: blockmap.Value{Kind: inBase}}) {
+				return false
+			}
+			first = to
+		}
 		return first >= until || yield(blockmap.Extent{First: first, Count: until - first, Value: blockmap.Value{Kind: layout.Trimmed}})
 	}
 	for e := range d.m.Lookup(first, end-first) {
@@ -65,11 +72,17 @@ func (d *Disk) holes(first, count int64) bool {
 		return false
 	}
 	for e := range d.view(uint64(first), uint64(count)) {
-		if e.Kind == layout.Data {
+		if d.hasData(e) {
 			return false
 		}
 	}
 	return true
+}
+
+// hasData says whether blocks that view has yielded have data, as far as is known
+// of the base. d.mu is held, for reading at least.
+func (d *Disk) hasData(e blockmap.Extent) bool {
+	return e.Kind == layout.Data || e.Kind == inBase && !d.base.holes(e.First, e.Count)
 }
 
 // Extents tells emit what the range is made of, in ascending order and without
@@ -84,6 +97,7 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, emit func(off, n int64
 	type run struct {
 		off, n int64
 		hole   bool
+		base   *base // that has it; nil: the disk itself
 	}
 	var runs []run
 	for first, end := uint64(from), uint64(from+count); first < end && len(runs) < most; {
@@ -93,14 +107,18 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, emit func(off, n int64
 				lo := max(off, int64(e.First)*layout.BlockSize)
 				hi := min(off+n, int64(e.First+e.Count)*layout.BlockSize)
 				hole := e.Kind != layout.Data
-				if k := len(runs); k > 0 && runs[k-1].hole == hole {
+				var base *base
+				if e.Kind == inBase {
+					base = d.base
+				}
+				if k := len(runs); k > 0 && runs[k-1].hole == hole && runs[k-1].base == base {
 					runs[k-1].n += hi - lo
 					continue
 				}
 				if len(runs) == most {
 					break
 				}
-				runs = append(runs, run{lo, hi - lo, hole})
+				runs = append(runs, run{lo, hi - lo, hole, base})
 			}
 		}
 		if !d.inView(first, end, look) {
@@ -114,8 +132,18 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, emit func(off, n int64
 		}
 		first = to
 	}
+	going := true
+	tell := func(off, n int64, hole bool) bool {
+		going = emit(off, n, hole)
+		return going
+	}
 	for _, r := range runs {
-		if !emit(r.off, r.n, r.hole) {
+		if r.base != nil {
+			r.base.extents(ctx, r.off, r.n, tell)
+		} else {
+			tell(r.off, r.n, r.hole)
+		}
+		if !going {
 			break
 		}
 	}
@@ -137,7 +165,7 @@ func (r reader) Holes(i geometry.ChunkIndex, n int64) int64 {
 		n /= 2 // it says what is known
 	}
 	for e := range r.d.view(first, uint64(n)*chunkBlocks) {
-		if e.Kind == layout.Data {
+		if r.d.hasData(e) {
 			return int64((e.First - first) / chunkBlocks)
 		}
 	}
@@ -185,6 +213,9 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 	// take says whether the block comes with the others, and counts it to them.
 	take := func(block int64, needed bool) bool {
 		v := blocks[block-first]
+		if v.Kind == inBase { // with requests of its own, which may fail
+			return needed
+		}
 		if v.Kind != layout.Data {
 			return true
 		}
@@ -228,10 +259,25 @@ func (w want) end() int64 { return w.place + int64(len(w.p))/layout.BlockSize*la
 func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err error) {
 	pause := 50 * time.Millisecond
 	for end := time.Now().Add(d.o.Timeout); ; {
-		var wants []want
-		err := d.viewed(ctx, first, uint64(len(p))/layout.BlockSize, func() { wants, hole = d.look(first, p) })
+		var (
+			wants []want
+			lows  []low
+			base  *base
+			size  int64
+		)
+		err := d.viewed(ctx, first, uint64(len(p))/layout.BlockSize, func() {
+			wants, lows, hole = d.look(first, p)
+			base, size = d.base, d.baseSize
+		})
 		if err != nil {
 			return false, err
+		}
+		if len(lows) > 0 {
+			zero, err := d.readLows(ctx, base, size, lows)
+			if err != nil {
+				return false, err
+			}
+			hole = hole && zero
 		}
 		if len(wants) == 0 {
 			return hole, nil
@@ -253,11 +299,16 @@ func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err
 }
 
 // look fills p with those of the blocks from first on that are in memory, or
-// zeroes, and returns the others. d.mu is held, for reading at least.
-func (d *Disk) look(first uint64, p []byte) (wants []want, hole bool) {
+// zeroes, and returns the others, and those that the base has. hole does not
+// count the latter. d.mu is held, for reading at least.
+func (d *Disk) look(first uint64, p []byte) (wants []want, lows []low, hole bool) {
 	hole = true
 	for e := range d.view(first, uint64(len(p))/layout.BlockSize) {
 		to := p[(e.First-first)*layout.BlockSize:][:e.Count*layout.BlockSize]
+		if e.Kind == inBase {
+			lows = append(lows, low{e.First, to})
+			continue
+		}
 		if e.Kind != layout.Data {
 			clear(to)
 			continue
@@ -272,7 +323,7 @@ func (d *Disk) look(first uint64, p []byte) (wants []want, hole bool) {
 			copy(to[i*layout.BlockSize:][:layout.BlockSize], buf[uint64(e.Place)+i*layout.FrameSize:])
 		}
 	}
-	return wants, hole
+	return wants, lows, hole
 }
 
 // inMemory returns the frames of the object while they are in memory, or nil.

@@ -132,8 +132,12 @@ func (d *Disk) settle(ctx context.Context) error {
 func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merged, error) {
 	drops := map[layout.Position]int64{}
 	var data, from uint64
+	var lows [][2]uint64 // blocks that the base has, from and to before
 	look := func(first, end uint64) {
-		for e := range d.m.Lookup(first, end-first) {
+		for e := range d.view(first, end-first) {
+			if e.Kind == inBase {
+				lows = append(lows, [2]uint64{e.First, e.First + e.Count})
+			}
 			if e.Kind != layout.Data {
 				continue
 			}
@@ -152,6 +156,17 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 			}
 			at = to
 		}
+	}
+	for _, l := range lows {
+		d.base.extents(ctx, int64(l[0])*layout.BlockSize, int64(l[1]-l[0])*layout.BlockSize, func(off, n int64, hole bool) bool {
+			if !hole {
+				if at := uint64(off) / layout.BlockSize; data == 0 || at < from {
+					from = at
+				}
+				data += uint64(n+layout.BlockSize-1) / layout.BlockSize
+			}
+			return true
+		})
 	}
 	if data == 0 {
 		return nil, nil
@@ -175,6 +190,7 @@ func (d *Disk) resized(size int64) {
 	if d.cache != nil { // else it is being opened
 		d.cache.SetEnd(wholeChunks(size))
 	}
+	d.cutBase(size)
 	if first >= end {
 		return
 	}

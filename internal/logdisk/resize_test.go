@@ -274,7 +274,7 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	d, err = v.open(t.Context(), w)
 	do(err)
 	for name := range snaps {
-		do(d.DeleteSnapshot(t.Context(), name))
+		do(d.DeleteSnapshot(t.Context(), name, false))
 	}
 	time.Sleep(26 * time.Hour)
 	s.same(d)

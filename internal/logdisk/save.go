@@ -143,6 +143,11 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		}
 	}
 	c.root.Size = d.size
+	if d.base != nil {
+		clone := d.base.clone
+		clone.Size = d.baseSize
+		c.root.Below = &layout.Below{Clone: &clone}
+	}
 	before := c.root.Pins
 	if edit != nil {
 		if err := edit(c); err != nil {
@@ -151,6 +156,11 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		}
 		// Until it is known which root is the newest, what either needs is kept.
 		d.pins.list = bothPins(before, c.root.Pins)
+	}
+	if b := c.root.Below; b != nil && b.Clone.Size > c.root.Size {
+		clone := *b.Clone
+		clone.Size = c.root.Size
+		c.root.Below = &layout.Below{Clone: &clone}
 	}
 	delta := d.delta
 	d.frozen, d.delta = delta, newDelta()
@@ -258,6 +268,9 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	d.pins.list, d.pins.kept, d.pins.fresh = c.root.Pins, c.kept, slices.Clone(d.pins.fresh[len(c.fresh):])
 	d.root, d.rootAt, d.roots, d.savedN, d.savedAt = c.root, c.at, c.at.N, c.savedN, time.Now()
 	d.tableBase, d.tableDeltas = c.tableBase, c.tableDeltas
+	if c.root.Below == nil {
+		d.base, d.baseSize = nil, 0
+	}
 	d.frozen = nil
 	d.setTree(c.tree)
 	d.resized(c.root.Size)

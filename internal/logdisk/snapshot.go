@@ -66,21 +66,23 @@ func (d *Disk) Snapshot(ctx context.Context, name string) error {
 }
 
 // DeleteSnapshot gives a snapshot up. What only it needs is deleted when the
-// collector comes to it.
-func (d *Disk) DeleteSnapshot(ctx context.Context, name string) error {
-	return d.edit(ctx, func(c *checkpoint) error {
+// collector comes to it. One that has clones is refused with a *ChildrenError,
+// unless force.
+func (d *Disk) DeleteSnapshot(ctx context.Context, name string, force bool) error {
+	root, err := d.announce(ctx, name, force)
+	if err != nil {
+		return err
+	}
+	err = d.edit(ctx, func(c *checkpoint) error {
 		pin := findPin(c.root.Pins, name)
 		if pin == nil {
 			return fmt.Errorf("snapshot %s: %w", name, ErrNoSnapshot)
 		}
-		for _, child := range c.root.Children {
-			if child.Pin == name {
-				return fmt.Errorf("snapshot %s is needed by its clone %s", name, child.Container)
-			}
-		}
 		c.root.Pins = slices.DeleteFunc(slices.Clone(c.root.Pins), func(p layout.Pin) bool { return p.Name == name })
 		return nil
 	})
+	d.announced(root, err)
+	return err
 }
 
 // edit makes a checkpoint of the disk as it is now, with a change of its root.

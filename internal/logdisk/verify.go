@@ -33,6 +33,8 @@ import (
 //	                     of that block
 //	each snapshot        has its root and its map, and all that they need is there
 //	                     and whole, and in the list of what is kept
+//	a clone's base       is there, and its map; its data objects are the parent's
+//	                     verification
 //	all other objects    are needed by nothing: strays
 //
 // If the root, a run or the log is damaged, it is not known what is needed, and
@@ -84,6 +86,8 @@ type Report struct {
 	Strays     Objects // that nothing needs and that may be deleted
 	Waiting    Objects // that nothing needs and that are too young for that
 	Unfinished Objects // of a session that died, after the end of its log: the next session drops them
+	Clones     int64   // notes of clones
+	Base       *BaseInfo
 	Foreign    []string
 	HintOld    bool // the container does not name the newest root
 	HintFixed  bool
@@ -100,8 +104,10 @@ type verification struct {
 	logs  map[layout.Position]store.ObjectInfo
 	runs  map[layout.Position]store.ObjectInfo
 	roots map[layout.Position]store.ObjectInfo
-	lists []store.ObjectInfo // of what snapshots need
+	lists []store.ObjectInfo                   // of what snapshots need
+	gone  map[layout.Position]store.ObjectInfo // notes that snapshots go
 
+	counted         map[layout.Position]int64 // live blocks of data objects, as the table has them
 	pinned          verifiedPins
 	snapshotObjects map[layout.Position]string // data objects that snapshots need: one of them
 
@@ -122,7 +128,7 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 	defer d.cancel(ErrClosed)
 	v := &verification{
 		Disk: d, v: vo, r: &Report{},
-		logs: map[layout.Position]store.ObjectInfo{}, runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{},
+		logs: map[layout.Position]store.ObjectInfo{}, runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{}, gone: map[layout.Position]store.ObjectInfo{},
 		needed: map[layout.Position]bool{}, snapshotObjects: map[layout.Position]string{}, bad: map[layout.Position]*Finding{}, parts: map[layout.Position]map[uint64]bool{},
 	}
 	md, err := d.store.Metadata(ctx)
@@ -223,6 +229,10 @@ func (v *verification) list(ctx context.Context) error {
 				v.roots[at] = o
 			} else if _, ok := layout.ParseKeptName(o.Name); ok {
 				v.lists = append(v.lists, o)
+			} else if _, ok := layout.ParseChildName(o.Name); ok {
+				v.r.Clones++
+			} else if at, ok := layout.ParseGoneName(o.Name); ok {
+				v.gone[at] = o
 			} else {
 				v.r.Foreign = append(v.r.Foreign, o.Name)
 			}
@@ -253,8 +263,11 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 	default:
 		return false, err
 	}
-	if len(root.Bases)+len(root.Children) > 0 || root.Below != nil {
-		return false, &layout.UnsupportedError{What: "root " + layout.RootName(at), Why: "it has clones, or something below the log"}
+	if err := v.setBase(root); err != nil {
+		return false, err
+	}
+	if err := v.checkBase(ctx); err != nil {
+		return false, err
 	}
 	v.root, v.rootAt, v.size = root, at, root.Size
 	v.r.Root, v.r.Size, v.r.Runs = layout.RootName(at)[len(layout.RootPrefix):], root.Size, int64(len(root.Runs.Blocks))
@@ -264,6 +277,7 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 		v.regions.set(k, true) // the map is in memory as a whole
 	}
 	counts := map[layout.Position]int64{}
+	v.counted = counts
 	for _, name := range root.Runs.Blocks {
 		b, err := v.readWhole(ctx, layout.RunName(name), "the root")
 		if err == nil {
@@ -662,6 +676,11 @@ func (v *verification) strays() (names []store.ObjectInfo) {
 	}
 	for _, o := range v.lists {
 		if v.keptStray(o) {
+			stray(o)
+		}
+	}
+	for at, o := range v.gone {
+		if _, ok := v.roots[at]; !ok || pinned(v.root.Pins, at) { // it outlives the root
 			stray(o)
 		}
 	}

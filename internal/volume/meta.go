@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,8 @@ const (
 	KeyUUID = "Swiftnbd-Uuid"
 	KeySize = "Swiftnbd-Size"
 	KeyRoot = "Swiftnbd-Root"
+	// KeyParent names what the disk is a clone of, for lists: see FormatParent.
+	KeyParent = "Swiftnbd-Parent"
 )
 
 // The versions of the format.
@@ -73,6 +76,9 @@ type Meta struct {
 	// Version 2's alone; zero of version 1.
 	UUID [16]byte // the volume's identity
 	Root string   // where to begin to look for the newest root: it may be old, or empty
+	// Parent is what the disk was made a clone of, as FormatParent has it; empty:
+	// of nothing, or it is too long. For people: the root decides.
+	Parent string
 
 	Client string // who holds the lock mark: "HOST:PORT@UNIX", "ctl@UNIX"; empty when nobody
 	Last   string // who held it before
@@ -215,7 +221,7 @@ func parse1(items map[string]string) (Meta, error) {
 
 // parse2 is ParseMeta of version 2.
 func parse2(items map[string]string) (Meta, error) {
-	m := Meta{Client: items[KeyClient], Last: items[KeyLast], Root: items[KeyRoot]}
+	m := Meta{Client: items[KeyClient], Last: items[KeyLast], Root: items[KeyRoot], Parent: items[KeyParent]}
 	for _, key := range []string{KeyUUID, KeySize} {
 		if items[key] == "" {
 			return Meta{}, &FormatError{KeyVersion, items[KeyVersion], Version2, fmt.Errorf("there is no X-Container-Meta-%s, which this version has", key)}
@@ -267,6 +273,7 @@ func Create2(ctx context.Context, s store.Store, m Meta) error {
 		KeyUUID:    hex.EncodeToString(m.UUID[:]),
 		KeySize:    strconv.FormatInt(m.Size, 10),
 		KeyRoot:    m.Root,
+		KeyParent:  m.Parent,
 		KeyClient:  "",
 		KeyLast:    "",
 		// With these swiftnbd 0.11 would take it for a disk of its own.
@@ -280,6 +287,24 @@ func Create2(ctx context.Context, s store.Store, m Meta) error {
 	}
 	_, err := s.CreateContainer(ctx, items)
 	return err
+}
+
+// FormatParent returns a parent's container and its snapshot as Meta.Parent has
+// them: each with what a header cannot have escaped as in a URL, and an @ between.
+func FormatParent(container, snapshot string) string {
+	return strings.ReplaceAll(url.PathEscape(container), "@", "%40") + "@" + url.PathEscape(snapshot)
+}
+
+// ParseParent is the inverse of FormatParent, for messages.
+func ParseParent(s string) (container, snapshot string) {
+	container, snapshot, _ = strings.Cut(s, "@")
+	if c, err := url.PathUnescape(container); err == nil {
+		container = c
+	}
+	if n, err := url.PathUnescape(snapshot); err == nil {
+		snapshot = n
+	}
+	return container, snapshot
 }
 
 // NewUUID returns the identity of a new volume of version 2.

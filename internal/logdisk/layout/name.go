@@ -16,6 +16,10 @@ const (
 	RunPrefix  = "swiftnbd/run/"
 	RootPrefix = "swiftnbd/root/"
 	KeptPrefix = "swiftnbd/kept/"
+
+	// Of notes about pins: see Note.
+	ChildPrefix = "swiftnbd/child/"
+	GonePrefix  = "swiftnbd/gone/"
 )
 
 const lowerHex = "0123456789abcdef"

@@ -23,11 +23,19 @@ const (
 )
 
 // features are the names that a root may require of us.
-var features = []string{FeaturePins}
+var features = []string{FeaturePins, FeatureClone}
 
 // FeaturePins is required by a root with pins: who does not know them would
 // delete what they need.
 const FeaturePins = "pins"
+
+// FeatureClone is required by a root with a Below.Clone: to who does not look
+// below, the disk would have zeroes where the clone has not written yet.
+const FeatureClone = "clone"
+
+// SameAccount is Base.URL of a container in the account of the container that
+// names it.
+const SameAccount = "."
 
 // Root says what the disk is at one position.
 type Root struct {
@@ -67,7 +75,7 @@ type Pin struct {
 // Base is a container that entries of the map refer to.
 type Base struct {
 	Number    uint32 // from 1 on; the volume's own container is 0 in entries
-	URL       string // of the storage
+	URL       string // of the storage; SameAccount
 	Container string
 	UUID      UUID
 }
@@ -88,6 +96,14 @@ type Disk struct {
 type Clone struct {
 	Base uint32   // the number of the base
 	Root Position // the name of its root, as RootName takes it
+
+	Snapshot string // the name of the root's pin, for people
+	// Size is how many bytes of that root's disk are seen: those behind it are
+	// zeroes. A clone that becomes smaller makes it smaller, and it never grows.
+	Size int64
+	// Depth is how many disks lie below, one below the other: 1 for a clone of a
+	// disk that is none.
+	Depth int
 }
 
 // Child is a clone that has a pin here.
@@ -169,6 +185,10 @@ type belowText struct {
 type cloneText struct {
 	Base uint32
 	Root shortName
+
+	Snapshot string `json:",omitempty"`
+	Size     int64  `json:",omitempty"`
+	Depth    int    `json:",omitempty"`
 }
 
 type childText struct {
@@ -201,7 +221,7 @@ func (r Root) Marshal() ([]byte, error) {
 	if b := r.Below; b != nil {
 		t.Below = &belowText{Disk: b.Disk}
 		if b.Clone != nil {
-			t.Below.Clone = &cloneText{Base: b.Clone.Base, Root: shortName(b.Clone.Root)}
+			t.Below.Clone = &cloneText{Base: b.Clone.Base, Root: shortName(b.Clone.Root), Snapshot: b.Clone.Snapshot, Size: b.Clone.Size, Depth: b.Clone.Depth}
 		}
 	}
 	line, err := json.Marshal(t)
@@ -287,7 +307,7 @@ func ParseRoot(b []byte) (Root, error) {
 	if b := t.Below; b != nil {
 		r.Below = &Below{Disk: b.Disk}
 		if b.Clone != nil {
-			r.Below.Clone = &Clone{Base: b.Clone.Base, Root: Position(b.Clone.Root)}
+			r.Below.Clone = &Clone{Base: b.Clone.Base, Root: Position(b.Clone.Root), Snapshot: b.Clone.Snapshot, Size: b.Clone.Size, Depth: b.Clone.Depth}
 		}
 	}
 	if err := r.check(); err != nil {
@@ -391,6 +411,10 @@ func (r Root) checkContainers() error {
 		return fmt.Errorf("below: there is no base %d", clone.Base)
 	case !clone.Root.named():
 		return fmt.Errorf("below: %v is no name of a root", clone.Root)
+	case clone.Size < 0 || clone.Depth < 0:
+		return fmt.Errorf("below: %d bytes at depth %d", clone.Size, clone.Depth)
+	case !utf8.ValidString(clone.Snapshot):
+		return fmt.Errorf("below: snapshot %q", clone.Snapshot)
 	}
 	return nil
 }

@@ -124,6 +124,9 @@ type Client struct {
 	accountKey string
 
 	limits limits // the limits that have refused PUTs
+
+	options Options            // of Dial
+	others  map[string]*Client // by their storage URLs: see At
 }
 
 // flight is one login that several requests may wait for. token and err are
@@ -156,6 +159,7 @@ func Dial(o Options) (*Client, error) {
 		auth: a, container: o.Container, timeout: cmp.Or(o.Timeout, DefaultTimeout),
 		userAgent: cmp.Or(o.UserAgent, "swiftnbd"), transport: t, rt: roundTripper{t},
 	}
+	c.options = o
 	c.life, c.end = context.WithCancelCause(context.Background())
 	if s := o.Session; s != nil && s.StorageURL != "" && s.Token != "" {
 		t := newToken(c.rt, c.userAgent, s.StorageURL, s.Token.Reveal(), time.Now(), s.Expires)
@@ -197,7 +201,11 @@ func (c *Client) Store() store.Store { return c.Container(c.container) }
 func (c *Client) Close() {
 	c.mu.Lock() // so that no login begins after the Wait
 	c.end(errClosed)
+	others := c.others
 	c.mu.Unlock()
+	for _, other := range others {
+		other.Close()
+	}
 	c.work.Wait()
 	c.transport.CloseIdleConnections()
 }

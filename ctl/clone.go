@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"swiftnbd/internal/config"
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	swiftstore "swiftnbd/internal/store/swift"
+	"swiftnbd/internal/volume"
+)
+
+func (t *tool) cloneCommand() *cobra.Command {
+	var o cloneOptions
+	cmd := &cobra.Command{
+		Use:   "clone CONTAINER[@SNAPSHOT] NEW",
+		Short: "Make a new disk that begins as a copy of another",
+		Long: `Make a new disk, NEW, that has what a snapshot of another disk has. It takes the same
+time for a disk of any size: the clone reads from its parent what it has not written
+itself. Both must be of version 2. The parent may be in use.
+
+Without SNAPSHOT, a snapshot named clone-NEW is made first. A server that has the
+parent is asked for it.
+
+A note in the parent's container says that it has a clone: until the clone is deleted
+or flattened, neither that snapshot nor the parent can be deleted. With credentials
+that may only read the parent, a SNAPSHOT must be given, and no note is made.`,
+		Example: `  swiftnbd-ctl clone golden@v1 web7
+  swiftnbd-ctl clone --flatten mynbd0 copy`,
+		Args: needs("CONTAINER", "NEW"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			name, snap, err := t.splitSnapshot(args[0])
+			if err != nil {
+				return err
+			}
+			return t.clone(ctx, name, snap, args[1], o)
+		}),
+		ValidArgsFunction: t.completeContainers(false),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.flatten, "flatten", false, "copy what the parent has into the new disk at once, which then needs no parent")
+	f.StringVar(&t.policy, "policy", "", "storage policy (`NAME`) of the container that is created. If not given: the cluster's default")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "with --flatten, show no progress bar")
+	connectionsFlag(cmd, &o.connections)
+	t.jsonFlag(cmd)
+	return cmd
+}
+
+// cloned is what clone prints as JSON.
+type cloned struct {
+	Container string `json:"container"`
+	Parent    string `json:"parent"`
+	Snapshot  string `json:"parent_snapshot"`
+	Size      int64  `json:"size"`      // of the disk, bytes
+	Protected bool   `json:"protected"` // the parent has a note of the clone
+	Flattened bool   `json:"flattened"`
+}
+
+// flattened is what flatten prints as JSON.
+type flattened struct {
+	Container string   `json:"container"`
+	Size      int64    `json:"size"`      // of the disk, bytes
+	Snapshots []string `json:"snapshots"` // that need the parent still
+}
+
+type cloneOptions struct {
+	flatten, quiet bool
+	connections    int
+}
+
+// cloning is one run of clone.
+type cloning struct {
+	*tool
+	parent, child *container
+	made          bool // we have created the child's container
+
+	// Where each is for the other: the URL of its storage, or layout.SameAccount.
+	parentURL, childURL string
+	base                store.Store // the parent's container with the child's credentials
+	noted               bool        // the parent has a note of it
+}
+
+// cloneTimeout bounds what is cleared up after an error.
+const cloneTimeout = 30 * time.Second
+
+func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptions) error {
+	if name == fresh {
+		return fmt.Errorf("%s: a disk cannot be a clone of itself", name)
+	}
+	if err := config.CheckContainer(fresh); err != nil {
+		return usagef("NEW: %w", err)
+	}
+	c := &cloning{tool: t}
+	var err error
+	if c.parent, err = t.open(name); err != nil {
+		return err
+	}
+	if c.child, err = t.open(fresh); err != nil {
+		return err
+	}
+	if c.child.export.ReadOnly {
+		return fmt.Errorf("%s is read-only in %s", fresh, c.child.where)
+	}
+	own := ""
+	if snap == "" {
+		own = "clone-" + fresh
+		if err := logdisk.CheckSnapshotName(own); err != nil {
+			return fmt.Errorf("%s: name a snapshot of it, %s@SNAPSHOT: %w", name, name, err)
+		}
+		if c.parent.export.ReadOnly {
+			return fmt.Errorf("%s is read-only in %s: name a snapshot of it, %s@SNAPSHOT", name, c.parent.where, name)
+		}
+		// What cannot be is said before anything is made.
+		if _, _, err := t.openLog(ctx, name); err != nil {
+			return err
+		}
+	}
+	if err := c.places(ctx); err != nil {
+		return err
+	}
+	var p *logdisk.Parent
+	if own == "" {
+		if p, err = c.find(ctx, snap); err != nil {
+			return err
+		}
+	}
+	roots, err := c.room(ctx)
+	if err != nil {
+		return err
+	}
+	if own != "" {
+		if snap, err = c.snapshot(ctx, own); err != nil {
+			c.undo(ctx, nil, "")
+			return err
+		}
+		if p, err = c.find(ctx, snap); err != nil {
+			c.undo(ctx, nil, snap)
+			return err
+		}
+	}
+	made := ""
+	if own != "" {
+		made = snap
+	}
+	size, err := c.make(ctx, p, roots, made)
+	if err != nil {
+		return err
+	}
+	t.say("Done, %s: a clone of %s@%s, %s", fresh, name, snap, humanSize(size))
+	if !c.noted && !o.flatten {
+		t.warn("%s: nothing protects the parent: these credentials may not write to %s, and whoever deletes it, or its snapshot %s, takes from the clone what it has not written itself", fresh, name, snap)
+	}
+	out := cloned{Container: fresh, Parent: name, Snapshot: snap, Size: size, Protected: c.noted}
+	if o.flatten {
+		if _, err := t.flatten(ctx, fresh, o.connections, o.quiet); err != nil {
+			return err
+		}
+		t.say("Done, %s has all of its data itself", fresh)
+		out.Protected, out.Flattened = false, true
+	}
+	if t.json {
+		return t.encode(out)
+	}
+	return nil
+}
+
+// places finds out where the two are for each other. It makes no request but a
+// login where they have the same credentials.
+func (c *cloning) places(ctx context.Context) (err error) {
+	c.parentURL, c.childURL = layout.SameAccount, layout.SameAccount
+	at := ""
+	if c.parent.client != c.child.client {
+		mine, err := c.child.client.StorageURL(ctx)
+		if err != nil {
+			return c.child.explain(ctx, err)
+		}
+		other, err := c.parent.client.StorageURL(ctx)
+		if err != nil {
+			return c.parent.explain(ctx, err)
+		}
+		if !swiftstore.SameAccount(mine, other) {
+			c.parentURL, c.childURL, at = other, mine, other
+		}
+	}
+	if c.base, err = c.child.bases(ctx, at, c.parent.name); err != nil {
+		return fmt.Errorf("%s cannot be a clone of %s: %w", c.child.name, c.parent.name, oneLine{err})
+	}
+	return nil
+}
+
+// options are those of reading roots.
+func (c *cloning) options() logdisk.Options {
+	return logdisk.Options{Timeout: workPolicy.Timeout, Connections: defaultConnections}
+}
+
+// find finds the snapshot in the parent, or says what is wrong with that.
+func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error) {
+	p, err := logdisk.FindParent(ctx, c.parent, snap, c.options())
+	if err == nil || errors.Is(err, logdisk.ErrNoSnapshot) {
+		return p, c.parent.explain(ctx, err)
+	}
+	// Is it a disk, and of which version?
+	if _, _, oerr := c.openLog(ctx, c.parent.name); oerr != nil {
+		return nil, oerr
+	}
+	return nil, c.parent.explain(ctx, err)
+}
+
+// room makes the clone's container, or finds out that there is an empty one. It
+// returns how many first roots are there of runs that were interrupted.
+func (c *cloning) room(ctx context.Context) (roots uint64, err error) {
+	if c.policy != "" {
+		_, err := c.child.contact.Metadata(ctx)
+		exists := err == nil
+		if exists || errors.Is(err, store.ErrContainerNotFound) {
+			if err := c.child.checkPolicy(ctx, c.policy, exists); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if c.made, err = c.child.CreateContainer(ctx, nil); err != nil || c.made {
+		return 0, c.child.explain(ctx, err)
+	}
+	md, err := c.child.contact.Metadata(ctx)
+	if err != nil {
+		return 0, c.child.explain(ctx, err)
+	}
+	return c.freeForLog(ctx, c.child, md, false)
+}
+
+// snapshot makes a snapshot of the parent with the name, or with that and a
+// number if there is one.
+func (c *cloning) snapshot(ctx context.Context, name string) (snap string, err error) {
+	snap = name
+	for n := 2; ; n++ {
+		err = c.changeSnapshots(ctx, c.parent.name, snap, false, false)
+		if !errors.Is(err, logdisk.ErrSnapshotThere) {
+			break
+		}
+		snap = fmt.Sprintf("%s-%d", name, n)
+		if err := logdisk.CheckSnapshotName(snap); err != nil {
+			return "", err
+		}
+	}
+	if errors.Is(err, store.ErrForbidden) {
+		return "", fmt.Errorf("%w; with credentials that may only read it, name a snapshot that it has, %s@SNAPSHOT", err, c.parent.name)
+	}
+	return snap, err
+}
+
+// make writes the clone. made is the snapshot that was made for it, or empty.
+func (c *cloning) make(ctx context.Context, p *logdisk.Parent, roots uint64, made string) (size int64, err error) {
+	if err := ctx.Err(); err != nil {
+		c.undo(ctx, nil, made)
+		return 0, c.child.explain(ctx, err)
+	}
+	// It is not interrupted between its few requests.
+	within := context.WithoutCancel(ctx)
+	child := &logdisk.Child{
+		Parent: p, Notes: c.parent, Base: c.base, ParentURL: c.parentURL, ParentName: c.parent.name,
+		URL: c.childURL, Name: c.child.name, Store: c.child, UUID: layout.NewUUID(), Roots: roots,
+	}
+	if c.parent.export.ReadOnly {
+		child.Notes = nil
+	}
+	m := volume.Meta{Version: volume.Version2, UUID: child.UUID, Parent: parentHint(c.parent.name, p.Pin.Name)}
+	m.Root, m.Size, err = child.Clone(within, c.options())
+	if errors.Is(err, logdisk.ErrNoNote) && errors.Is(err, store.ErrForbidden) {
+		child.Notes = nil
+		m.Root, m.Size, err = child.Clone(within, c.options())
+	}
+	if err != nil {
+		c.undo(ctx, child, made)
+		return 0, fmt.Errorf("%s: not cloned: %w", c.child.name, oneLine{err})
+	}
+	if err := volume.Create2(within, c.child, m); err != nil {
+		if store.Ambiguous(err) {
+			// It may be there, or come to be.
+			return 0, fmt.Errorf("%s: it is not known whether the clone was made: if not, run the same command again: %w", c.child.name, oneLine{err})
+		}
+		c.undo(ctx, child, made)
+		return 0, c.child.explain(ctx, err)
+	}
+	c.noted = child.Notes != nil
+	return m.Size, nil
+}
+
+// parentHint names the parent in the clone's metadata, as far as there is room.
+func parentHint(name, snap string) string {
+	if s := volume.FormatParent(name, snap); len(s) <= 256 {
+		return s
+	}
+	return ""
+}
+
+// undo clears up after an error: the note, the container, the snapshot that was
+// made. child may be nil. What cannot be cleared up is said.
+func (c *cloning) undo(ctx context.Context, child *logdisk.Child, made string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cloneTimeout)
+	defer cancel()
+	if child != nil {
+		if err := child.Forget(ctx); err != nil {
+			c.fault(fmt.Errorf("%s: a note of the clone stays: %w", c.parent.name, oneLine{err}))
+		}
+	}
+	if c.made {
+		if child != nil {
+			err := c.child.Delete(ctx, layout.RootName(layout.Position{N: 1}))
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				c.fault(fmt.Errorf("%s: the container stays: %w", c.child.name, oneLine{err}))
+				return
+			}
+		}
+		if err := c.child.DeleteContainer(ctx); err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+			c.fault(fmt.Errorf("%s: the container stays: %w", c.child.name, oneLine{err}))
+		}
+	}
+	if made != "" {
+		if err := c.changeSnapshots(ctx, c.parent.name, made, true, false); err != nil {
+			c.fault(fmt.Errorf("%s: the snapshot %s stays: %w", c.parent.name, made, oneLine{err}))
+		}
+	}
+}
+
+func (t *tool) flattenCommand() *cobra.Command {
+	var connections int
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "flatten CONTAINER",
+		Short: "Copy into a clone what it has from its parent",
+		Long: `Copy into a clone everything that it reads from its parent. After that it needs no
+parent, and the parent may be deleted, unless it has other clones.
+
+The command refuses a locked container, and locks it while it copies. It can be
+interrupted: run it again, and it copies the rest.
+
+Snapshots of the clone that were made before need the parent still. If there are such,
+the parent stays protected: delete them and run flatten again.`,
+		Args: needs("CONTAINER"),
+		RunE: t.verb(func(ctx context.Context, args []string) error {
+			out, err := t.flatten(ctx, args[0], connections, quiet)
+			if err != nil {
+				return err
+			}
+			if len(out.Snapshots) == 0 {
+				return t.done(out, "Done, %s has all of its data itself", out.Container)
+			}
+			return t.done(out, "Done, %s has all of its data itself, but for its snapshots: %s", out.Container, manyNames(out.Snapshots))
+		}),
+		ValidArgsFunction: t.completeContainers(false),
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress bar")
+	connectionsFlag(cmd, &connections)
+	t.jsonFlag(cmd)
+	return cmd
+}
+
+// flatten copies into a clone what it has from its parent.
+func (t *tool) flatten(ctx context.Context, name string, connections int, quiet bool) (out flattened, err error) {
+	c, state, err := t.openLog(ctx, name)
+	if err != nil {
+		return out, err
+	}
+	if c.export.ReadOnly {
+		return out, fmt.Errorf("%s is read-only in %s", name, c.where)
+	}
+	if err := state.Held(); err != nil {
+		return out, fmt.Errorf("%s is %w", name, err)
+	}
+	var base *layout.Base
+	var snaps []string
+	err = t.changeWith(ctx, c, holderFlatten, connections, func(d *device.Device) error {
+		out = flattened{Container: name, Size: d.Size(), Snapshots: []string{}}
+		bar := t.newProgress("Flattening "+name, d.Size(), true, quiet)
+		err := d.Flatten(ctx, bar.add)
+		bar.end(err == nil)
+		if errors.Is(err, logdisk.ErrNoClone) {
+			return fmt.Errorf("nothing to flatten: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		if base, snaps, err = d.Base(ctx); err != nil || len(snaps) > 0 || base == nil {
+			return err
+		}
+		if err := c.SetMetadata(ctx, map[string]string{volume.KeyParent: ""}); err != nil { // for people
+			t.warn("%s: %v", name, oneLine{err})
+		}
+		if err := t.dropNotes(ctx, c, *base); err != nil {
+			if !errors.Is(err, store.ErrForbidden) && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrNotFound) {
+				return fmt.Errorf("it is flattened, and the note of it in %s stays: run flatten again: %w", base.Container, oneLine{err})
+			}
+		}
+		return d.DropBase(ctx)
+	})
+	if err == nil && len(snaps) > 0 {
+		out.Snapshots = snaps
+		t.warn("%s: its snapshots need the parent, %s, still, which stays protected: delete them and run flatten again", name, base.Container)
+	}
+	return out, err
+}
+
+// dropNotes deletes the notes of the clone in its parent.
+func (t *tool) dropNotes(ctx context.Context, c *container, base layout.Base) error {
+	at, own := "", layout.SameAccount
+	if base.URL != layout.SameAccount {
+		at = base.URL
+		mine, err := c.client.StorageURL(ctx)
+		if err != nil {
+			return err
+		}
+		own = mine
+	}
+	s, err := c.bases(ctx, at, base.Container)
+	if err != nil {
+		return err
+	}
+	return logdisk.DropNotes(ctx, s, own, c.name)
+}
+
+// manyNames lists names, and not too many of them.
+func manyNames(names []string) string {
+	const most = 10
+	more := ""
+	if len(names) > most {
+		more = fmt.Sprintf(" and %d more", len(names)-most)
+		names = names[:most]
+	}
+	s := ""
+	for i, n := range names {
+		if i > 0 {
+			s += ", "
+		}
+		s += store.OneLine(n)
+	}
+	return s + more
+}
+
+// protected returns why a disk with clones must not be deleted, or nil.
+func (c *container) protected(ctx context.Context, state lease.State) error {
+	if state.Meta.Version != volume.Version2 {
+		return nil
+	}
+	notes, err := logdisk.Children(ctx, c, layout.Position{})
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if len(notes) > 0 {
+		return fmt.Errorf("%s: not deleted: %w; flatten or delete them first, or give --force, and what they have not written themselves is lost", c.name, &logdisk.ChildrenError{Notes: notes})
+	}
+	return nil
+}
+
+// parentOf returns where a disk's parent is, or nil. What cannot be read has none.
+func (c *container) parentOf(ctx context.Context, state lease.State) *layout.Base {
+	if state.Meta.Version != volume.Version2 || state.Meta.Parent == "" {
+		return nil
+	}
+	o := logdisk.Options{UUID: state.Meta.UUID, Root: state.Meta.Root, Connections: defaultConnections, Timeout: contactPolicy.Timeout}
+	base, err := logdisk.ReadBase(ctx, c, o)
+	if err != nil {
+		return nil
+	}
+	return base
+}
