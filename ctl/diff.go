@@ -83,7 +83,7 @@ func (t *tool) diff(ctx context.Context, fromArg, toArg string, exact bool) erro
 		p = &diffJSON{w: w}
 	}
 	p.begin(name, x)
-	if err := x.Changes(ctx, 0, func(change logdisk.Change) error { return p.change(change) }); err != nil {
+	if err := x.Changes(ctx, p.change); err != nil {
 		_ = w.Flush()
 		return c.explain(ctx, err)
 	}

@@ -38,6 +38,7 @@ type downloading struct {
 
 func (t *tool) downloadCommand() *cobra.Command {
 	var o downloading
+	var since string
 	cmd := &cobra.Command{
 		Use:   "download CONTAINER[@SNAPSHOT] FILE",
 		Short: "Download a disk as an image",
@@ -49,12 +50,18 @@ for standard output.
 After an interrupted download to a file, run the same command with --resume: it goes
 on, unless the disk has changed meanwhile.
 
+With --since, only what has changed since a snapshot is downloaded: into a raw image
+that holds that snapshot, in place, or with --image-format increment as a file or a
+stream for "upload --onto".
+
 The command refuses a locked container. It holds the lock while it downloads. A
 snapshot is downloaded without a lock, also while the disk is in use.`,
 		Args: needs("CONTAINER", "FILE"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			if err := checkFormat(o.format, writeFormats); err != nil {
-				return err
+			if o.format != formatIncrement {
+				if err := checkFormat(o.format, writeFormats); err != nil {
+					return err
+				}
 			}
 			if t.json && args[1] == "-" {
 				return usagef("--json and standard output as FILE exclude each other")
@@ -64,6 +71,11 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 			switch {
 			case err != nil:
 				return err
+			case since != "" || o.format == formatIncrement:
+				if o.resume {
+					return usagef("--resume is for whole images: an increment is written from its beginning, and an image that is changed in place needs the same command again")
+				}
+				return t.downloadSince(ctx, name, snap, args[1], sinceOptions{since, o.format, o.connections, o.quiet})
 			case snap != "":
 				return t.downloadSnapshot(ctx, name, snap, o)
 			}
@@ -71,7 +83,8 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 		}),
 		ValidArgsFunction: t.completeContainers(true),
 	}
-	cmd.Flags().StringVarP(&o.format, "image-format", "O", "", "`format` of FILE: raw or qcow2. If not given: raw")
+	cmd.Flags().StringVarP(&o.format, "image-format", "O", "", "`format` of FILE: raw, qcow2 or increment. If not given: raw")
+	cmd.Flags().StringVar(&since, "since", "", "write only what has changed since `SNAPSHOT`: into a raw image that holds it, or as an increment")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
 	cmdline.Old(cmd.Flags(), "quiet")
 	cmd.Flags().BoolVar(&o.resume, "resume", false, "go on with a download that was interrupted, if there is one")
@@ -84,6 +97,7 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 type downloaded struct {
 	Container string  `json:"container"`
 	Snapshot  *string `json:"snapshot"`
+	Since     *string `json:"since"`
 	Version   int     `json:"version"`
 	Size      int64   `json:"size"`       // of the disk and of the image, bytes
 	Format    string  `json:"format"`     // of the image

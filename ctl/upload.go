@@ -60,8 +60,9 @@ type uploadOptions struct {
 
 func (t *tool) uploadCommand() *cobra.Command {
 	var o uploadOptions
+	var onto string
 	cmd := &cobra.Command{
-		Use:   "upload FILE CONTAINER",
+		Use:   "upload FILE {CONTAINER | --onto CONTAINER}",
 		Short: "Upload an image to a disk",
 		Long: `Upload an image to a disk. FILE is a file, a block device, or "-" for standard
 input. A file may be a raw, qcow2, vmdk, vdi or vhdx image; qemu's programs read all
@@ -73,18 +74,34 @@ size, or of --size bytes. It refuses a disk that has data, unless you give --for
 It refuses a locked container, and holds the lock while it uploads.
 
 After an interrupted upload, run the same command again: it compares what it has
-uploaded with the image, and goes on from there.`,
+uploaded with the image, and goes on from there.
+
+With --onto, FILE is an increment, which "download --image-format increment" has made:
+what has changed on a disk since a snapshot. It goes onto a copy of that snapshot, which
+becomes a copy of the newer one.`,
 		Example: `  swiftnbd-ctl upload debian.raw mydisk
-  zcat debian.raw.gz | swiftnbd-ctl upload - mydisk --size 10G`,
-		Args: needs("FILE", "CONTAINER"),
+  zcat debian.raw.gz | swiftnbd-ctl upload - mydisk --size 10G
+  swiftnbd-ctl upload tuesday.increment --onto mybackup`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if onto != "" {
+				return needs("FILE")(cmd, args)
+			}
+			return needs("FILE", "CONTAINER")(cmd, args)
+		},
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			return t.upload(ctx, args[0], args[1], o)
+			if onto == "" {
+				return t.upload(ctx, args[0], args[1], o)
+			}
+			if o.size != "" || o.format != "" || o.objectSize != "" || o.imageFormat != "" || o.force {
+				return usagef("--onto and --size, --format, --object-size, --image-format and --force exclude each other: the increment says what it is")
+			}
+			return t.onto(ctx, args[0], onto, o)
 		}),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			switch len(args) {
-			case 0:
+			switch {
+			case len(args) == 0:
 				return nil, cobra.ShellCompDirectiveDefault
-			case 1:
+			case len(args) == 1 && onto == "":
 				return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
 			}
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -97,9 +114,13 @@ uploaded with the image, and goes on from there.`,
 	t.policyFlag(cmd)
 	f.StringVarP(&o.imageFormat, "image-format", "O", "", "`format` of FILE: raw, qcow2, vmdk, vdi or vhdx. If not given: by its content")
 	f.BoolVarP(&o.force, "force", "f", false, "replace the disk's data")
+	f.StringVar(&onto, "onto", "", "write FILE, an increment, onto the disk in `CONTAINER`, which is a copy of the snapshot that it begins with")
 	t.jsonFlag(cmd)
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
 	connectionsFlag(cmd, &o.connections)
+	_ = cmd.RegisterFlagCompletionFunc("onto", func(_ *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
+	})
 	return cmd
 }
 
@@ -112,6 +133,8 @@ type uploaded struct {
 	Resumed   int64   `json:"resumed_at"` // where an earlier upload was gone on from
 	Sent      int64   `json:"sent"`       // bytes of data that were written to the disk
 	Seconds   float64 `json:"seconds"`
+	Since     *string `json:"since"`    // with --onto: the snapshot before, if there is one
+	Snapshot  *string `json:"snapshot"` // with --onto: the snapshot that the disk has now
 }
 
 // upload copies the image path to the disk, under the container's lock.
@@ -704,26 +727,9 @@ func (u *upload) end(ctx context.Context, err error) error {
 	if nerr := u.note(within, u.at, u.digest.sum()); nerr != nil && !errors.Is(err, nerr) {
 		u.tool.log.DebugContext(ctx, "no note of how far the upload is", "error", nerr)
 	}
-	lost := u.device.Lost() != nil
-	if !lost && context.Cause(u.broken) == nil {
-		cerr := u.device.Close()
-		var le *device.LostError
-		lost = errors.As(cerr, &le)
-		if cerr != nil && (err == nil || ctx.Err() == nil) {
-			err = cerr
-		}
-	}
+	lost, err := u.tool.giveBack(ctx, within, c, u.device, context.Cause(u.broken) != nil, err)
 	if lost {
-		u.device.Abandon()
 		return fmt.Errorf("%s was unlocked while it was uploaded: it is not complete", c.name)
-	}
-	if u.device.Open() {
-		// What was not written yet is of no account. Whoever comes next gets
-		// another key, so that a late request of ours does no harm.
-		u.device.Abandon()
-		if _, uerr := lease.Unlock(within, c.lease("", 0)); uerr != nil && !errors.Is(uerr, lease.ErrNotLocked) {
-			u.tool.fault(fmt.Errorf("%s stays locked: %w", c.name, oneLine{uerr}))
-		}
 	}
 	if err == nil {
 		if nerr := (uploadRecord{}).write(within, u.store); nerr != nil {
@@ -744,6 +750,34 @@ func (u *upload) end(ctx context.Context, err error) error {
 		of = " of " + humanSize(n)
 	}
 	return fmt.Errorf("%w; %s%s is uploaded: to go on from there, run the same command again", err, humanSize(u.record.at), of)
+}
+
+// giveBack gives a disk back to which was written, after err. broken says that a
+// write has failed. It returns whether somebody has taken the disk, and the error
+// that is to be told.
+func (t *tool) giveBack(ctx, within context.Context, c *container, d *device.Device, broken bool, err error) (lost bool, _ error) {
+	lost = d.Lost() != nil
+	if !lost && !broken {
+		cerr := d.Close()
+		var le *device.LostError
+		lost = errors.As(cerr, &le)
+		if cerr != nil && (err == nil || ctx.Err() == nil) {
+			err = cerr
+		}
+	}
+	if lost {
+		d.Abandon()
+		return true, err
+	}
+	if d.Open() {
+		// What was not written yet is of no account. Whoever comes next gets
+		// another key, so that a late request of ours does no harm.
+		d.Abandon()
+		if _, uerr := lease.Unlock(within, c.lease("", 0)); uerr != nil && !errors.Is(uerr, lease.ErrNotLocked) {
+			t.fault(fmt.Errorf("%s stays locked: %w", c.name, oneLine{uerr}))
+		}
+	}
+	return false, err
 }
 
 // settle binds the record to the session before, if the disk was given back as it

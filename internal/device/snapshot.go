@@ -5,6 +5,9 @@ package device
 import (
 	"context"
 	"errors"
+
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
 )
 
 // ErrNoSnapshots says that the volume is of version 1.
@@ -20,12 +23,30 @@ type snapshotter interface {
 	Resize(ctx context.Context, size int64, force bool) error
 	// Grow makes a disk that is served larger.
 	Grow(ctx context.Context, size int64) error
+	// SnapshotOf is Snapshot of a copy, and Copies returns what snapshots there
+	// are, and whether the log has gone on since.
+	SnapshotOf(ctx context.Context, name string, of layout.Copied) error
+	Copies() (list []logdisk.Snapshot, written []bool)
 }
 
 // Snapshot keeps the disk as it is now under a name: every change that was
 // completed before is in it. It takes as long as a flush and two requests.
 func (d *Device) Snapshot(ctx context.Context, name string) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Snapshot(ctx, name) })
+}
+
+// SnapshotOf is Snapshot of a disk that has become a copy of another disk's
+// snapshot, and notes that.
+func (d *Device) SnapshotOf(ctx context.Context, name string, of layout.Copied) error {
+	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.SnapshotOf(ctx, name, of) })
+}
+
+// Copies is logdisk.Disk.Copies; nothing of a disk that has no snapshots.
+func (d *Device) Copies() (list []logdisk.Snapshot, written []bool) {
+	if s, ok := d.disk.(snapshotter); ok {
+		return s.Copies()
+	}
+	return nil, nil
 }
 
 // DeleteSnapshot gives a snapshot up. One that has clones is refused unless force.

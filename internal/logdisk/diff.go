@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"time"
 
 	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
@@ -84,7 +83,6 @@ type Diff struct {
 type Change struct {
 	Off, Len int64 // bytes
 	Hole     bool  // it reads as zeroes now
-	places   []blockmap.Extent
 }
 
 // OpenDiff reads the roots of two moments, which may be of a disk that is in use.
@@ -177,39 +175,23 @@ func (x *Diff) openRuns(ctx context.Context, names []layout.Position) ([]*runFil
 }
 
 // Changes calls emit for what has changed, in the order of the disk, with ranges
-// that do not touch if they are of one kind. If most is not 0, ranges of data have
-// at most so many bytes, a whole number of blocks, and can be read.
-func (x *Diff) Changes(ctx context.Context, most int64, emit func(Change) error) error {
+// that do not touch if they are of one kind.
+func (x *Diff) Changes(ctx context.Context, emit func(Change) error) error {
 	var last Change
-	out := func(e blockmap.Extent) error {
-		off := int64(e.First) * layout.BlockSize
-		n := min(int64(e.Count)*layout.BlockSize, x.To.Size-off)
-		hole := e.Kind != layout.Data
-		if last.Len == 0 || last.Off+last.Len != off || last.Hole != hole {
-			if last.Len > 0 {
-				if err := emit(last); err != nil {
-					return err
-				}
-			}
-			last = Change{Off: off, Hole: hole}
-		}
-		last.Len += n
-		if hole || most == 0 {
+	err := x.compare(ctx, func(e blockmap.Extent) error {
+		c := Change{Hole: e.Kind != layout.Data}
+		c.Off, c.Len = x.bytesOf(e)
+		if last.Len > 0 && last.Off+last.Len == c.Off && last.Hole == c.Hole {
+			last.Len += c.Len
 			return nil
 		}
-		last.places = append(last.places, e)
-		for last.Len > most {
-			head := last
-			head.Len = most
-			head.places, last.places = cutPlaces(last.places, uint64(last.Off+most)/layout.BlockSize)
-			last.Off, last.Len = last.Off+most, last.Len-most
-			if err := emit(head); err != nil {
-				return err
-			}
+		c, last = last, c
+		if c.Len == 0 {
+			return nil
 		}
-		return nil
-	}
-	if err := x.compare(ctx, out); err != nil {
+		return emit(c)
+	})
+	if err != nil {
 		return x.d.explainGone(ctx, err, x.From.Snapshot, x.To.Snapshot)
 	}
 	if last.Len > 0 {
@@ -218,44 +200,10 @@ func (x *Diff) Changes(ctx context.Context, most int64, emit func(Change) error)
 	return nil
 }
 
-// cutPlaces splits extents at a block.
-func cutPlaces(list []blockmap.Extent, block uint64) (before, behind []blockmap.Extent) {
-	for i, e := range list {
-		switch {
-		case e.First >= block:
-			return list[:i:i], list[i:]
-		case e.First+e.Count > block:
-			before = append(list[:i:i], part(e, e.First, block))
-			return before, append([]blockmap.Extent{part(e, block, e.First+e.Count)}, list[i+1:]...)
-		}
-	}
-	return list, nil
-}
-
-// Read fills p with the bytes of a change, as Changes gives it with a limit. p has
-// whole blocks.
-func (x *Diff) Read(ctx context.Context, c Change, p []byte) error {
-	var wants []want
-	for _, e := range c.places {
-		at := e.First*layout.BlockSize - uint64(c.Off)
-		wants = append(wants, want{e.At, int64(e.Place), e.First, p[at:][:e.Count*layout.BlockSize]})
-	}
-	pause := 50 * time.Millisecond
-	for end := time.Now().Add(x.d.o.Timeout); ; {
-		err := x.d.fetch(ctx, wants)
-		if err == nil || !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		if time.Now().After(end) {
-			return x.d.explainGone(ctx, err, x.To.Snapshot, x.To.Snapshot)
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		pause = min(2*pause, time.Second)
-	}
+// bytesOf returns the range of an extent, which ends with the disk.
+func (x *Diff) bytesOf(e blockmap.Extent) (off, n int64) {
+	off = int64(e.First) * layout.BlockSize
+	return off, min(int64(e.Count)*layout.BlockSize, x.To.Size-off)
 }
 
 // explainGone says of an error that an object is not found whether it is because a

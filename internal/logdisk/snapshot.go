@@ -43,6 +43,12 @@ func CheckSnapshotName(name string) error {
 // an error the snapshot may have been made all the same, if Swift has not
 // answered.
 func (d *Disk) Snapshot(ctx context.Context, name string) error {
+	return d.SnapshotOf(ctx, name, layout.Copied{})
+}
+
+// SnapshotOf is Snapshot of a disk that has just become a copy of a snapshot of
+// another disk, and notes that.
+func (d *Disk) SnapshotOf(ctx context.Context, name string, of layout.Copied) error {
 	if err := CheckSnapshotName(name); err != nil {
 		return err
 	}
@@ -53,7 +59,7 @@ func (d *Disk) Snapshot(ctx context.Context, name string) error {
 		if len(c.root.Pins) >= maxSnapshots {
 			return fmt.Errorf("snapshot %s: the disk has %d snapshots, which is as many as it can have", name, len(c.root.Pins))
 		}
-		pin := layout.Pin{Name: name, Root: c.at, At: c.root.At, Made: time.Now(), Size: c.root.Size}
+		pin := layout.Pin{Name: name, Root: c.at, At: c.root.At, Made: time.Now(), Size: c.root.Size, Of: of}
 		if d.collected > 0 {
 			pin.Collected = layout.FirstCollected + d.collected - 1
 		}
@@ -112,6 +118,26 @@ type Snapshot struct {
 	// far as is known: objects that it shares with the disk or with another
 	// snapshot do not count.
 	Only int64
+
+	Root layout.Position // the name of its root, as layout.RootName takes it
+	Of   layout.Copied   // what it is a copy of; zero: of nothing
+}
+
+// Copies returns the snapshots of an open disk, the oldest first, without what
+// only they need. written says of each whether the log has gone on since it was
+// made: then a client may have changed the disk.
+func (d *Disk) Copies() (list []Snapshot, written []bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, p := range d.root.Pins {
+		list = append(list, Snapshot{Name: p.Name, Made: p.Made, Size: p.Size, Bytes: p.Bytes, Root: p.Root, Of: p.Of})
+		at := d.at
+		if d.next > 1 {
+			at = layout.Position{Epoch: d.o.Epoch, N: d.next - 1}
+		}
+		written = append(written, d.open != nil || at != p.At)
+	}
+	return list, written
 }
 
 // RootSize reads what size the newest root says that the disk has, bytes. The disk
@@ -147,7 +173,7 @@ func Snapshots(ctx context.Context, o Options) ([]Snapshot, error) {
 	}
 	list := make([]Snapshot, len(root.Pins))
 	for i, p := range root.Pins {
-		list[i] = Snapshot{Name: p.Name, Made: p.Made, Size: p.Size, Bytes: p.Bytes}
+		list[i] = Snapshot{Name: p.Name, Made: p.Made, Size: p.Size, Bytes: p.Bytes, Root: p.Root, Of: p.Of}
 	}
 	for _, k := range kept.Objects {
 		// Which pins need it: those from the first that knows it to Last.

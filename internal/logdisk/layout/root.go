@@ -70,7 +70,19 @@ type Pin struct {
 	// Collected and Run are the numbers of the newest object of the collector
 	// and of the newest run of the root's epoch when it was made; 0: none.
 	Collected, Run uint64
+
+	// Of says of which snapshot of which disk it is a copy; zero: of none.
+	Of Copied
 }
+
+// Copied is a snapshot of any disk.
+type Copied struct {
+	UUID UUID     // the disk's
+	Root Position // the name of the snapshot's root, as RootName takes it
+}
+
+// IsZero reports whether c is the zero value, which is no snapshot.
+func (c Copied) IsZero() bool { return c == Copied{} }
 
 // Base is a container that entries of the map refer to.
 type Base struct {
@@ -169,6 +181,13 @@ type pinText struct {
 
 	Size, Bytes    int64  `json:",omitempty"`
 	Collected, Run uint64 `json:",omitempty"`
+
+	Of *copiedText `json:",omitempty"`
+}
+
+type copiedText struct {
+	Uuid UUID
+	Root shortName
 }
 
 type baseText struct {
@@ -206,8 +225,12 @@ func (r Root) Marshal() ([]byte, error) {
 		Pins: []pinText{}, Bases: []baseText{}, Children: []childText{}}
 	t.Runs.Blocks, t.Runs.Objects = shortNames(r.Runs.Blocks), shortNames(r.Runs.Objects)
 	for _, p := range r.Pins {
-		t.Pins = append(t.Pins, pinText{Name: p.Name, Root: shortName(p.Root), At: p.At, Made: p.Made.UTC().Truncate(time.Millisecond),
-			Size: p.Size, Bytes: p.Bytes, Collected: p.Collected, Run: p.Run})
+		pin := pinText{Name: p.Name, Root: shortName(p.Root), At: p.At, Made: p.Made.UTC().Truncate(time.Millisecond),
+			Size: p.Size, Bytes: p.Bytes, Collected: p.Collected, Run: p.Run}
+		if !p.Of.IsZero() {
+			pin.Of = &copiedText{Uuid: p.Of.UUID, Root: shortName(p.Of.Root)}
+		}
+		t.Pins = append(t.Pins, pin)
 	}
 	if !r.Kept.IsZero() {
 		t.Kept = (*shortName)(&r.Kept)
@@ -292,8 +315,12 @@ func ParseRoot(b []byte) (Root, error) {
 	r := Root{Requires: t.Requires, Name: Position(t.Name), UUID: t.Uuid, Size: t.Size, At: t.At, Ended: t.Ended,
 		Runs: Runs{Blocks: positions(t.Runs.Blocks), Objects: positions(t.Runs.Objects)}}
 	for _, p := range t.Pins {
-		r.Pins = append(r.Pins, Pin{Name: p.Name, Root: Position(p.Root), At: p.At, Made: p.Made,
-			Size: p.Size, Bytes: p.Bytes, Collected: p.Collected, Run: p.Run})
+		pin := Pin{Name: p.Name, Root: Position(p.Root), At: p.At, Made: p.Made,
+			Size: p.Size, Bytes: p.Bytes, Collected: p.Collected, Run: p.Run}
+		if p.Of != nil {
+			pin.Of = Copied{UUID: p.Of.Uuid, Root: Position(p.Of.Root)}
+		}
+		r.Pins = append(r.Pins, pin)
 	}
 	if t.Kept != nil {
 		r.Kept = Position(*t.Kept)
@@ -432,6 +459,8 @@ func (r Root) checkPins() error {
 			return fmt.Errorf("pin %q: %v is no name of a root", p.Name, p.Root)
 		case p.Size < 0 || p.Bytes < 0 || p.Collected > MaxN || p.Run > MaxN:
 			return fmt.Errorf("pin %q: a number is out of range", p.Name)
+		case !p.Of.IsZero() && (p.Of.UUID.IsZero() || !p.Of.Root.named()):
+			return fmt.Errorf("pin %q: it is a copy of %v of volume %v", p.Name, p.Of.Root, p.Of.UUID)
 		case p.At.N > MaxN || r.At.Less(p.At):
 			return fmt.Errorf("pin %q: position %v in a root at %v", p.Name, p.At, r.At)
 		}

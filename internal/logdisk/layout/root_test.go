@@ -287,3 +287,25 @@ func FuzzParseRoot(f *testing.F) {
 		}
 	})
 }
+
+// TestRootCopy: a snapshot says of which snapshot of another disk it is a copy.
+func TestRootCopy(t *testing.T) {
+	r := Root{Name: Position{1, 2}, UUID: UUID{1}, Size: 1 << 20, At: Position{1, 9}, Pins: []Pin{
+		{Name: "copy", Root: Position{1, 1}, Made: time.UnixMilli(1).UTC(), Of: Copied{UUID{15, 14}, Position{3, 2}}},
+		{Name: "own", Root: Position{1, 2}, Made: time.UnixMilli(1).UTC()},
+	}}
+	b, err := r.Marshal()
+	if err != nil || strings.Count(string(b), `"Of":{"Uuid":"0f0e0000000000000000000000000000","Root":"00000003-00000002"}`) != 1 || strings.Count(string(b), `"Of"`) != 1 {
+		t.Errorf("%v: %s", err, b)
+	}
+	got, err := ParseRoot(b)
+	if err != nil || !reflect.DeepEqual(got.Pins, r.Pins) {
+		t.Errorf("%v: %+v, want %+v", err, got.Pins, r.Pins)
+	}
+	for _, of := range []Copied{{UUID: UUID{1}}, {Root: Position{1, 1}}, {UUID{1}, Position{1, MaxN + 1}}} {
+		r.Pins[0].Of = of
+		if _, err := r.Marshal(); err == nil || !strings.Contains(err.Error(), "it is a copy of") {
+			t.Errorf("%+v: %v", of, err)
+		}
+	}
+}
