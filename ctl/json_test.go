@@ -111,7 +111,7 @@ func TestJSONLife(t *testing.T) {
 			b.seconds(v)
 			fetched := v["fetched"]
 			delete(v, "fetched")
-			b.is("download", v, map[string]any{"container": "disk", "snapshot": nil, "version": version, "size": 1048576., "format": "raw", "resumed_at": 0.})
+			b.is("download", v, map[string]any{"container": "disk", "snapshot": nil, "since": nil, "version": version, "size": 1048576., "format": "raw", "resumed_at": 0.})
 			if want := map[string]float64{"1": 3 * 65536, "2": 1 << 20}[format]; fetched != want {
 				t.Errorf("%v bytes were fetched, want %v", fetched, want)
 			}
@@ -120,7 +120,7 @@ func TestJSONLife(t *testing.T) {
 				b.ok("snapshot", "disk", "monday")
 				v = b.asked("download", "disk@monday", path)
 				b.seconds(v)
-				b.is("download", v, map[string]any{"container": "disk", "snapshot": "monday", "version": version, "size": 1048576., "format": "raw", "resumed_at": 0., "fetched": 1048576.})
+				b.is("download", v, map[string]any{"container": "disk", "snapshot": "monday", "since": nil, "version": version, "size": 1048576., "format": "raw", "resumed_at": 0., "fetched": 1048576.})
 			}
 
 			v = b.asked("delete", "disk", "--yes")

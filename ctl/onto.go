@@ -275,7 +275,7 @@ func (a *applying) run(ctx context.Context, state lease.State) error {
 		return err
 	}
 	if a.device.Size() != h.To.Size {
-		return fmt.Errorf("%s has %d bytes, and %s@%s has %d: resize it first", c.name, a.device.Size(), h.Disk, h.To.Snapshot, h.To.Size)
+		return fmt.Errorf("%s has %d bytes, and %s@%s has %d: give it that size first (swiftnbd-ctl resize)", c.name, a.device.Size(), h.Disk, h.To.Snapshot, h.To.Size)
 	}
 	md, err := a.store.Metadata(ctx)
 	if err != nil {

@@ -267,7 +267,7 @@ func TestIncrementRefused(t *testing.T) {
 	// The disk had to be taken to find out.
 	refused([]refusal{
 		{1, "full was written to since it became the copy a, at byte 40960", []string{"upload", ab, "--onto", "full"}},
-		{1, "small has 524288 bytes, and disk@a has 1048576: resize it first", []string{"upload", full, "--onto", "small"}},
+		{1, "small has 524288 bytes, and disk@a has 1048576: give it that size first", []string{"upload", full, "--onto", "small"}},
 		{1, "other has another snapshot a", []string{"upload", full, "--onto", "other"}},
 	})
 	b.ok("snapshot", "--delete", "other", "a")
@@ -288,6 +288,38 @@ func TestIncrementRefused(t *testing.T) {
 	c.has("backup", "a", "b")
 	b.ok("upload", bc, "--onto", "backup")
 	c.has("backup", "a", "b", "c")
+}
+
+// TestIncrementResized: the disk has become larger, and then smaller. The copy has to
+// be resized, which is no change that anybody has written.
+func TestIncrementResized(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk", "backup")
+	c := newCopies(b, 1<<20, "a")
+	change := func(size int, name string) {
+		t.Helper()
+		b.ok("resize", "disk", itoa(size), "--force")
+		c.disk = append(c.disk, make([]byte, max(0, size-len(c.disk)))...)[:size]
+		b.serve("disk", func(d *device.Device) { b.scribble(d, c.disk) })
+		b.ok("snapshot", "disk", name)
+		c.at[name] = bytes.Clone(c.disk)
+	}
+	change(2<<20, "b")
+	change(512<<10, "c")
+	change(3<<20, "d")
+	b.ok("upload", c.increment("", "a"), "--onto", "backup")
+	image := filepath.Join(c.dir, "image")
+	b.ok("download", "disk@a", image)
+	was := "a"
+	for _, snap := range []string{"b", "c", "d"} {
+		path := c.increment(was, snap)
+		b.fails(1, []string{"give it that size first"}, "upload", path, "--onto", "backup")
+		b.ok("resize", "backup", itoa(len(c.at[snap])), "--force")
+		b.ok("upload", path, "--onto", "backup")
+		b.ok("download", "disk@"+snap, image, "--since", was)
+		checkImage(t, image, c.at[snap])
+		was = snap
+	}
+	c.has("backup", "a", "b", "c", "d")
 }
 
 // TestIncrementForeign: after an interrupted upload somebody else has written to
@@ -319,7 +351,8 @@ func TestIncrementEveryRequest(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk")
 	c := newCopies(b, 256<<10, "a", "b", "c")
 	full, ab, bc := c.increment("", "a"), c.increment("a", "b"), c.increment("b", "c")
-	defer func(p, q time.Duration) { workPolicy.Timeout, contactPolicy.Timeout = p, q }(workPolicy.Timeout, contactPolicy.Timeout)
+	defer func(p, q, term time.Duration) { workPolicy.Timeout, contactPolicy.Timeout, uploadTerm = p, q, term }(workPolicy.Timeout, contactPolicy.Timeout, uploadTerm)
+	uploadTerm = 5 * time.Second
 	n := 0
 	copyOf := func() string {
 		n++
@@ -375,7 +408,7 @@ func TestIncrementEveryRequest(t *testing.T) {
 			// It may have died between its lease and its mark: then the lease ends
 			// by itself.
 			again := b.run("upload", ab, "--onto", name)
-			for end := time.Now().Add(2 * uploadTerm); strings.Contains(again.err, " unless the lease is renewed") && time.Now().Before(end); {
+			for end := time.Now().Add(12 * uploadTerm); strings.Contains(again.err, "locked by ctl-upload") && time.Now().Before(end); {
 				time.Sleep(time.Second)
 				again = b.run("upload", ab, "--onto", name)
 			}

@@ -15,10 +15,23 @@ import (
 // fence is a block of a document that begins with ```sh or ```text.
 var fence = regexp.MustCompile("(?ms)^```(sh|text)\n(.*?)^```$")
 
-// TestTutorial runs the commands of the tutorial as they stand, one after the
-// other in one shell, and looks for the lines that it says they print.
+// TestTutorial runs the commands of the tutorial.
 func TestTutorial(t *testing.T) {
 	t.Parallel()
+	runDocument(t, "TUTORIAL.md", 5)
+}
+
+// TestRecipes runs the commands of the recipes.
+func TestRecipes(t *testing.T) {
+	t.Parallel()
+	runDocument(t, "RECIPES.md", 8)
+}
+
+// runDocument runs the commands of a document as they stand, one after the other
+// in one shell, and looks for the lines that it says they print, which are so many
+// at least.
+func runDocument(t *testing.T, name string, least int) {
+	t.Helper()
 	dir := harness.TempDir(t)
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
@@ -39,7 +52,7 @@ exec `+harness.Tool(t, "nbdkit")+` "$@"
 	var commands strings.Builder
 	commands.WriteString("set -eu\nswiftdev=\ntrap '[ -z \"$swiftdev\" ] || kill $swiftdev; [ ! -e pid ] || kill -9 $(cat pid) 2>/dev/null || true' EXIT\n")
 	var prints []string
-	for _, m := range fence.FindAllStringSubmatch(read(t, "docs", "TUTORIAL.md"), -1) {
+	for _, m := range fence.FindAllStringSubmatch(read(t, "docs", name), -1) {
 		if m[1] == "sh" {
 			commands.WriteString(m[2])
 		} else {
@@ -48,8 +61,8 @@ exec `+harness.Tool(t, "nbdkit")+` "$@"
 	}
 	// The last command ends swiftdev; there is no more to clean up then.
 	commands.WriteString("swiftdev=\n")
-	if len(prints) < 5 {
-		t.Fatalf("the tutorial prints %q only", prints)
+	if len(prints) < least {
+		t.Fatalf("%s prints %q only", name, prints)
 	}
 	work := filepath.Join(dir, "work")
 	if err := os.Mkdir(work, 0o755); err != nil {

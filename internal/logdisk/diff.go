@@ -278,12 +278,7 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 			}
 		}
 		limit := blocksOf(x.To.Size)
-		// Behind the end of a smaller disk everything is looked at: the map may
-		// have what was there when the disk was larger once.
-		grown := min(blocksOf(x.From.Size), limit)
-		if x.pin == nil {
-			grown = limit
-		}
+		// Of what is behind the end of a smaller disk the map has nothing.
 		for at := uint64(0); ; {
 			s := sides{first: limit, end: limit}
 			for _, h := range heads {
@@ -291,12 +286,8 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 					s.first = min(s.first, max(at, h.e.First))
 				}
 			}
-			s.first = min(s.first, max(at, grown))
 			if s.first >= limit {
 				return
-			}
-			if s.first < grown {
-				s.end = grown
 			}
 			for i, h := range heads {
 				switch {
@@ -313,9 +304,6 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 				}
 			}
 			s.a, s.b = clip(s.a, s.first, s.end), clip(s.b, s.first, s.end)
-			if s.first >= grown {
-				s.a = blockmap.Extent{First: s.first, Count: s.end - s.first, Value: blockmap.Value{Kind: layout.Zeroes}}
-			}
 			if !yield(s, nil) {
 				return
 			}

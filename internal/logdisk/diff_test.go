@@ -283,6 +283,57 @@ func TestDiffMoved(t *testing.T) {
 	})
 }
 
+// TestDiffResized compares moments of a disk that has become smaller and larger.
+func TestDiffResized(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVolume(t, 64*blockSize)
+		v.t = t
+		v.o = Options{Seal: 8 * layout.FrameSize, Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70}
+		var names []string
+		at := map[string][]byte{}
+		now := make([]byte, 64*blockSize)
+		for i, blocks := range []int{64, 40, 90, 90, 20, 64} {
+			o := v.o
+			v.o.Brief = true
+			d, err := v.open(t.Context(), v.box)
+			if err == nil {
+				err = errors.Join(d.Resize(t.Context(), int64(blocks)*blockSize, true), d.Save(t.Context()))
+				d.Close()
+			}
+			if v.o = o; err == nil {
+				d, err = v.open(t.Context(), v.box)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			now = append(now, make([]byte, max(0, blocks*blockSize-len(now)))...)[:blocks*blockSize]
+			for k := range 12 {
+				b := (i*37 + k*5) % blocks
+				stamp(now[b*blockSize:][:blockSize], uint64(b), uint64(i*100+k+1))
+				if err := d.Write(t.Context(), now[b*blockSize:][:blockSize], int64(b)*blockSize); err != nil {
+					t.Fatal(err)
+				}
+			}
+			name := fmt.Sprint(i)
+			if err := d.Snapshot(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			names, at[name] = append(names, name), append([]byte(nil), now...)
+			time.Sleep(time.Duration(i%2) * time.Hour)
+			d.Close()
+		}
+		at[""] = now
+		o := v.o
+		o.Store, o.UUID, o.Newest = v.box, v.uuid, v.epoch
+		for _, from := range names {
+			for _, to := range append(names, "") {
+				diffed(t, o, DiffOptions{From: from, To: to}, at[from], at[to])
+				diffed(t, o, DiffOptions{From: from, To: to, Exact: true}, at[from], at[to])
+			}
+		}
+	})
+}
+
 // withoutTails is a store in which no HEAD finds an object of the collector.
 type withoutTails struct{ store.Store }
 
