@@ -115,7 +115,7 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		if kept != "" {
 			question += "\nIt deletes " + kept + " as well."
 		}
-		if err := t.confirm(ctx, question, name); err != nil {
+		if err := t.confirm(ctx, question, name, "delete", "deleted"); err != nil {
 			return err
 		}
 	}
@@ -183,11 +183,11 @@ func (c *container) dropLeases(ctx context.Context, last int64) {
 }
 
 // confirm asks for the container's name on a terminal. Without a terminal it
-// fails.
-func (t *tool) confirm(ctx context.Context, question, name string) error {
+// fails. verb is what is to be done, and done its participle.
+func (t *tool) confirm(ctx context.Context, question, name, verb, done string) error {
 	in, ok := terminal(t.stdin)
 	if !ok {
-		return fmt.Errorf("%s: not deleted: there is no terminal to ask on, give --yes to delete without being asked", name)
+		return fmt.Errorf("%s: not %s: there is no terminal to ask on, give --yes to %s without being asked", name, done, verb)
 	}
 	fmt.Fprintf(t.stderr, "%s\nType the container's name to go on: ", question)
 	answer := make(chan string, 1)
@@ -198,10 +198,10 @@ func (t *tool) confirm(ctx context.Context, question, name string) error {
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(t.stderr)
-		return fmt.Errorf("%s: interrupted, nothing has been deleted", name)
+		return fmt.Errorf("%s: interrupted, nothing has been %s", name, done)
 	case line := <-answer:
 		if strings.TrimRight(line, "\r\n") != name {
-			return fmt.Errorf("%s: not confirmed, nothing has been deleted", name)
+			return fmt.Errorf("%s: not confirmed, nothing has been %s", name, done)
 		}
 		return nil
 	}

@@ -26,6 +26,7 @@ const (
 	holderVerify   = "ctl-verify"
 	holderSnapshot = "ctl-snapshot"
 	holderFlatten  = "ctl-flatten"
+	holderRevert   = "ctl-revert"
 )
 
 // downloadTerm is the lease of a download, which renews it. If the download is

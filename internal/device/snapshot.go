@@ -23,6 +23,8 @@ type snapshotter interface {
 	Resize(ctx context.Context, size int64, force bool) error
 	// Grow makes a disk that is served larger.
 	Grow(ctx context.Context, size int64) error
+	// Revert makes the disk what it was when a snapshot was made.
+	Revert(ctx context.Context, name string) error
 	// SnapshotOf is Snapshot of a copy, and Copies returns what snapshots there
 	// are, and whether the log has gone on since.
 	SnapshotOf(ctx context.Context, name string, of layout.Copied) error
@@ -63,6 +65,12 @@ func (d *Device) Resize(ctx context.Context, size int64, force bool) error {
 // Grow makes the disk larger while it is served. Size tells the new size at once.
 func (d *Device) Grow(ctx context.Context, size int64) error {
 	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Grow(ctx, size) })
+}
+
+// Revert makes a disk that was opened with Options.Brief what it was when a
+// snapshot was made (logdisk.Disk.Revert). Only Close may come after it.
+func (d *Device) Revert(ctx context.Context, name string) error {
+	return d.change(ctx, func(ctx context.Context, s snapshotter) error { return s.Revert(ctx, name) })
 }
 
 // change does something with the snapshots.

@@ -201,7 +201,7 @@ func TestModelClones(t *testing.T) {
 			}
 		}
 		if brief && !gate.Crashed() {
-			reshaped += randomShape(t, rng, d, m.h, blocks, &m.flushed, gate)
+			reshaped += randomShape(t, rng, m.opener, d, m.h, blocks, &m.flushed, gate)
 		}
 		if gate.Crashed() {
 			crashes++

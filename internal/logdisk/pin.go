@@ -159,6 +159,11 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		return nil
 	}
 	changed := false
+	if c.then != nil {
+		// If it stayed in the list, it would not be known when it dies again, and a
+		// pin that is made meanwhile would lose it.
+		c.kept, changed = c.then.alive(c.kept)
+	}
 	c.obsolete = slices.DeleteFunc(c.obsolete, func(name string) bool {
 		at, ok := layout.ParseRunName(name)
 		k := layout.KeptObject{At: at, Last: d.rootAt}

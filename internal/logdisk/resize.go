@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 
+	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 )
 
@@ -50,8 +51,8 @@ func CheckSize(size int64) error {
 // sizes and their bytes.
 //
 // The disk is to be opened with Options.Brief. No other request may be under way,
-// and after Resize only Save and Close may come. After an error the disk has the
-// old size, or also the new one if Swift has not answered.
+// and after it only such changes, snapshots, Save and Close may come. After an error
+// the disk has the old size, or also the new one if Swift has not answered.
 func (d *Disk) Resize(ctx context.Context, size int64, force bool) error {
 	if err := CheckSize(size); err != nil {
 		return err
@@ -67,6 +68,11 @@ func (d *Disk) Resize(ctx context.Context, size int64, force bool) error {
 	if size < was {
 		var err error
 		if off, err = d.cutOff(ctx, uint64(size/layout.BlockSize), uint64((was+layout.BlockSize-1)/layout.BlockSize), force); err != nil {
+			return err
+		}
+	}
+	if off != nil {
+		if err := d.goOn(ctx); err != nil {
 			return err
 		}
 	}
@@ -122,6 +128,17 @@ func (d *Disk) settle(ctx context.Context) error {
 		return err
 	}
 	return d.Save(ctx)
+}
+
+// goOn has the log go on by an object without records, for a change of the disk's
+// bytes that is not in the log: its root is then after the position of every
+// snapshot, and nobody takes the disk for what it was at one of them (see Copies).
+func (d *Disk) goOn(ctx context.Context) error {
+	d.mu.Lock()
+	d.openCut(0)
+	d.seal()
+	d.mu.Unlock()
+	return d.Drain(ctx)
 }
 
 // cutOff writes a run that makes the blocks from first to before end nothing, and
@@ -185,18 +202,15 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 
 // resized notes that the newest root has another size. d.mu is held.
 func (d *Disk) resized(size int64) {
-	first, end := uint64(size+layout.BlockSize-1)/layout.BlockSize, uint64(d.size+layout.BlockSize-1)/layout.BlockSize
+	was := d.size
 	d.size = size
 	if d.cache != nil { // else it is being opened
 		d.cache.SetEnd(wholeChunks(size))
 	}
 	d.cutBase(size)
-	if first >= end {
-		return
-	}
-	for span, have := range d.regions.spans(first, end-first) {
-		if have {
-			d.m.Remove(span[0], span[1]-span[0], nil)
-		}
+	if d.o.Brief && size != was {
+		// What is cut off is forgotten, and the parts in which the map is loaded have
+		// the size that suits the disk.
+		d.m, d.regions = blockmap.New(), newRegions(uint64(size+layout.BlockSize-1)/layout.BlockSize, d.o.regionShift)
 	}
 }

@@ -75,6 +75,7 @@ type checkpoint struct {
 	obsolete []string
 	tree     []*runFile
 	merged   *merged // nil: the runs were not merged
+	then     *Disk   // whose map the root has; nil: it has the disk's own
 
 	tableBase, tableDeltas int64
 
@@ -273,6 +274,9 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	}
 	d.frozen = nil
 	d.setTree(c.tree)
+	if c.then != nil {
+		d.become(c.then)
+	}
 	d.resized(c.root.Size)
 	if m := c.merged; m != nil {
 		d.merged = nil

@@ -19,6 +19,15 @@ import (
 // snapshots is what a test knows of the snapshots of a disk.
 type snapshots map[string]uint64 // after which operation
 
+// names returns their names, in order.
+func (s snapshots) names() (names []string) {
+	for name := range s {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // check reads the snapshot, and holds every block against what it was.
 func (s snapshots) check(t testing.TB, v *opener, st store.Store, name string, h *past, blocks uint64) {
 	t.Helper()
@@ -78,11 +87,7 @@ func (h *past) settle(t testing.TB, d *Disk) {
 // disk goes on after it.
 func randomSnapshot(t *testing.T, rng *rand.Rand, v *opener, d *Disk, h *past, blocks uint64, flushed *uint64, gate *faulty.Store) bool {
 	t.Helper()
-	var names []string
-	for name := range h.snaps {
-		names = append(names, name)
-	}
-	slices.Sort(names)
+	names := h.snaps.names()
 	crashed := func(err error) bool {
 		if err != nil && !gate.Crashed() {
 			t.Fatal(err)
