@@ -86,3 +86,49 @@ func TestRevertClone(t *testing.T) {
 		return err
 	})
 }
+
+// TestCopiesAfter: a disk whose bytes have changed by no write is not taken for
+// the snapshot that was made last.
+func TestCopiesAfter(t *testing.T) {
+	const blocks = 64
+	v := newVolume(t, blocks*blockSize)
+	s := newScript(t, blocks)
+	in := func(brief bool, do func(d *Disk) error) {
+		t.Helper()
+		v.o.Brief = brief
+		d, err := v.open(t.Context(), v.box)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := errors.Join(do(d), d.Drain(t.Context()), d.Save(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlike := func(d *Disk, name string, want bool) {
+		t.Helper()
+		list, written := d.Copies()
+		for i, snap := range list {
+			if snap.Name == name && written[i] != want {
+				t.Errorf("the disk is not what it was in snapshot %s: %v", name, written[i])
+			}
+		}
+	}
+	size := func(blocks int64) func(d *Disk) error {
+		return func(d *Disk) error { return d.Resize(t.Context(), blocks*blockSize, true) }
+	}
+	in(false, func(d *Disk) error {
+		return errors.Join(s.write(d, 1, 40), d.Snapshot(t.Context(), "a"), s.write(d, 2), d.Snapshot(t.Context(), "b"))
+	})
+	in(true, func(d *Disk) error { unlike(d, "b", false); return d.Revert(t.Context(), "a") })
+	in(false, func(d *Disk) error { unlike(d, "b", true); return d.Snapshot(t.Context(), "c") })
+	in(true, size(90))
+	in(true, size(blocks)) // that was no data
+	in(true, func(d *Disk) error { unlike(d, "c", false); return size(30)(d) })
+	in(true, size(blocks))
+	in(false, func(d *Disk) error { unlike(d, "c", true); return nil })
+	in(true, func(d *Disk) error { // all in one session
+		return errors.Join(s.write(d, 3), d.Snapshot(t.Context(), "d"), d.Revert(t.Context(), "a"))
+	})
+	in(false, func(d *Disk) error { unlike(d, "d", true); return nil })
+}
