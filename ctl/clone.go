@@ -268,12 +268,12 @@ func (c *cloning) make(ctx context.Context, p *logdisk.Parent, roots uint64, mad
 	within := context.WithoutCancel(ctx)
 	child := &logdisk.Child{
 		Parent: p, Notes: c.parent, Base: c.base, ParentURL: c.parentURL, ParentName: c.parent.name,
-		URL: c.childURL, Name: c.child.name, Store: c.child, UUID: layout.NewUUID(), Roots: roots,
+		URL: c.childURL, Name: c.child.name, Store: c.child, Again: !c.made, Roots: roots,
 	}
 	if c.parent.export.ReadOnly {
 		child.Notes = nil
 	}
-	m := volume.Meta{Version: volume.Version2, UUID: child.UUID, Parent: parentHint(c.parent.name, p.Pin.Name)}
+	m := volume.Meta{Version: volume.Version2, Parent: parentHint(c.parent.name, p.Pin.Name)}
 	m.Root, m.Size, err = child.Clone(within, c.options())
 	if errors.Is(err, logdisk.ErrNoNote) && errors.Is(err, store.ErrForbidden) {
 		child.Notes = nil
@@ -283,6 +283,7 @@ func (c *cloning) make(ctx context.Context, p *logdisk.Parent, roots uint64, mad
 		c.undo(ctx, child, made)
 		return 0, fmt.Errorf("%s: not cloned: %w", c.child.name, oneLine{err})
 	}
+	m.UUID = child.UUID
 	if err := volume.Create2(within, c.child, m); err != nil {
 		if store.Ambiguous(err) {
 			// It may be there, or come to be.
@@ -314,8 +315,8 @@ func (c *cloning) undo(ctx context.Context, child *logdisk.Child, made string) {
 		}
 	}
 	if c.made {
-		if child != nil {
-			err := c.child.Delete(ctx, layout.RootName(layout.Position{N: 1}))
+		if child != nil && !child.Root.IsZero() {
+			err := c.child.Delete(ctx, layout.RootName(child.Root))
 			if err != nil && !errors.Is(err, store.ErrNotFound) {
 				c.fault(fmt.Errorf("%s: the container stays: %w", c.child.name, oneLine{err}))
 				return
@@ -397,7 +398,11 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 			t.warn("%s: %v", name, oneLine{err})
 		}
 		if err := t.dropNotes(ctx, c, *base); err != nil {
-			if !errors.Is(err, store.ErrForbidden) && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrNotFound) {
+			switch {
+			case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrNotFound):
+			case errors.Is(err, store.ErrForbidden): // there is perhaps none: these credentials could not write it either
+				t.noteStays(ctx, c, *base)
+			default:
 				return fmt.Errorf("it is flattened, and the note of it in %s stays: run flatten again: %w", base.Container, oneLine{err})
 			}
 		}
@@ -426,6 +431,25 @@ func (t *tool) dropNotes(ctx context.Context, c *container, base layout.Base) er
 		return err
 	}
 	return logdisk.DropNotes(ctx, s, own, c.name)
+}
+
+// noteStays warns of a note of the clone that these credentials may not delete.
+func (t *tool) noteStays(ctx context.Context, c *container, base layout.Base) {
+	at, own := "", layout.SameAccount
+	var err error
+	if base.URL != layout.SameAccount {
+		at = base.URL
+		if own, err = c.client.StorageURL(ctx); err != nil {
+			return
+		}
+	}
+	s, err := c.bases(ctx, at, base.Container)
+	if err != nil {
+		return
+	}
+	if there, err := logdisk.Noted(ctx, s, own, c.name); err == nil && there {
+		t.warn("%s: the note of it in %s stays, and protects a snapshot there: these credentials may not delete it", c.name, base.Container)
+	}
 }
 
 // manyNames lists names, and not too many of them.

@@ -4,15 +4,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/logdisk/layout"
 )
 
 // requests counts the requests to the account since n of them were made.
@@ -283,3 +288,312 @@ func TestCloneReadOnly(t *testing.T) {
 		t.Error("the clone is not what the disk was")
 	}
 }
+
+// TestCloneTwenty makes twenty clones of one image, several at once, writes to
+// them, and deletes them all.
+func TestCloneTwenty(t *testing.T) {
+	names := []string{"golden"}
+	for i := range 20 {
+		names = append(names, "web"+itoa(i))
+	}
+	b := newBench(t, devswift.Options{}, names...)
+	const size = 1 << 20
+	disk := b.fillLog("golden", size, 1)
+	b.ok("snapshot", "golden", "v1")
+	var g sync.WaitGroup
+	for _, name := range names[1:] {
+		g.Go(func() {
+			if r := b.run("clone", "golden@v1", name); r.code != 0 || r.err != "" {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+	g.Wait()
+	if n := len(b.names("golden", "swiftnbd/child/")); n != 20 {
+		t.Errorf("%d notes", n)
+	}
+	line := b.fails(1, []string{"golden: snapshot v1 is needed by its clones web", " and web"}, "snapshot", "--delete", "golden", "v1")
+	if strings.Count(line, "web") != 20 {
+		t.Errorf("%s", line)
+	}
+	for i, name := range names[1:] {
+		want := bytes.Clone(disk)
+		if i%5 == 0 {
+			b.serve(name, func(d *device.Device) { b.scribble(d, want) })
+		}
+		if !bytes.Equal(b.content(name, size), want) {
+			t.Errorf("%s is not what it was", name)
+		}
+	}
+	for _, name := range names[1:] {
+		b.fails(1, []string{"golden: not deleted: it is needed by its clone"}, "delete", "golden", "-y")
+		b.ok("delete", name, "-y")
+	}
+	b.ok("snapshot", "--delete", "golden", "v1")
+	b.ok("delete", "golden", "-y")
+}
+
+// accounts has two users of one Swift: the owner of golden, who lets the other
+// one read it, and the other one, whose the clone is.
+func accounts(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t, devswift.Options{Users: []devswift.User{{Account: "test", Name: "tester", Key: "testing"}, {Account: "other", Name: "guest", Key: "pass"}}}, "golden")
+	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\n[golden]\nusername = test:tester\npassword = testing\n" +
+		"[web]\nusername = other:guest\npassword = pass\n[web2]\nusername = other:guest\npassword = pass\n")
+	return b
+}
+
+// TestCloneTwoAccounts has the parent in another account, whose ACL lets the
+// clone's user read it, and nothing else.
+func TestCloneTwoAccounts(t *testing.T) {
+	b := accounts(t)
+	const size = 2 << 20
+	disk := b.fillLog("golden", size, 1)
+	b.ok("snapshot", "golden", "v1")
+	other := func() *bench { // who has the clone
+		c := *b
+		c.client, c.login = nil, config.Login{AuthURL: b.auth, Version: 1, Username: "other:guest", Password: "pass"}
+		return &c
+	}()
+
+	// Without the right to read it there is no clone.
+	b.fails(1, []string{"web: not cloned: ", "permission denied"}, "clone", "golden@v1", "web")
+	other.gone("web")
+	if names := b.names("golden", "swiftnbd/child/"); len(names) > 0 {
+		t.Errorf("notes %q", names)
+	}
+	allow(t, b, "golden", "other:guest")
+	// Here the tool has both credentials: the note is the owner's to write.
+	if out := b.ok("clone", "golden@v1", "web"); out != "Done, web: a clone of golden@v1, 2 MiB\n" {
+		t.Errorf("%q", out)
+	}
+	if !bytes.Equal(other.content("web", size), disk) {
+		t.Error("the clone is not what the disk was")
+	}
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", "web", path)
+	checkImage(t, path, disk)
+	if out := b.ok("info", "web"); !strings.Contains(out, "golden@v1, at "+b.server()+"/v1/AUTH_test\n") {
+		t.Errorf("%s", out)
+	}
+	b.fails(1, []string{"snapshot v1 is needed by its clone web (at " + b.server() + "/v1/AUTH_other)"}, "snapshot", "--delete", "golden", "v1")
+
+	// With the guest's credentials alone nothing protects it.
+	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = other:guest\npassword = pass\n[golden]\nstorage-url = " + b.server() + "/v1/AUTH_test\n[web]\n[web2]\n")
+	r := b.run("clone", "golden@v1", "web2")
+	if r.code != 0 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "web2: nothing protects the parent") {
+		t.Errorf("%+v", r)
+	}
+	if !bytes.Equal(other.content("web2", size), disk) {
+		t.Error("the clone is not what the disk was")
+	}
+	r = b.run("clone", "golden", "web3")
+	if r.code != 1 {
+		t.Errorf("%+v", r)
+	}
+	// The guest may not delete the note.
+	if out := b.ok("flatten", "web2"); out != "Done, web2 has all of its data itself\n" {
+		t.Errorf("%q", out)
+	}
+	r = b.run("flatten", "web")
+	if r.code != 0 || !strings.Contains(r.err, "web: the note of it in golden stays, ") {
+		t.Errorf("%+v", r)
+	}
+
+	// The right to read is taken away: the clone that is flattened does not mind.
+	allow(t, b, "golden", "")
+	if !bytes.Equal(other.content("web2", size), disk) {
+		t.Error("the clone is not what the disk was")
+	}
+}
+
+// allow sets who may read a container of the test's own account.
+func allow(t *testing.T, b *bench, container, who string) {
+	t.Helper()
+	b.store(container)
+	if err := b.client.Login(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := b.client.Session()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.StorageURL+"/"+container, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Auth-Token", s.Token.Reveal())
+	req.Header.Set("X-Container-Read", who)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Fatal(resp.Status)
+	}
+}
+
+// TestCloneCut cuts the verb off from Swift at each of its requests, which then
+// has its effect or not, and runs it again.
+func TestCloneCut(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	const size = 256 << 10
+	disk := b.fillLog("golden", size, 1)
+	b.ok("snapshot", "golden", "v1")
+	cut := func(k int, after bool, args ...string) (requests int) {
+		var n atomic.Int64
+		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+			if !strings.HasPrefix(r.Path, "/v1/") {
+				return nil
+			}
+			switch i := int(n.Add(1)); {
+			case i == k:
+				return &devswift.Action{Status: http.StatusForbidden, After: after}
+			case i > k:
+				return &devswift.Action{Status: http.StatusForbidden}
+			}
+			return nil
+		})
+		b.run(args...)
+		b.swift.SetFault(nil)
+		return int(n.Load())
+	}
+	for _, args := range [][]string{{"clone", "golden@v1", "web"}, {"clone", "golden", "web"}} {
+		first := 1
+		total := cut(1<<30, false, args...)
+		if strings.Contains(args[1], "@") && total >= 10 {
+			t.Errorf("%d requests", total)
+		} else if !strings.Contains(args[1], "@") {
+			first = total - 6 // the snapshot is there by then
+		}
+		b.ok("delete", "web", "-y")
+		for k := first; k <= total; k++ {
+			for _, after := range []bool{false, true} {
+				cut(k, after, args...)
+				if l := b.run("list", "web", "--json"); !strings.Contains(l.out, `"set_up": true`) {
+					if a := b.run(args...); a.code != 0 {
+						t.Fatalf("%q, cut at request %d, %t: %+v", args, k, after, a)
+					}
+				}
+				if !bytes.Equal(b.content("web", size), disk) {
+					t.Fatalf("%q, cut at request %d: the clone is not what the disk was", args, k)
+				}
+				snap := "v1"
+				if !strings.Contains(args[1], "@") {
+					var in info
+					if err := json.Unmarshal([]byte(b.ok("info", "web", "--json")), &in); err != nil {
+						t.Fatal(err)
+					}
+					snap = *in.ParentSnap
+				}
+				b.fails(1, []string{"snapshot " + snap + " is needed by its clone web"}, "snapshot", "--delete", "golden", snap)
+				if r := b.run("verify", "golden"); r.code != 0 && r.code != exitStrays {
+					t.Errorf("%+v", r)
+				}
+				b.ok("delete", "web", "-y")
+				if names := b.names("golden", "swiftnbd/child/"); len(names) > 0 {
+					t.Fatalf("%q, cut at request %d: notes %q", args, k, names)
+				}
+			}
+		}
+	}
+	if !bytes.Equal(b.content("golden", size), disk) {
+		t.Error("the parent is not what it was")
+	}
+}
+
+// TestFlattenAgain interrupts flatten, runs it again, and flattens a clone that
+// has snapshots.
+func TestFlattenAgain(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	const size = 8 << 20
+	b.ok("setup", "golden", "--size", itoa(size), "--format", "2")
+	disk := noise(size)
+	b.serve("golden", func(d *device.Device) {
+		if _, err := d.WriteAt(disk, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	b.serve("web", func(d *device.Device) { b.scribble(d, disk) })
+	b.ok("snapshot", "web", "before")
+	before := bytes.Clone(disk)
+	b.serve("web", func(d *device.Device) { b.scribble(d, disk) })
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var gets atomic.Int64
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		if r.Container == "golden" && strings.HasPrefix(r.Object, layout.LogPrefix) && gets.Add(1) == 4 {
+			cancel()
+		}
+		return nil
+	})
+	if r := b.runContext(ctx, "flatten", "web", "--connections", "1"); r.code != 1 || !strings.Contains(r.err, "interrupted") {
+		t.Errorf("%+v", r)
+	}
+	first := gets.Swap(0)
+	checkUnlocked(b, "web")
+	if !bytes.Equal(b.content("web", size), disk) {
+		t.Error("the clone is not what was written")
+	}
+	b.swift.SetFault(nil)
+
+	r := b.run("flatten", "web")
+	if r.code != 0 || r.out != "Done, web has all of its data itself, but for its snapshots: before\n" || !strings.Contains(r.err, "web: its snapshots need the parent, golden, still") {
+		t.Errorf("%+v (%d reads before)", r, first)
+	}
+	b.fails(1, []string{"snapshot v1 is needed by its clone web"}, "snapshot", "--delete", "golden", "v1")
+	path := filepath.Join(t.TempDir(), "image")
+	b.ok("download", "web@before", path)
+	checkImage(t, path, before)
+	b.ok("download", "web", path)
+	checkImage(t, path, disk)
+	b.ok("snapshot", "--delete", "web", "before")
+	b.ok("flatten", "web")
+	b.ok("snapshot", "--delete", "golden", "v1")
+	b.ok("delete", "golden", "-y")
+	b.ok("verify", "web")
+	if !bytes.Equal(b.content("web", size), disk) {
+		t.Error("the clone is not what was written")
+	}
+}
+
+// TestCloneParentGone deletes the parent by force: what the clone has written
+// itself is read, and the rest is an error that names the parent.
+func TestCloneParentGone(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	const size = 4 << 20
+	b.fillLog("golden", size, 1)
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	own := noise(64 << 10)
+	d, end := b.openAs("web", device.Options{Timeout: 200 * time.Millisecond})
+	defer end()
+	if err := d.WriteFUA(own, 1<<20, true); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("delete", "golden", "-y", "-f")
+	p := make([]byte, len(own))
+	if _, err := d.ReadAt(p, 1<<20); err != nil || !bytes.Equal(p, own) {
+		t.Errorf("its own data: %v", err)
+	}
+	failed := 0
+	for off := int64(0); off < size; off += int64(len(p)) {
+		_, err := d.ReadAt(p, off)
+		if off == 1<<20 {
+			continue
+		}
+		if err != nil && !strings.Contains(err.Error(), "the parent of this clone, golden, snapshot v1, cannot be read: ") {
+			t.Errorf("at %d: %v", off, err)
+		}
+		if err == nil && strings.Trim(string(p), "\x00") != "" {
+			continue // it was read before
+		}
+		failed++
+	}
+	if failed == 0 {
+		t.Error("all of it is read")
+	}
+}
+
+// server returns the URL of the Swift.
+func (b *bench) server() string { return strings.TrimSuffix(b.auth, "/auth/v1.0") }

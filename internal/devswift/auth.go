@@ -23,6 +23,7 @@ type tokens struct {
 
 type token struct {
 	account string // AUTH_…
+	user    string // ACCOUNT:NAME
 	expires time.Time
 }
 
@@ -43,20 +44,41 @@ func (t *tokens) issue(u User, now time.Time, life time.Duration) (string, time.
 	if t.byToken == nil {
 		t.byToken, t.byUser = map[string]token{}, map[string]string{}
 	}
-	t.byToken[name] = token{account: "AUTH_" + u.Account, expires: now.Add(life)}
+	t.byToken[name] = token{account: "AUTH_" + u.Account, user: user, expires: now.Add(life)}
 	t.byUser[user] = name
 	return name, life
 }
 
 // account returns the account that a token opens, and whether it opens any.
-func (t *tokens) account(name string, now time.Time) (string, bool) {
+func (t *tokens) account(name string, now time.Time) (token, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	tok, ok := t.byToken[name]
 	if !ok || !tok.expires.After(now) {
-		return "", false
+		return token{}, false
 	}
-	return tok.account, true
+	return tok, true
+}
+
+// mayRead says whether the container's X-Container-Read lets the user of another
+// account read it: by ACCOUNT, or ACCOUNT:NAME.
+func (c *call) mayRead(tok token) bool {
+	a := c.s.accounts[c.accountName]
+	if a == nil || c.containerName == "" || c.method != http.MethodGet && c.method != http.MethodHead {
+		return false
+	}
+	box := a.container(c.containerName)
+	if box == nil {
+		return false
+	}
+	box.mu.RLock()
+	defer box.mu.RUnlock()
+	for who := range strings.SplitSeq(box.meta["X-Container-Read"], ",") {
+		if who = strings.TrimSpace(who); who != "" && (who == tok.user || who == strings.TrimPrefix(tok.account, "AUTH_")) {
+			return true
+		}
+	}
+	return false
 }
 
 // RevokeTokens revokes every token that was given out so far. Requests with
@@ -148,9 +170,9 @@ func first(values ...string) string {
 // answers the request.
 func (c *call) authorized() bool {
 	name := first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token"))
-	account, ok := c.s.tokens.account(name, c.s.clock())
+	tok, ok := c.s.tokens.account(name, c.s.clock())
 	switch {
-	case ok && account == c.accountName:
+	case ok && (tok.account == c.accountName || c.mayRead(tok)):
 		return true
 	case c.accountName == "":
 		return true // there is nothing behind such a path

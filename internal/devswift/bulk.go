@@ -154,7 +154,8 @@ func (c *call) bulkDeleteOne(name string) int {
 	if !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
 		return http.StatusPreconditionFailed
 	}
-	open, ok := c.s.tokens.account(first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token")), c.s.clock())
+	tok, ok := c.s.tokens.account(first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token")), c.s.clock())
+	open := tok.account
 	a := c.s.accounts[c.accountName]
 	switch {
 	case !ok:

@@ -17,7 +17,8 @@
 //
 // There is one replica, so nothing is ever stale: X-Newest is accepted and
 // changes nothing. Listings and counts are up to date at once. Tombstones are
-// forgotten when the server ends. Container ACLs are stored and not enforced.
+// forgotten when the server ends. Of container ACLs only reading by a user or an
+// account is enforced; the rest is stored.
 // Large-object manifests, symlinks and the S3 API are absent. Responses without a
 // body carry no Content-Length, and a 304 carries no Content-Type, since net/http
 // removes both. net/http refuses an Expect header other than 100-continue with

@@ -89,10 +89,11 @@ func (f *family) tryClone(t testing.TB, of *member, snap string) (*member, error
 	if err != nil {
 		return nil, err
 	}
-	c := &Child{Parent: p, Notes: of.box, Base: of.box, ParentURL: layout.SameAccount, ParentName: of.name, URL: layout.SameAccount, Name: m.name, Store: m.box, UUID: m.uuid}
+	c := &Child{Parent: p, Notes: of.box, Base: of.box, ParentURL: layout.SameAccount, ParentName: of.name, URL: layout.SameAccount, Name: m.name, Store: m.box}
 	if _, _, err := c.Clone(t.Context(), o); err != nil {
 		return nil, errors.Join(err, c.Forget(t.Context()))
 	}
+	m.uuid = c.UUID
 	m.parent, m.of = of, snap
 	of.h.clones[snap]++
 	m.h.ops = of.h.snaps[snap]
@@ -547,7 +548,7 @@ func TestCloneOfGoing(t *testing.T) {
 		c := f.container(t, m.o)
 		p, err := FindParent(t.Context(), gate, "s", m.o)
 		if err == nil {
-			child := &Child{Parent: p, Notes: gate, Base: gate, ParentURL: layout.SameAccount, ParentName: m.name, URL: layout.SameAccount, Name: c.name, Store: c.box, UUID: c.uuid}
+			child := &Child{Parent: p, Notes: gate, Base: gate, ParentURL: layout.SameAccount, ParentName: m.name, URL: layout.SameAccount, Name: c.name, Store: c.box}
 			_, _, err = child.Clone(t.Context(), m.o)
 			if err != nil {
 				err = errors.Join(err, child.Forget(t.Context()))

@@ -117,8 +117,15 @@ type Child struct {
 	URL, Name             string
 
 	Store store.Store // the clone's container, which holds no disk
-	UUID  layout.UUID
-	Roots uint64 // so many roots are there of setups that were interrupted
+	// Again says that the container was there: a run that was interrupted may have
+	// made it, and requests of that may arrive still. Roots is then the number of
+	// the last root that it has.
+	Again bool
+	Roots uint64
+
+	// Set by Clone:
+	UUID layout.UUID
+	Root layout.Position // the first root
 }
 
 // ErrNoNote says that no note of the clone can be written at its parent.
@@ -136,7 +143,13 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 	o.Store, o.Epoch = c.Base, 0
 	d := newDisk(o)
 	defer d.cancel(ErrClosed)
+	c.UUID = layout.NewUUID()
 	if c.Notes != nil {
+		if c.Again {
+			if err := c.remember(ctx); err != nil {
+				return "", 0, err
+			}
+		}
 		note := layout.Note{Snapshot: p.Pin.Name, URL: c.URL, Container: c.Name, UUID: c.UUID, Made: time.Now()}
 		b, err := note.Marshal()
 		if err != nil {
@@ -166,7 +179,9 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 	if clone.Depth > MaxDepth {
 		return "", 0, fmt.Errorf("it is a clone of a clone, and so on, %d times already, and that is the most: flatten one of them", MaxDepth)
 	}
-	at := layout.Position{N: c.Roots + 1}
+	// A root of an earlier run that arrives late has a smaller number.
+	at := layout.Position{N: max(c.Roots+1, uint64(time.Now().Unix()))}
+	c.Root = at
 	r := layout.Root{
 		Requires: []string{layout.FeatureClone}, Name: at, UUID: c.UUID, Size: below.Size,
 		Bases: []layout.Base{{Number: 1, URL: c.ParentURL, Container: c.ParentName, UUID: p.UUID}},
@@ -181,6 +196,29 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 		return "", 0, fmt.Errorf("write the first root: %w", err)
 	}
 	return name[len(layout.RootPrefix):], r.Size, nil
+}
+
+// remember takes the uuid of a run that was interrupted: its metadata may arrive
+// after ours, and must not make another disk of it.
+func (c *Child) remember(ctx context.Context) error {
+	names, err := notesOf(ctx, c.Notes, c.URL, c.Name)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		info, err := c.Notes.Head(ctx, name)
+		var n layout.Note
+		if err == nil {
+			n, err = readNote(ctx, c.Notes, info)
+		}
+		switch {
+		case err == nil && n.Container == c.Name:
+			c.UUID = n.UUID
+		case err != nil && !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *Child) note() string { return layout.ChildName(c.Parent.Pin.Root, c.URL, c.Name) }
@@ -240,20 +278,38 @@ func readNote(ctx context.Context, s store.Store, info store.ObjectInfo) (layout
 
 // DropNotes deletes the notes of a clone in its parent's container.
 func DropNotes(ctx context.Context, s store.Store, url, name string) error {
-	suffix := layout.ChildSuffix(url, name)
-	for page, err := range store.Pages(ctx, s, store.ListOptions{Prefix: layout.ChildPrefix}) {
-		if err != nil {
-			return fmt.Errorf("list the clones: %w", err)
-		}
-		for _, info := range page {
-			if _, ok := layout.ParseChildName(info.Name); ok && info.Name[len(info.Name)-len(suffix):] == suffix {
-				if err := s.Delete(ctx, info.Name); err != nil && !errors.Is(err, store.ErrNotFound) {
-					return err
-				}
-			}
+	names, err := notesOf(ctx, s, url, name)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := s.Delete(ctx, n); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
 		}
 	}
 	return nil
+}
+
+// Noted says whether a clone has a note in its parent's container.
+func Noted(ctx context.Context, s store.Store, url, name string) (bool, error) {
+	names, err := notesOf(ctx, s, url, name)
+	return len(names) > 0, err
+}
+
+// notesOf lists the notes of a clone.
+func notesOf(ctx context.Context, s store.Store, url, name string) (names []string, err error) {
+	suffix := layout.ChildSuffix(url, name)
+	for page, err := range store.Pages(ctx, s, store.ListOptions{Prefix: layout.ChildPrefix}) {
+		if err != nil {
+			return nil, fmt.Errorf("list the clones: %w", err)
+		}
+		for _, info := range page {
+			if _, ok := layout.ParseChildName(info.Name); ok && strings.HasSuffix(info.Name, suffix) {
+				names = append(names, info.Name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // ChildrenError says that a snapshot, or the disk as a whole, has clones.
