@@ -156,6 +156,7 @@ type Disk struct {
 	resting sync.WaitGroup // for them
 	kick    chan struct{}  // wakes the loop
 
+	over      atomic.Bool  // of a reader: its moment is not in Swift any more
 	sealAt    atomic.Int64 // bytes of frames after which an object is sealed
 	lastWrite atomic.Int64 // when a client last changed something, Unix ns
 

@@ -289,6 +289,9 @@ func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err
 		if err == nil || !errors.Is(err, store.ErrNotFound) || time.Now().After(end) {
 			return false, err
 		}
+		if e := d.gone(ctx, err); e != nil {
+			return false, e
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -188,6 +188,9 @@ func (d *Disk) readPages(ctx context.Context, r *runFile, i, j int) ([]byte, err
 		if !d.names(r) {
 			return nil, errMoved
 		}
+		if e := d.gone(ctx, fmt.Errorf("read object %s: %w", name, err)); e != nil {
+			return nil, e
+		}
 		if time.Now().After(end) {
 			return nil, &AwayError{Name: name, By: "the root"}
 		}

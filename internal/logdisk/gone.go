@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// A reader has one moment of the disk: a root, and the log after it, as they were
+// when it was opened. It holds nothing in Swift. So a moment ends: what the
+// newest root does not need is deleted when that root is ten minutes old, unless
+// a snapshot needs it. Objects are written once, so until then the reader reads
+// the same bytes, and after that no others.
+
+// GoneError says that the moment that is read is not in Swift any more.
+type GoneError struct {
+	Snapshot string          // it was this snapshot, which was deleted; empty: it was the disk
+	Root     layout.Position // of the moment
+	Err      error           // which object was not found
+}
+
+func (e *GoneError) Error() string {
+	if e.Snapshot != "" {
+		return fmt.Sprintf("the snapshot %s was deleted while it was read: %v", e.Snapshot, e.Err)
+	}
+	return fmt.Sprintf("the disk has gone on, and its moment that is read here, of root %s, is deleted: open it again: %v",
+		layout.RootName(e.Root)[len(layout.RootPrefix):], e.Err)
+}
+
+func (e *GoneError) Unwrap() error { return e.Err }
+
+// gone returns why a reader does not find an object, if it is because its moment
+// is over. What a server that is away has is no such reason.
+func (d *Disk) gone(ctx context.Context, err error) *GoneError {
+	if d.o.Epoch != 0 || d.o.depth > 0 || d.rootAt.IsZero() || !errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	e := &GoneError{Snapshot: d.o.Snapshot, Root: d.rootAt, Err: err}
+	if d.over.Load() {
+		return e
+	}
+	at, ferr := d.findRoot(ctx)
+	if ferr != nil || at == d.rootAt {
+		return nil
+	}
+	if d.o.Snapshot != "" {
+		root, rerr := d.readRoot(ctx, at)
+		if rerr != nil || pinned(root.Pins, d.rootAt) {
+			return nil
+		}
+	} else if _, there, herr := d.head(ctx, layout.RootName(d.rootAt)); there || herr != nil {
+		return nil // a root is deleted before what only it needs, or with it
+	}
+	d.over.Store(true)
+	return e
+}
