@@ -351,5 +351,6 @@ func (d *Disk) readLows(ctx context.Context, b *base, size int64, lows []low) (h
 			return err
 		})
 	}
-	return !slices.Contains(holes, false), g.Wait()
+	err = g.Wait() // before holes is looked at
+	return err == nil && !slices.Contains(holes, false), err
 }
