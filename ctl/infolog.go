@@ -37,6 +37,8 @@ type logInfo struct {
 	ParentSnap    *string    `json:"parent_snapshot"`
 	Depth         *int       `json:"depth"`  // so many disks lie below the clone
 	Clones        []string   `json:"clones"` // of the disk; of version 1 null
+	Chunks        *int64     `json:"chunks"` // of version 1 that lie below the log, at most
+	ChunkSize     *int64     `json:"chunk_size"`
 }
 
 // How a disk of version 2 would open.
@@ -69,6 +71,9 @@ func (t *tool) inspectLog(ctx context.Context, c *container, state lease.State, 
 		if p.URL != layout.SameAccount {
 			in.ParentURL = &p.URL
 		}
+	}
+	if i.Chunks != nil {
+		in.Chunks, in.ChunkSize = &i.Chunks.Objects, &i.Chunks.ObjectSize
 	}
 	notes, err := logdisk.Children(ctx, c, layout.Position{})
 	if err != nil {
@@ -123,6 +128,9 @@ func (in *info) printLog(line func(key, format string, a ...any)) {
 			at += fmt.Sprintf(", with %d disks below it in all", *in.Depth)
 		}
 		line("Clone of", "%s@%s%s", store.OneLine(*in.Parent), store.OneLine(*in.ParentSnap), at)
+	}
+	if in.Chunks != nil {
+		line("Converted", "what was not written since is in its objects of version 1, up to %d of %s", *in.Chunks, humanSize(*in.ChunkSize))
 	}
 	if len(in.clones) > 0 {
 		line("Clones", "%s", strings.TrimPrefix(strings.TrimPrefix(logdisk.NameClones(in.clones), "its clones "), "its clone "))

@@ -27,6 +27,7 @@ const (
 	holderSnapshot = "ctl-snapshot"
 	holderFlatten  = "ctl-flatten"
 	holderRevert   = "ctl-revert"
+	holderConvert  = "ctl-convert"
 )
 
 // downloadTerm is the lease of a download, which renews it. If the download is

@@ -190,7 +190,7 @@ func (t *tool) verifyLog(ctx context.Context, c *container, meta volume.Meta, he
 	liveBytes := r.Live * 4096
 	out := &verified{
 		Container: c.name, Version: meta.Version, Size: r.Size, Quick: v.quick,
-		Runs: &r.Runs, Objects: r.Data.Count, Bytes: r.Data.Bytes, Live: &liveBytes, DeadFrames: &r.DeadFrames,
+		Runs: &r.Runs, Objects: r.Data.Count + r.Chunks.Count, Bytes: r.Data.Bytes + r.Chunks.Bytes, Live: &liveBytes, DeadFrames: &r.DeadFrames,
 		Damage: []damageFound{}, Judged: r.Judged, Strays: r.Strays.Count, StrayBytes: r.Strays.Bytes, Waiting: r.Waiting.Count,
 		Unfinished: r.Unfinished.Count, Foreign: append([]string{}, r.Foreign...), Deleted: r.Deleted.Count, RootNoted: r.HintFixed,
 	}

@@ -30,10 +30,11 @@ import (
 // swiftnbd 0.11, which does not know Map, leaves another Last. See
 // docs/FORMAT.md.
 
-const mapPrefix = volume.ExtraPrefix + "map/"
+// MapPrefix is the beginning of the names of all objects that hold maps.
+const MapPrefix = volume.ExtraPrefix + "map/"
 
 func mapName(session, part string) string {
-	return mapPrefix + url.PathEscape(session) + "/" + part
+	return MapPrefix + url.PathEscape(session) + "/" + part
 }
 
 // index is the map's table of contents.
@@ -119,7 +120,7 @@ func parseIndex(b []byte, session string, geo geometry.Geometry) (index, error) 
 	}
 	for n, ref := range x.Shards {
 		if n < 0 || n > (geo.Objects()-1)/shardChunks || ref.Size < 1 || ref.Size > 2*(16+2)*shardChunks ||
-			!isMD5(ref.ETag) || !strings.HasPrefix(ref.Name, mapPrefix) || store.CheckObjectName(ref.Name) != nil {
+			!isMD5(ref.ETag) || !strings.HasPrefix(ref.Name, MapPrefix) || store.CheckObjectName(ref.Name) != nil {
 			return x, fmt.Errorf("%w: shard %d", errShard, n)
 		}
 	}
@@ -235,7 +236,7 @@ func (v *Volume) SaveMap(ctx context.Context, session string) (obsolete []string
 	}
 	// Objects that earlier sessions have left, even those that did not end
 	// cleanly.
-	for page, err := range store.Pages(ctx, v.store, store.ListOptions{Prefix: mapPrefix}) {
+	for page, err := range store.Pages(ctx, v.store, store.ListOptions{Prefix: MapPrefix}) {
 		if err != nil {
 			break // garbage is no reason to fail
 		}

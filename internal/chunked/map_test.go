@@ -137,7 +137,7 @@ func (w *world) knows(v *Volume, i geometry.ChunkIndex, want Knowledge) {
 
 func (w *world) maps() []string {
 	w.t.Helper()
-	page, err := w.mem.List(w.t.Context(), store.ListOptions{Prefix: mapPrefix})
+	page, err := w.mem.List(w.t.Context(), store.ListOptions{Prefix: MapPrefix})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestMapRoundTrip(t *testing.T) {
 				}
 				w.close(v)
 				for _, name := range w.maps() {
-					if !strings.HasPrefix(name, mapPrefix) {
+					if !strings.HasPrefix(name, MapPrefix) {
 						t.Error(name)
 					}
 				}
@@ -484,7 +484,7 @@ func TestRecallFails(t *testing.T) {
 	v = w.open()
 	down := errors.New("down")
 	w.store.SetDriver(func(op faulty.Op) faulty.Fault {
-		if strings.HasPrefix(op.Name, mapPrefix) && op.Kind == store.OpGet {
+		if strings.HasPrefix(op.Name, MapPrefix) && op.Kind == store.OpGet {
 			return faulty.Fault{Err: down}
 		}
 		return faulty.Fault{}

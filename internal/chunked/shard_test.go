@@ -134,7 +134,7 @@ func FuzzParseIndex(f *testing.F) {
 			t.Errorf("default %d", x.Default)
 		}
 		for n, ref := range x.Shards {
-			if n < 0 || n > 3 || shardLen(geo, n) < 1 || ref.Size < 1 || ref.Size > maxIndex || !strings.HasPrefix(ref.Name, mapPrefix) ||
+			if n < 0 || n > 3 || shardLen(geo, n) < 1 || ref.Size < 1 || ref.Size > maxIndex || !strings.HasPrefix(ref.Name, MapPrefix) ||
 				store.CheckObjectName(ref.Name) != nil || len(ref.ETag) != 32 || strings.ContainsAny(string(ref.ETag), "\r\n") {
 				t.Errorf("shard %d, %+v is taken", n, ref)
 			}

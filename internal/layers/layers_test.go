@@ -40,7 +40,7 @@ var below = map[string]string{
 	"internal/cloud":                "geometry store volume lease clouds config store/swift",
 	"internal/cache":                "geometry",
 	"internal/device":               "geometry store control volume lease cache chunked words logdisk logdisk/layout logdisk/blockmap",
-	"internal/logdisk":              "geometry store cache logdisk/layout logdisk/blockmap",
+	"internal/logdisk":              "geometry store volume cache chunked logdisk/layout logdisk/blockmap",
 	"internal/metrics":              "store",
 	"internal/nbd":                  "",
 	"internal/nbd/kernel":           "",

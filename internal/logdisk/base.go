@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -57,12 +56,13 @@ func (e *BaseError) Error() string {
 
 func (e *BaseError) Unwrap() error { return e.Err }
 
-// base is what lies below a clone.
+// base is what lies below a clone, or below a disk that was one of version 1.
 type base struct {
 	of    *Disk // the clone
 	from  layout.Base
 	clone layout.Clone
-	url   string // of the storage; empty: the account of the disk that was opened
+	lower *chunks // of a disk that was one of version 1; nil: of is a clone
+	url   string  // of the storage; empty: the account of the disk that was opened
 
 	wg     sync.WaitGroup
 	mu     sync.Mutex // a leaf; guards all below
@@ -77,6 +77,9 @@ func (d *Disk) setBase(root layout.Root) error {
 	d.base, d.baseSize = nil, 0
 	if root.Below == nil {
 		return nil
+	}
+	if disk := root.Below.Disk; disk != nil {
+		return d.setChunks(root, *disk)
 	}
 	clone := root.Below.Clone
 	if clone == nil || clone.Size == 0 || clone.Depth == 0 {
@@ -191,6 +194,9 @@ func (d *Disk) closeBase() {
 		return
 	}
 	b.wg.Wait()
+	if b.lower != nil {
+		b.lower.wg.Wait()
+	}
 	if below := b.opened(); below != nil {
 		below.cancel(ErrClosed)
 		below.closeBase()
@@ -200,6 +206,9 @@ func (d *Disk) closeBase() {
 // read fills p with blocks of the base from first on, of which size bytes are
 // seen.
 func (b *base) read(ctx context.Context, first uint64, p []byte, size int64) (hole bool, err error) {
+	if b.lower != nil {
+		return b.lower.read(ctx, first, p, size)
+	}
 	d, err := b.open(ctx)
 	if err == nil {
 		hole, err = d.read(ctx, first, p)
@@ -245,6 +254,9 @@ func (b *base) opened() *Disk {
 
 // holes says whether it is known that none of the base's blocks has data.
 func (b *base) holes(first, count uint64) bool {
+	if b.lower != nil {
+		return b.lower.holes(first, count)
+	}
 	d := b.opened()
 	return d != nil && d.holes(int64(first), int64(count))
 }
@@ -253,6 +265,10 @@ func (b *base) holes(first, count uint64) bool {
 // returns false. A base that cannot be asked counts as data: whoever reads there
 // gets the error.
 func (b *base) extents(ctx context.Context, off, n int64, emit func(off, n int64, hole bool) bool) {
+	if b.lower != nil {
+		b.lower.extents(ctx, off, n, emit)
+		return
+	}
 	d, err := b.open(ctx)
 	for err == nil && n > 0 {
 		going := true
@@ -270,32 +286,6 @@ func (b *base) extents(ctx context.Context, off, n int64, emit func(off, n int64
 	}
 }
 
-// besideInBase is reader.Beside for blocks of a chunk, from lo to before hi, that
-// are all the base's, as in says of each. It is empty where they are not. d.mu is
-// held, for reading at least.
-func (d *Disk) besideInBase(i geometry.ChunkIndex, lo, hi int64, in func(block int64) bool, need geometry.ByteRange) geometry.ByteRange {
-	if d.base == nil {
-		return geometry.ByteRange{}
-	}
-	for k := lo; k < hi; k++ {
-		if !in(k) {
-			return geometry.ByteRange{}
-		}
-	}
-	below := d.base.opened()
-	if below == nil {
-		return geometry.ByteRange{}
-	}
-	for in(lo - 1) {
-		lo--
-	}
-	for in(hi) {
-		hi++
-	}
-	wide := geometry.ByteRange{Off: lo * layout.BlockSize, Len: min(hi*layout.BlockSize, ChunkSize) - lo*layout.BlockSize}
-	return reader{below}.Beside(i, need, wide)
-}
-
 // BaseInfo is what a disk is a clone of.
 type BaseInfo struct {
 	URL                 string // of its storage; layout.SameAccount
@@ -305,7 +295,7 @@ type BaseInfo struct {
 
 // baseInfo returns what the disk is a clone of, or nil.
 func (d *Disk) baseInfo() *BaseInfo {
-	if d.base == nil {
+	if d.base == nil || d.base.lower != nil {
 		return nil
 	}
 	return &BaseInfo{d.base.from.URL, d.base.from.Container, d.base.clone.Snapshot, d.base.clone.Depth}
@@ -314,7 +304,7 @@ func (d *Disk) baseInfo() *BaseInfo {
 // checkBase finds out whether what the disk is a clone of is there.
 func (v *verification) checkBase(ctx context.Context) error {
 	v.r.Base = v.baseInfo()
-	if v.base == nil {
+	if v.base == nil || v.base.lower != nil {
 		return nil
 	}
 	_, err := v.base.open(ctx)
@@ -351,6 +341,5 @@ func (d *Disk) readLows(ctx context.Context, b *base, size int64, lows []low) (h
 			return err
 		})
 	}
-	err = g.Wait() // before holes is looked at
-	return err == nil && !slices.Contains(holes, false), err
+	return !slices.Contains(holes, false), g.Wait()
 }

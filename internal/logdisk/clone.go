@@ -319,10 +319,11 @@ type ChildrenError struct {
 }
 
 func (e *ChildrenError) Error() string {
-	if e.Snapshot == "" {
-		return "it is needed by " + NameClones(e.Notes)
+	what := "it"
+	if e.Snapshot != "" {
+		what = "snapshot " + e.Snapshot
 	}
-	return fmt.Sprintf("snapshot %s is needed by %s", e.Snapshot, NameClones(e.Notes))
+	return what + " is needed by " + NameClones(e.Notes)
 }
 
 // NameClones names clones in a message: "its clone a", "its clones a, b and 3

@@ -50,13 +50,14 @@ func (d *Disk) Moment() (disk, at string) {
 
 // Inspection is what Inspect has found out about a disk.
 type Inspection struct {
-	Root    string    // the newest root without its prefix; empty: none was found
-	Made    time.Time // when it was written
-	Size    int64     // bytes of the disk
-	Runs    Objects   // that the root names
-	Log     Objects   // data objects after the root, as far as a listing shows them
-	Base    *BaseInfo // what it is a clone of; nil: of nothing
-	Trouble error     // why it cannot be opened, as far as was looked; nil: it can
+	Root    string       // the newest root without its prefix; empty: none was found
+	Made    time.Time    // when it was written
+	Size    int64        // bytes of the disk
+	Runs    Objects      // that the root names
+	Log     Objects      // data objects after the root, as far as a listing shows them
+	Base    *BaseInfo    // what it is a clone of; nil: of nothing
+	Chunks  *layout.Disk // the disk of version 1 that lies below it; nil: none does
+	Trouble error        // why it cannot be opened, as far as was looked; nil: it can
 
 	// Full says that the map was read. The rest is empty otherwise.
 	Full bool
@@ -127,6 +128,9 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 		return err
 	}
 	i.Base = d.baseInfo()
+	if root.Below != nil {
+		i.Chunks = root.Below.Disk
+	}
 	i.Made, i.Size = info.LastModified, root.Size
 	sizes, err := d.sizes(ctx, layout.RunPrefix)
 	if err != nil {

@@ -82,8 +82,9 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	c.root.Name, c.root.Size, c.root.Runs = c.at, then.size, then.root.Runs
 	// Bases has what any of the pins may need.
 	c.root.Below = then.root.Below
+	// If a pin needs chunks, this is required already.
 	c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeatureClone })
-	if c.root.Below != nil {
+	if c.root.Below != nil && c.root.Below.Clone != nil {
 		c.root.Requires = append(c.root.Requires, layout.FeatureClone)
 	}
 	named := map[layout.Position]bool{}
@@ -134,6 +135,9 @@ func (d *Disk) become(then *Disk) {
 	d.m, d.regions, d.objects, d.changed, d.phantoms = then.m, then.regions, then.objects, then.changed, false
 	if d.base, d.baseSize = then.base, then.baseSize; d.base != nil {
 		d.base.of = d // nobody has opened it yet
+		if d.base.lower != nil {
+			d.base.lower.of = d
+		}
 	}
 }
 

@@ -145,9 +145,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	}
 	c.root.Size = d.size
 	if d.base != nil {
-		clone := d.base.clone
-		clone.Size = d.baseSize
-		c.root.Below = &layout.Below{Clone: &clone}
+		c.root.Below = seenBelow(c.root.Below, d.baseSize)
 	}
 	before := c.root.Pins
 	if edit != nil {
@@ -158,11 +156,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		// Until it is known which root is the newest, what either needs is kept.
 		d.pins.list = bothPins(before, c.root.Pins)
 	}
-	if b := c.root.Below; b != nil && b.Clone.Size > c.root.Size {
-		clone := *b.Clone
-		clone.Size = c.root.Size
-		c.root.Below = &layout.Below{Clone: &clone}
-	}
+	c.root.Below = seenBelow(c.root.Below, c.root.Size)
 	delta := d.delta
 	d.frozen, d.delta = delta, newDelta()
 	var drops map[layout.Position]int64

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -33,6 +35,7 @@ import (
 //	                     of that block
 //	each snapshot        has its root and its map, and all that they need is there
 //	                     and whole, and in the list of what is kept
+//	each chunk           of version 1 that a converted disk needs is there and whole
 //	a clone's base       is there, and its map; its data objects are the parent's
 //	                     verification
 //	all other objects    are needed by nothing: strays
@@ -87,6 +90,7 @@ type Report struct {
 	Waiting    Objects // that nothing needs and that are too young for that
 	Unfinished Objects // of a session that died, after the end of its log: the next session drops them
 	Clones     int64   // notes of clones
+	Chunks     Objects // of version 1 that the disk needs, and that were checked
 	Base       *BaseInfo
 	Foreign    []string
 	HintOld    bool // the container does not name the newest root
@@ -106,6 +110,9 @@ type verification struct {
 	roots map[layout.Position]store.ObjectInfo
 	lists []store.ObjectInfo                   // of what snapshots need
 	gone  map[layout.Position]store.ObjectInfo // notes that snapshots go
+
+	chunks map[geometry.ChunkIndex]store.ObjectInfo // of version 1
+	maps   []string                                 // of them
 
 	counted         map[layout.Position]int64 // live blocks of data objects, as the table has them
 	pinned          verifiedPins
@@ -129,6 +136,7 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 	v := &verification{
 		Disk: d, v: vo, r: &Report{},
 		logs: map[layout.Position]store.ObjectInfo{}, runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{}, gone: map[layout.Position]store.ObjectInfo{},
+		chunks: map[geometry.ChunkIndex]store.ObjectInfo{},
 		needed: map[layout.Position]bool{}, snapshotObjects: map[layout.Position]string{}, bad: map[layout.Position]*Finding{}, parts: map[layout.Position]map[uint64]bool{},
 	}
 	md, err := d.store.Metadata(ctx)
@@ -149,10 +157,14 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 		if err := v.checkObjects(ctx); err != nil {
 			return nil, err
 		}
+		if err := v.checkChunks(ctx); err != nil {
+			return nil, err
+		}
 		v.place()
 		v.checkKept()
 	}
 	v.foreign(ctx)
+	v.foreignChunks(v.r.Root == "" || slices.Contains(v.root.Requires, layout.FeatureChunks))
 	slices.SortFunc(v.r.Damage, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	v.r.Judged = whole
 	strays := v.strays()
@@ -233,6 +245,10 @@ func (v *verification) list(ctx context.Context) error {
 				v.r.Clones++
 			} else if at, ok := layout.ParseGoneName(o.Name); ok {
 				v.gone[at] = o
+			} else if i, ok := chunked.ParseObjectName(o.Name); ok {
+				v.chunks[i] = o
+			} else if strings.HasPrefix(o.Name, chunked.MapPrefix) {
+				v.maps = append(v.maps, o.Name)
 			} else {
 				v.r.Foreign = append(v.r.Foreign, o.Name)
 			}
@@ -455,6 +471,15 @@ func (v *verification) checkObjects(ctx context.Context) error {
 	}
 	if v.v.Quick {
 		total = int64(len(v.needed))
+	}
+	if v.base != nil && v.base.lower != nil {
+		for _, info := range v.chunks {
+			if v.v.Quick {
+				total++
+			} else {
+				total += info.Size
+			}
+		}
 	}
 	if v.v.Begin != nil {
 		v.v.Begin(total)

@@ -23,7 +23,7 @@ const (
 )
 
 // features are the names that a root may require of us.
-var features = []string{FeaturePins, FeatureClone}
+var features = []string{FeaturePins, FeatureClone, FeatureChunks}
 
 // FeaturePins is required by a root with pins: who does not know them would
 // delete what they need.
@@ -32,6 +32,12 @@ const FeaturePins = "pins"
 // FeatureClone is required by a root with a Below.Clone: to who does not look
 // below, the disk would have zeroes where the clone has not written yet.
 const FeatureClone = "clone"
+
+// FeatureChunks is required by a root of a disk that was one of version 1, as
+// long as it, or a snapshot of it, may need objects of that: who does not know
+// them would read zeroes. A root without a Below.Disk that requires it says that
+// they may be there still.
+const FeatureChunks = "chunks"
 
 // SameAccount is Base.URL of a container in the account of the container that
 // names it.
@@ -102,6 +108,13 @@ type Below struct {
 type Disk struct {
 	Objects    int64
 	ObjectSize int64 // bytes
+
+	// Size is how many bytes of the disk are seen: those behind it are zeroes. It
+	// never grows.
+	Size int64 `json:",omitempty"`
+	// Map names the session that has left a map of the objects; empty: nothing is
+	// known of them.
+	Map string `json:",omitempty"`
 }
 
 // Clone is a root of a base.
@@ -433,6 +446,9 @@ func (r Root) checkContainers() error {
 	case disk != nil:
 		if disk.Objects < 1 || disk.ObjectSize < 1 || disk.Objects > math.MaxInt64/disk.ObjectSize {
 			return fmt.Errorf("below: a disk of %d objects with %d bytes each", disk.Objects, disk.ObjectSize)
+		}
+		if disk.Size < 0 || disk.Size > disk.Objects*disk.ObjectSize {
+			return fmt.Errorf("below: %d bytes of a disk of %d", disk.Size, disk.Objects*disk.ObjectSize)
 		}
 	case !numbers[clone.Base]:
 		return fmt.Errorf("below: there is no base %d", clone.Base)

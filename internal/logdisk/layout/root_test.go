@@ -212,8 +212,9 @@ func TestMarshalRefused(t *testing.T) {
 		{func(r *Root) { r.Pins[0].Made = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }, "year"},
 		{func(r *Root) { r.Bases[0].URL = "\xff" }, "storage URL"},
 		{func(r *Root) { r.Bases[0].Container = "\xff" }, "container"},
-		{func(r *Root) { r.Below.Disk = &Disk{1, 1} }, "below"},
-		{func(r *Root) { r.Below = &Below{Disk: &Disk{math.MaxInt64, 2}} }, "below"},
+		{func(r *Root) { r.Below.Disk = &Disk{Objects: 1, ObjectSize: 1} }, "below"},
+		{func(r *Root) { r.Below = &Below{Disk: &Disk{Objects: math.MaxInt64, ObjectSize: 2}} }, "below"},
+		{func(r *Root) { r.Below = &Below{Disk: &Disk{Objects: 2, ObjectSize: 5, Size: 11}} }, "11 bytes of a disk of 10"},
 		{func(r *Root) { r.Children[0].Pin = "x" }, `no pin "x"`},
 	} {
 		r := goldenRoot()

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"swiftnbd/internal/device"
+	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/volume"
+)
+
+// fillChunks sets a disk of version 1 up, and writes to it.
+func (b *bench) fillChunks(name string, size int, objectSize string) []byte {
+	b.Helper()
+	b.ok("setup", name, "--size", itoa(size), "--object-size", objectSize)
+	want := make([]byte, size)
+	b.serve(name, func(d *device.Device) { b.scribble(d, want) })
+	return want
+}
+
+// TestConvert converts disks, and uses every verb on what comes of that.
+func TestConvert(t *testing.T) {
+	for _, objectSize := range []string{"64K", "1000", "1M"} {
+		t.Run(objectSize, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, devswift.Options{}, "disk", "copy")
+			size := 2 << 20
+			if objectSize == "1000" {
+				size = 300_000
+			}
+			disk := b.fillChunks("disk", size, objectSize)
+			writes := b.writes()
+			if out := b.ok("convert", "disk"); !strings.HasPrefix(out, "Done, disk is of version 2 of the format now") {
+				t.Errorf("%q", out)
+			}
+			if n := b.writes() - writes; n > 10 {
+				t.Errorf("%d requests that change something", n)
+			}
+			checkUnlocked(b, "disk")
+			items := b.items("disk")
+			for _, key := range []string{volume.KeyObjects, volume.KeyObjectSize, volume.KeyMap, volume.KeyBlank, volume.KeyUpload} {
+				if items[key] != "" {
+					t.Errorf("%s is %q", key, items[key])
+				}
+			}
+			b.holds("disk", disk)
+			b.verify(0)
+			b.verify(0, "--quick")
+			image := filepath.Join(t.TempDir(), "image")
+			b.ok("snapshot", "disk", "before")
+			before := bytes.Clone(disk)
+			for range 2 {
+				b.serve("disk", func(d *device.Device) { b.scribble(d, disk) })
+				b.holds("disk", disk)
+				b.verify(0)
+			}
+			b.ok("download", "disk", image)
+			checkImage(t, image, disk)
+			b.ok("download", "disk@before", image)
+			checkImage(t, image, before)
+			if out := b.ok("info", "disk"); !strings.Contains(out, "is in its objects of version 1, up to") {
+				t.Errorf("info: %s", out)
+			}
+			if out := b.ok("list", "disk"); !strings.Contains(out, " 2 ") {
+				t.Errorf("list: %s", out)
+			}
+			b.fails(1, []string{"objects of version 1", "flatten"}, "diff", "disk@before", "disk")
+			// A clone reads the chunks through its parent's snapshot.
+			b.ok("clone", "disk@before", "copy")
+			if got := b.content("copy", len(before)); !bytes.Equal(got, before) {
+				t.Error("a clone of it is not what it was")
+			}
+			b.ok("delete", "copy", "--yes")
+			// Other sizes, and back.
+			small, large := len(disk)/2/4096*4096, 4<<20
+			b.ok("resize", "disk", itoa(small), "--force")
+			disk = disk[:small]
+			b.holds("disk", disk)
+			b.ok("resize", "disk", itoa(large))
+			disk = append(bytes.Clone(disk), make([]byte, large-small)...)
+			b.holds("disk", disk)
+			b.serve("disk", func(d *device.Device) { b.scribble(d, disk) })
+			b.holds("disk", disk)
+			b.verify(0)
+			b.ok("revert", "disk", "before", "--yes")
+			b.holds("disk", before)
+			b.verify(0)
+			// Back to version 1.
+			b.ok("download", "disk", image)
+			b.ok("delete", "disk", "--yes")
+			b.gone("disk")
+			b.ok("upload", image, "disk", "--format", "1", "--object-size", "4096")
+			if m := b.items("disk"); m[volume.KeyVersion] != "1" {
+				t.Errorf("the way back: %v", m)
+			}
+		})
+	}
+}
+
+// TestConvertBlank: of a disk that nobody has written nothing lies below.
+func TestConvertBlank(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	b.ok("setup", "disk", "16")
+	v := b.asked("convert", "disk")
+	b.is("convert", v, map[string]any{"container": "disk", "version": 2., "size": 1048576., "objects": 16., "object_size": 65536.})
+	if in := b.info(); in.Chunks != nil {
+		t.Errorf("%d chunks", *in.Chunks)
+	}
+	b.holds("disk", make([]byte, 1<<20))
+	b.verify(0)
+}
+
+// TestConvertRefused: what is wrong is said in one line, and changes nothing.
+func TestConvertRefused(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk", "log", "locked", "half", "absent", "plain")
+	text, err := os.ReadFile(b.secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.writeSecrets(string(text) + "[ro]\nread-only = 1\n")
+	disk := b.fillChunks("disk", 1<<20, "64K")
+	b.ok("setup", "log", "--size", "1M", "--format", "2")
+	b.ok("setup", "locked", "16")
+	b.ok("lock", "locked")
+	b.ok("setup", "half", "16")
+	last := b.items("half")[volume.KeyLast]
+	b.setItem("half", volume.KeyUpload, uploadRecord{unit: 65536, at: 65536, sum: "x", mark: last}.String())
+	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	before := b.writes()
+	for _, c := range []struct {
+		code  int
+		words []string
+		args  []string
+	}{
+		{2, []string{"CONTAINER is missing"}, nil},
+		{2, []string{`"extra" is one argument too many`}, []string{"disk", "extra"}},
+		{1, []string{"log is of version 2 of the format already"}, []string{"log"}},
+		{1, []string{"locked is locked by ctl"}, []string{"locked"}},
+		{1, []string{"absent doesn't exist"}, []string{"absent"}},
+		{1, []string{"plain hasn't been setup"}, []string{"plain"}},
+		{1, []string{"nowhere not found in"}, []string{"nowhere"}},
+		{1, []string{"ro is read-only in"}, []string{"ro"}},
+	} {
+		b.fails(c.code, c.words, append([]string{"convert"}, c.args...)...)
+	}
+	if n := b.writes(); n != before {
+		t.Errorf("%d writes", n-before)
+	}
+	b.fails(1, []string{"half: not converted: an upload to it has not come to its end"}, "convert", "half")
+	checkUnlocked(b, "half")
+	if items := b.items("half"); items[volume.KeyVersion] != "1" || items[volume.KeyLast] != last {
+		t.Errorf("it has changed: %v", items)
+	}
+	b.serve("disk", func(*device.Device) {
+		b.fails(1, []string{"disk is locked by server:1"}, "convert", "disk")
+	})
+	b.ok("convert", "disk")
+	b.fails(1, []string{"disk is of version 2 of the format already"}, "convert", "disk")
+	b.holds("disk", disk)
+}
+
+// TestConvertDamage: a chunk below the log that is damaged or lost is
+// an error when it is read, and verify names it; what was written since is served.
+func TestConvertDamage(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "disk")
+	const objectSize = 65536
+	b.ok("setup", "disk", "16")
+	want := noise(16 * objectSize)
+	b.serve("disk", func(d *device.Device) {
+		if _, err := d.WriteAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.ok("convert", "disk")
+	b.serve("disk", func(d *device.Device) { // a part of each that will be damaged
+		for _, i := range []int{1, 3, 5} {
+			copy(want[i*objectSize:][:8192], noise(8192))
+			if _, err := d.WriteAt(want[i*objectSize:][:8192], int64(i*objectSize)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		copy(want[7*objectSize:][:objectSize], noise(objectSize))
+		if _, err := d.WriteAt(want[7*objectSize:][:objectSize], 7*objectSize); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.put("disk", "disk.part/00000001", noise(objectSize))
+	b.del("disk.part/00000003")
+	b.put("disk", "disk.part/00000005", nil)
+	b.put("disk", "disk.part/00000007", noise(objectSize)) // nobody needs it
+	b.put("disk", "disk.part/00000009", noise(100))
+	out := b.verify(exitDamage)
+	var bad []string
+	for _, d := range out.Damage {
+		bad = append(bad, d.Object)
+	}
+	if want := []string{"disk.part/00000001", "disk.part/00000003", "disk.part/00000005", "disk.part/00000009"}; !slices.Equal(bad, want) {
+		t.Errorf("damaged are %q, want %q", bad, want)
+	}
+	b.serve("disk", func(d *device.Device) {
+		p := make([]byte, 4096)
+		for i := range 16 {
+			for _, off := range []int{0, 8192} {
+				_, err := d.ReadAt(p, int64(i*objectSize+off))
+				lost := slices.Contains([]int{1, 3, 5}, i) && off > 0 || i == 9
+				if lost != (err != nil) || err == nil && !bytes.Equal(p, want[i*objectSize+off:][:4096]) {
+					t.Errorf("chunk %d at %d: %v", i, off, err)
+				}
+				if err != nil && !strings.Contains(err.Error(), "disk.part/0000000"+itoa(i)) {
+					t.Errorf("chunk %d: %v", i, err)
+				}
+			}
+		}
+	})
+}

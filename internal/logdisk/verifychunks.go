@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"swiftnbd/internal/chunked"
+	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+)
+
+// checkChunks checks those chunks of a disk that was of version 1 that it still
+// needs: that each has its size, and what the map of version 1 says, and unless
+// Quick every byte. What is neither listed nor in that map is a hole.
+func (v *verification) checkChunks(ctx context.Context) error {
+	if v.base == nil || v.base.lower == nil {
+		return nil
+	}
+	c := v.base.lower
+	vol, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.o.Connections)
+	for i := geometry.ChunkIndex(0); int64(i) < c.geo.Objects() && ctx.Err() == nil; i++ {
+		if n := vol.Holes(i, c.geo.Objects()-int64(i)); n > 0 {
+			i += geometry.ChunkIndex(n) - 1
+			continue
+		}
+		f := v.seenOf(c, i)
+		if f.Blocks == 0 && len(v.root.Pins) == 0 { // a snapshot may need what the disk does not
+			continue
+		}
+		info, listed := v.chunks[i]
+		g.Go(func() error {
+			size, err := v.checkChunk(ctx, vol, i, info, listed)
+			v.found.Lock()
+			defer v.found.Unlock()
+			if size > 0 {
+				v.r.Chunks.add(size)
+			}
+			var changed *chunked.ChangedError
+			switch {
+			case err == nil:
+			case errors.As(err, &changed):
+				f.Lost = changed.Got == "" && !listed
+			case errors.As(err, new(*chunked.SizeError)), errors.As(err, new(*chunked.ForeignError)):
+			default:
+				return fmt.Errorf("check object %s: %w", f.Object, err)
+			}
+			if err != nil {
+				f.Why = err.Error()
+				v.r.Damage = append(v.r.Damage, f)
+			}
+			if v.v.Add != nil && listed {
+				if v.v.Quick {
+					size = 1
+				}
+				v.v.Add(size)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// seenOf returns a finding with those blocks of a chunk that the disk has.
+func (v *verification) seenOf(c *chunks, i geometry.ChunkIndex) Finding {
+	f := Finding{Object: chunked.ObjectName(i)}
+	at := c.geo.Offset(i)
+	end := min(at+c.geo.ObjectSize(), v.baseSize)
+	if at >= end {
+		return f
+	}
+	first, count := touchedBlocks(at, end-at)
+	for e := range v.view(uint64(first), uint64(count)) {
+		if e.Kind != inBase {
+			continue
+		}
+		f.Blocks += int64(e.Count)
+		if len(f.Ranges) < maxRanges {
+			f.Ranges = append(f.Ranges, Range{int64(e.First) * layout.BlockSize, int64(e.Count) * layout.BlockSize})
+		}
+	}
+	return f
+}
+
+// checkChunk checks one chunk, and returns how many bytes were, 0 of a hole.
+func (v *verification) checkChunk(ctx context.Context, vol *chunked.Volume, i geometry.ChunkIndex, info store.ObjectInfo, listed bool) (size int64, err error) {
+	size = vol.Geometry().ObjectSize()
+	known := vol.Knowledge(i)
+	if known == chunked.Unknown { // of a part of the map that is not read yet, too
+		hole, err := vol.Probe(ctx, i)
+		if err != nil || hole {
+			return 0, err
+		}
+	}
+	if listed && info.Size != size {
+		return info.Size, &chunked.SizeError{Chunk: i, Size: info.Size, Want: size}
+	}
+	n := size
+	if v.v.Quick {
+		if listed {
+			return size, nil
+		}
+		n = 1 // that it is there
+	}
+	hole, err := vol.Read(ctx, i, 0, make([]byte, n))
+	if hole {
+		return 0, err
+	}
+	return size, err
+}
+
+// foreignChunks sorts the objects of version 1 that the container has: as long as
+// the root requires it, the disk, or a snapshot of it, may need them.
+func (v *verification) foreignChunks(requires bool) {
+	if requires {
+		return
+	}
+	for i := range v.chunks {
+		v.r.Foreign = append(v.r.Foreign, chunked.ObjectName(i))
+	}
+	v.r.Foreign = append(v.r.Foreign, v.maps...)
+}
