@@ -89,6 +89,7 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 	cmdline.Old(cmd.Flags(), "quiet")
 	cmd.Flags().BoolVar(&o.resume, "resume", false, "go on with a download that was interrupted, if there is one")
 	connectionsFlag(cmd, &o.connections)
+	_ = cmd.RegisterFlagCompletionFunc("since", cobra.NoFileCompletions)
 	t.jsonFlag(cmd)
 	return cmd
 }

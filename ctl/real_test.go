@@ -124,3 +124,37 @@ func section(name string, l config.Login) string {
 	}
 	return s.String()
 }
+
+// TestRealSwiftIncrement carries a disk to another container of a real Swift, and
+// brings it up to date.
+func TestRealSwiftIncrement(t *testing.T) {
+	quickContact, quickWork := contactPolicy, workPolicy
+	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
+	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
+	l := storetest.RealLogin(t)
+	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b.writeSecrets(section("disk", l) + section("copy", l))
+	t.Cleanup(func() {
+		for _, name := range []string{"disk", "copy"} {
+			b.run("unlock", name)
+			b.run("delete", name, "--yes")
+		}
+	})
+	c := newCopies(b, 4<<20, "a", "b")
+	image := filepath.Join(c.dir, "image")
+	b.ok("download", "disk@a", image)
+	b.ok("upload", c.increment("", "a"), "--onto", "copy")
+	ab := c.increment("a", "b")
+	b.ok("upload", ab, "--onto", "copy")
+	b.ok("upload", ab, "--onto", "copy") // it is there already
+	c.has("copy", "a", "b")
+	if out := b.ok("diff", "disk@a", "disk@b"); !strings.Contains(out, " data\n") {
+		t.Errorf("%q", out)
+	}
+	b.ok("download", "disk@b", image, "--since", "a")
+	checkImage(t, image, c.at["b"])
+	for _, name := range []string{"copy", "disk"} {
+		b.ok("delete", name, "--yes")
+		b.gone(name)
+	}
+}

@@ -381,6 +381,81 @@ func (f *countedMap) List(ctx context.Context, o store.ListOptions) ([]store.Obj
 	return f.largeMap.List(ctx, o)
 }
 
+// countedLog counts the reads of data objects.
+type countedLog struct {
+	store.Store
+	gets, bytes atomic.Int64
+}
+
+func (c *countedLog) Get(ctx context.Context, name string, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
+	if strings.HasPrefix(name, layout.LogPrefix) {
+		c.gets.Add(1)
+		c.bytes.Add(int64(len(p)))
+	}
+	return c.Store.Get(ctx, name, p, o)
+}
+
+// TestDiffCopyRequests copies what was written at random on a disk: each object is
+// read once, and hardly anything that has not changed.
+func TestDiffCopyRequests(t *testing.T) {
+	const blocks, writes = 1 << 20, 8000
+	rng := newRand(t)
+	v := newVolume(t, blocks*blockSize)
+	v.o = Options{Cache: 8 << 20, Seal: 1 << 20, Brief: true}
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	p := make([]byte, blockSize)
+	fill := func(op uint64, n int) map[uint64]bool {
+		written := map[uint64]bool{}
+		for range n {
+			b := rng.Uint64N(blocks)
+			written[b] = true
+			stamp(p, b, op)
+			if err := d.Write(t.Context(), p, int64(b)*blockSize); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return written
+	}
+	fill(1, writes)
+	if err := d.Snapshot(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	written := fill(2, writes)
+	if err := d.Snapshot(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	c := &countedLog{Store: v.box}
+	x, err := OpenDiff(t.Context(), Options{Store: c, UUID: v.uuid, Newest: v.epoch}, DiffOptions{From: "a", To: "b", Exact: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if err := x.Copy(t.Context(), 4, func(off, n int64, data []byte) error {
+		for at := int64(0); at < n; at += blockSize {
+			b := uint64(off+at) / blockSize
+			if stamp(p, b, 2); !written[b] || string(data[at:at+blockSize]) != string(p) {
+				t.Fatalf("block %d was not written, or not so", b)
+			}
+			delete(written, b)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(written) > 0 {
+		t.Errorf("%d blocks are missing", len(written))
+	}
+	const data = writes * layout.FrameSize
+	t.Logf("%d requests, %d bytes for %d bytes of frames", c.gets.Load(), c.bytes.Load(), data)
+	if c.gets.Load() > data>>20+8 || c.bytes.Load() > data*11/10 {
+		t.Errorf("%d requests, %d bytes", c.gets.Load(), c.bytes.Load())
+	}
+}
+
 // TestLargeDiff compares two moments of a disk that was written at random all over,
 // and of which some was written at random between them: 1 GiB of 1 TiB with -ops=1.
 // What both have in common is not read.
