@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -146,16 +147,13 @@ func openIncrement(path string, stdout io.Writer, h increment.Header) (*incremen
 		if real, err := filepath.EvalSymlinks(path); err == nil { // the target of a link is replaced, not the link
 			f.final = real
 		}
-		dir, base := filepath.Split(f.final)
-		if f.file, err = os.CreateTemp(filepath.Clean(dir+"."), fmt.Sprintf(".%.200s.partial-*", base)); err != nil {
+		if f.file, err = createBeside(f.final); err != nil {
 			return nil, err
 		}
-		mode := fs.FileMode(0o666 &^ umask())
 		if info != nil {
-			mode = info.Mode().Perm()
-		}
-		if err := f.file.Chmod(mode); err != nil {
-			return nil, f.abort(err)
+			if err := f.file.Chmod(info.Mode().Perm()); err != nil {
+				return nil, f.abort(err)
+			}
 		}
 	default:
 		return nil, err
@@ -167,11 +165,16 @@ func openIncrement(path string, stdout io.Writer, h increment.Header) (*incremen
 	return f, nil
 }
 
-// umask returns the process's mask for new files.
-func umask() int {
-	m := unix.Umask(0o77)
-	unix.Umask(m)
-	return m
+// createBeside makes a hidden file beside path.
+func createBeside(path string) (*os.File, error) {
+	dir, base := filepath.Split(path)
+	for range 100 {
+		f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf(".%.200s.partial-%08x", base, rand.Uint32())), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+		if !errors.Is(err, fs.ErrExist) {
+			return f, err
+		}
+	}
+	return nil, fmt.Errorf("%s: cannot find a name for a file beside it", path)
 }
 
 func (f *incrementFile) put(off, n int64, p []byte) error {

@@ -88,8 +88,10 @@ func diffed(t testing.TB, o Options, what DiffOptions, before, after []byte) (ex
 	return extra
 }
 
-// whole returns what the disk was after an operation.
+// whole returns what the disk was after an operation. It had so many blocks at the
+// beginning.
 func (h *past) whole(blocks, op uint64) []byte {
+	blocks = h.size(op, blocks)
 	p := make([]byte, blocks*blockSize)
 	for b := range blocks {
 		h.at(b, op, p[b*blockSize:][:blockSize])
@@ -98,15 +100,15 @@ func (h *past) whole(blocks, op uint64) []byte {
 }
 
 // TestDiff compares moments of a disk between which it was written, trimmed,
-// collected, merged and opened again at random: each with each, in both
+// collected, merged, reverted, resized and opened again at random: each with each, in both
 // directions, and with the newest, against every byte.
 func TestDiff(t *testing.T) {
-	rounds := 16
+	rounds := 20
 	if *opsFlag > 0 {
 		rounds = *opsFlag / 500
 	}
 	rng := newRand(t)
-	var pairs, moves, merges, extra, extraExact int
+	var pairs, moves, merges, changed, extra, extraExact int
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 300
 		v := newVolume(t, blocks*blockSize)
@@ -125,6 +127,7 @@ func TestDiff(t *testing.T) {
 			}
 			return d
 		}
+		var err error
 		d := open()
 		defer func() { d.Close() }()
 		count := func() {
@@ -136,9 +139,36 @@ func TestDiff(t *testing.T) {
 		var names []string
 		for round := range rounds {
 			for range rng.IntN(60) {
-				randomOp(t, rng, d, h, blocks, &flushed, gate)
+				randomOp(t, rng, d, h, h.size(h.ops, blocks), &flushed, gate)
 			}
-			switch rng.IntN(6) {
+			switch k := rng.IntN(8); k {
+			case 6, 7:
+				if k == 6 && len(names) == 0 {
+					break
+				}
+				if err = d.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				count()
+				d.Close()
+				v.o.Brief = true
+				d = open()
+				if k == 6 {
+					name := names[rng.IntN(len(names))]
+					h.revert(h.snaps[name], blocks)
+					err = d.Revert(t.Context(), name)
+				} else {
+					n := 1 + rng.Uint64N(2*blocks)
+					h.resize(n, blocks)
+					err = d.Resize(t.Context(), int64(n)*blockSize, true)
+				}
+				if err = errors.Join(err, d.Save(t.Context())); err != nil {
+					t.Fatal(err)
+				}
+				d.Close()
+				v.o.Brief = false
+				d = open()
+				changed++
 			case 0:
 				time.Sleep(time.Minute) // the collector's time
 			case 1:
@@ -203,7 +233,8 @@ func TestDiff(t *testing.T) {
 		}
 		count()
 	})
-	t.Logf("%d pairs; %d blocks moved, %d merges; %d equal blocks, %d of them in an exact comparison", pairs, moves, merges, extra, extraExact)
+	t.Logf("%d pairs; %d blocks moved, %d merges, %d reverts and resizes; %d equal blocks, %d of them in an exact comparison",
+		pairs, moves, merges, changed, extra, extraExact)
 	if moves == 0 || merges == 0 || extra == 0 {
 		t.Error("nothing was moved or merged: this test shows little")
 	}
