@@ -597,3 +597,74 @@ func TestCloneParentGone(t *testing.T) {
 
 // server returns the URL of the Swift.
 func (b *bench) server() string { return strings.TrimSuffix(b.auth, "/auth/v1.0") }
+
+// TestCloneDiff lists what has changed in a clone. What neither moment has
+// written is their parent's, and has not changed.
+func TestCloneDiff(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	const size = 4 << 20
+	disk := b.fillLog("golden", size, 2)
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	b.ok("snapshot", "web", "blank")
+	diff := func(from string, was []byte, to string, is []byte) (changed int) {
+		t.Helper()
+		var found diffFound
+		if err := json.Unmarshal([]byte(b.ok("diff", "--json", from, to)), &found); err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		same := func(end int) {
+			t.Helper()
+			if !bytes.Equal(was[at:end], is[at:end]) {
+				t.Errorf("%s to %s: bytes %d to %d have changed, and are not listed", from, to, at, end)
+			}
+		}
+		for _, e := range found.Extents {
+			same(int(e.Offset))
+			at = int(e.Offset + e.Length)
+			changed += int(e.Length)
+			if e.Kind == "zero" && strings.Trim(string(is[e.Offset:at]), "\x00") != "" {
+				t.Errorf("%s to %s: bytes %d to %d are not zero", from, to, e.Offset, at)
+			}
+		}
+		same(size)
+		return changed
+	}
+	if n := diff("web@blank", disk, "web", disk); n != 0 {
+		t.Errorf("%d bytes of nothing have changed", n)
+	}
+	blank := bytes.Clone(disk)
+	d, end := b.open("web")
+	p := noise(10_000)
+	if _, err := d.WriteAt(p, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	copy(disk[1<<20:], p)
+	if err := d.Zero(2<<20, 8192, true, false); err != nil {
+		t.Fatal(err)
+	}
+	clear(disk[2<<20:][:8192])
+	end()
+	b.ok("snapshot", "web", "one")
+	one := bytes.Clone(disk)
+	b.serve("web", func(d *device.Device) { b.scribble(d, disk) })
+	if n := diff("web@blank", blank, "web@one", one); n == 0 || n > 32<<10 {
+		t.Errorf("%d bytes have changed", n)
+	}
+	diff("web@blank", blank, "web", disk)
+	diff("web@one", one, "web", disk)
+	b.fails(1, []string{"web: it is a clone, or was one, and what has changed is in what it has from its parent"}, "diff", "web@one", "web@blank")
+	b.ok("revert", "web", "blank", "-y")
+	if !bytes.Equal(b.content("web", size), blank) {
+		t.Error("the clone is not what it was at first")
+	}
+	if r := b.run("flatten", "web"); r.code != 0 || !strings.Contains(r.out, "but for its snapshots: blank, one\n") {
+		t.Errorf("%+v", r)
+	}
+	if !bytes.Equal(b.content("web", size), blank) {
+		t.Error("the clone is not what it was at first, when it is flattened")
+	}
+	diff("web@one", one, "web@one", one)
+	b.fails(1, []string{"web: it is a clone, or was one"}, "diff", "web@one", "web")
+}

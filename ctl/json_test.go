@@ -232,15 +232,22 @@ var printed = map[string]reflect.Type{
 	"clone":   reflect.TypeFor[cloned](), "flatten": reflect.TypeFor[flattened](),
 	"delete": reflect.TypeFor[deleted](), "diff": reflect.TypeFor[diffFound](), "download": reflect.TypeFor[downloaded](), "info": reflect.TypeFor[info](),
 	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "setup": reflect.TypeFor[setUp](),
-	"snapshots": reflect.TypeFor[snapshotFound](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),
+	"snapshots": reflect.TypeFor[snapshotFound](), "top": reflect.TypeFor[topped](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),
 }
 
-// keysOf returns the keys of a type in JSON, with those of what it embeds.
+// keysOf returns the keys of a type in JSON, with those of what it embeds or has.
 func keysOf(t reflect.Type) (keys []string) {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		if key := f.Tag.Get("json"); key != "" {
 			keys = append(keys, key)
+			in := f.Type
+			for in.Kind() == reflect.Slice || in.Kind() == reflect.Pointer {
+				in = in.Elem()
+			}
+			if in.Kind() == reflect.Struct && in != reflect.TypeFor[time.Time]() {
+				keys = append(keys, keysOf(in)...)
+			}
 		} else if f.Anonymous {
 			keys = append(keys, keysOf(f.Type)...)
 		}

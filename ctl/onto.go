@@ -269,6 +269,23 @@ type applying struct {
 // the snapshot.
 func (a *applying) run(ctx context.Context, state lease.State) error {
 	c, h := a.container, a.reader.Header
+	md, err := a.store.Metadata(ctx)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	note := func(r ontoRecord) error {
+		return c.explain(ctx, a.store.SetMetadata(ctx, map[string]string{volume.KeyUpload: r.String()}))
+	}
+	record := recordOf(h)
+	record.mark = md.Items[volume.KeyClient]
+	was, unfinished := parseOntoRecord(md.Items[volume.KeyUpload])
+	if unfinished = unfinished && was.mark == a.device.Meta().Last; unfinished {
+		// From now on it is this session's, also if that changes nothing.
+		was.mark = record.mark
+		if err := note(was); err != nil {
+			return err
+		}
+	}
 	list, written := a.device.Copies()
 	i, there, err := ontoWhich(c.name, a.device.Meta().UUID, h, list)
 	if err != nil || there {
@@ -277,21 +294,13 @@ func (a *applying) run(ctx context.Context, state lease.State) error {
 	if a.device.Size() != h.To.Size {
 		return fmt.Errorf("%s has %d bytes, and %s@%s has %d: give it that size first (swiftnbd-ctl resize)", c.name, a.device.Size(), h.Disk, h.To.Snapshot, h.To.Size)
 	}
-	md, err := a.store.Metadata(ctx)
-	if err != nil {
-		return c.explain(ctx, err)
-	}
-	was, ok := parseOntoRecord(md.Items[volume.KeyUpload])
-	record := recordOf(h)
-	record.mark = was.mark
-	if ours := ok && was.mark == a.device.Meta().Last && was == record; !ours {
+	if !unfinished || was != record {
 		if err := a.unchanged(ctx, state, list, written, i); err != nil {
 			return err
 		}
-	}
-	record.mark = md.Items[volume.KeyClient]
-	if err := a.store.SetMetadata(ctx, map[string]string{volume.KeyUpload: record.String()}); err != nil {
-		return c.explain(ctx, err)
+		if err := note(record); err != nil {
+			return err
+		}
 	}
 	a.begun = true
 	if err := a.apply(ctx); err != nil {
@@ -337,7 +346,7 @@ func (a *applying) unchanged(ctx context.Context, state lease.State, list []logd
 	case i < 0:
 		return fmt.Errorf("%s has data, and the increment is a whole disk, which goes to an empty one", c.name)
 	}
-	return fmt.Errorf("%s was written to since it became the copy %s, at byte %d: the increment does not go onto that", c.name, list[i].Name, at)
+	return fmt.Errorf("%s was written to since it became the copy %s, at byte %d: the increment does not go onto that (swiftnbd-ctl revert drops it)", c.name, list[i].Name, at)
 }
 
 // apply writes the increment's records to the disk, some beside each other.

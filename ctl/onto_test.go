@@ -282,6 +282,7 @@ func TestIncrementRefused(t *testing.T) {
 	for name, p := range map[string][]byte{"damaged": damaged, "cut": data[:len(data)-5]} {
 		b.fails(1, []string{"backup: ", name, "; the increment is not complete: run the same command again"}, "upload", file(name, p), "--onto", "backup")
 		checkUnlocked(b, "backup")
+		time.Sleep(1100 * time.Millisecond) // so that this session has another mark
 		b.fails(1, []string{"backup was written to since it became the copy a"}, "upload", ac, "--onto", "backup")
 	}
 	b.ok("upload", ab, "--onto", "backup")
@@ -342,7 +343,10 @@ func TestIncrementForeign(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	b.fails(1, []string{"backup was written to since it became the copy a"}, "upload", ab, "--onto", "backup")
+	b.fails(1, []string{"backup was written to since it became the copy a", "swiftnbd-ctl revert drops it"}, "upload", ab, "--onto", "backup")
+	b.ok("revert", "backup", "a", "--yes")
+	b.ok("upload", ab, "--onto", "backup")
+	c.has("backup", "a", "b")
 }
 
 // TestIncrementEveryRequest interrupts an upload of an increment at its requests,

@@ -150,7 +150,7 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	}
 	e.mu.Unlock()
 
-	readonly = readonly || x.ReadOnly || x.Disk.Snapshot != ""
+	readonly = readonly || x.ReadOnly || x.Disk.Reads()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.device != nil && d.clients == 0 && (d.readOnly && !readonly || d.device.Lost() != nil) {
@@ -175,7 +175,7 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), x.Disk.Timeout)
 		defer cancel()
 		o := device.Options{
-			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot, Bases: way.Base,
+			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot, Follow: x.Disk.Follow, Bases: way.Base,
 			WriteThrough: x.Disk.WriteThrough, Cache: x.Disk.Cache,
 			Connections: x.Disk.Connections, Readahead: x.Disk.Readahead,
 			Age: x.Disk.Age, FlushTime: x.Disk.FlushTime, GC: x.Disk.GC, Timeout: x.Disk.Timeout,
@@ -288,5 +288,5 @@ func (e *exports) describe(ctx context.Context, name string) string {
 	if err != nil {
 		return describe(x, err).Error()
 	}
-	return description(meta, x.ReadOnly || x.Disk.Snapshot != "")
+	return description(meta, x.ReadOnly || x.Disk.Reads())
 }

@@ -227,7 +227,12 @@ func checkContainer(p *params, secrets *config.Secrets, defaults config.Defaults
 			return nil, describe(x, secrets.Blame(p.container, "snapshot", err))
 		}
 	}
-	if !x.ReadOnly && x.Disk.Snapshot == "" && !readOnlyOption(os.Args) {
+	if x.Disk.Follow > 0 {
+		if err := checkFollow(state, x.Disk.Snapshot); err != nil {
+			return nil, describe(x, secrets.Blame(p.container, "follow", err))
+		}
+	}
+	if !x.ReadOnly && !x.Disk.Reads() && !readOnlyOption(os.Args) {
 		if err := state.Held(); err != nil {
 			return nil, describe(x, err)
 		}
@@ -269,6 +274,17 @@ func checkSnapshot(ctx context.Context, s store.Store, state lease.State, name s
 		err = fmt.Errorf("snapshot %s: %w", name, logdisk.ErrNoSnapshot)
 	}
 	return err
+}
+
+// checkFollow finds out whether the disk can be followed.
+func checkFollow(state lease.State, snapshot string) error {
+	switch {
+	case state.Meta.Version != volume.Version2:
+		return device.ErrNoFollow
+	case snapshot != "":
+		return errors.New("follow and snapshot exclude each other: a snapshot does not change")
+	}
+	return nil
 }
 
 // checkLog finds out whether a disk of version 2 has a root, if the container

@@ -26,6 +26,7 @@ type Disk struct {
 	GC           int           // percent of a log that is live at least; 0: the default, negative: never
 	Lease        time.Duration // 0: the default, negative: none
 	EndRemoved   bool          // the disk ends when its section is removed
+	Follow       time.Duration // of a disk that is read: how old its moment may be; 0: it stays
 	Snapshot     string        // the snapshot that is served, read-only; empty: the disk
 }
 
@@ -105,6 +106,15 @@ var DiskParameters = []DiskParameter{
 			if err == nil && d.FlushTime < minFlushTime {
 				err = fmt.Errorf("must be 0 or at least %g", minFlushTime.Seconds())
 			}
+			return err
+		}},
+	{"follow", "SECONDS", "Of a disk of version 2: serve it read-only, as it was this long ago at most. 0 is as it was at the start (default: 0).",
+		func(d *Disk, v string) (err error) {
+			if v == "0" {
+				d.Follow = 0
+				return nil
+			}
+			d.Follow, err = ParseSeconds(v)
 			return err
 		}},
 	{"gc", "PERCENT", fmt.Sprintf("Of a disk of version 2: collect garbage when less than this of its log is in use. 0 is never (default: %d).", DefaultGC),
@@ -210,6 +220,9 @@ func (d Disk) complete() Disk {
 	}
 	return d
 }
+
+// Reads says whether the disk is served read-only because of what is served of it.
+func (d Disk) Reads() bool { return d.Snapshot != "" || d.Follow > 0 }
 
 // LeaseTerm returns the lease's length, 0 for none.
 func (d Disk) LeaseTerm() time.Duration { return max(0, d.Lease) }

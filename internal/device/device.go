@@ -52,6 +52,10 @@ type Options struct {
 	// Snapshot is the snapshot that is served in the place of the disk; empty:
 	// none. ReadOnly must be set with it. Version 2's alone.
 	Snapshot string
+	// Follow has a disk that is read move to newer moments: a request sees none
+	// that was left this long before; 0: it stays at the moment at which it was
+	// opened. ReadOnly must be set with it. Version 2's alone.
+	Follow time.Duration
 	// Bases reaches the parent of a disk that is a clone; nil: nothing that the
 	// clone has not written can be read. Version 2's alone.
 	Bases logdisk.Bases

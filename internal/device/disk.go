@@ -150,6 +150,9 @@ func formatOf(o Options, meta volume.Meta) (format, error) {
 	if o.Snapshot != "" {
 		return nil, ErrNoSnapshots
 	}
+	if o.Follow > 0 {
+		return nil, ErrNoFollow
+	}
 	return &chunkedFormat{o: o}, nil
 }
 

@@ -55,13 +55,10 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 		if err := lease.Locked(meta.Client); err != nil && o.Snapshot == "" {
 			o.Log("reading a volume that somebody else may be writing: %v", err)
 		}
-		l := o.Lease
-		l.Store = o.Store
-		state, err := lease.Inspect(ctx, l)
-		if err != nil {
+		var err error
+		if lo.Newest, err = f.newest(ctx); err != nil {
 			return nil, err
 		}
-		lo.Newest = uint32(min(state.Epoch, math.MaxUint32))
 	} else {
 		epoch := held.Epoch()
 		if epoch < 1 || epoch > math.MaxUint32 {
@@ -75,7 +72,30 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 		return nil, err
 	}
 	f.disk.Store(d)
+	if held == nil && o.Follow > 0 && o.Snapshot == "" {
+		return newFollowed(&loggedDisk{d, &f.control}, *o, func(ctx context.Context, cur *logdisk.Disk) (*loggedDisk, error) {
+			newest, err := f.newest(ctx)
+			if err != nil {
+				return nil, err
+			}
+			lo := lo
+			lo.Newest = newest
+			d, err := logdisk.OpenNewer(ctx, lo, cur)
+			if d == nil || err != nil {
+				return nil, err
+			}
+			return &loggedDisk{d, &f.control}, nil
+		}), nil
+	}
 	return &loggedDisk{d, &f.control}, nil
+}
+
+// newest returns the number of the newest lease.
+func (f *loggedFormat) newest(ctx context.Context) (uint32, error) {
+	l := f.o.Lease
+	l.Store = f.o.Store
+	state, err := lease.Inspect(ctx, l)
+	return uint32(min(state.Epoch, math.MaxUint32)), err
 }
 
 // DefaultGC is Options.GC unless it is given, percent.

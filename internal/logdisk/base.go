@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -286,6 +287,32 @@ func (b *base) extents(ctx context.Context, off, n int64, emit func(off, n int64
 	}
 }
 
+// besideInBase is reader.Beside for blocks of a chunk, from lo to before hi, that
+// are all the base's, as in says of each. It is empty where they are not. d.mu is
+// held, for reading at least.
+func (d *Disk) besideInBase(i geometry.ChunkIndex, lo, hi int64, in func(block int64) bool, need geometry.ByteRange) geometry.ByteRange {
+	if d.base == nil {
+		return geometry.ByteRange{}
+	}
+	for k := lo; k < hi; k++ {
+		if !in(k) {
+			return geometry.ByteRange{}
+		}
+	}
+	below := d.base.opened()
+	if below == nil {
+		return geometry.ByteRange{}
+	}
+	for in(lo - 1) {
+		lo--
+	}
+	for in(hi) {
+		hi++
+	}
+	wide := geometry.ByteRange{Off: lo * layout.BlockSize, Len: min(hi*layout.BlockSize, ChunkSize) - lo*layout.BlockSize}
+	return reader{below}.Beside(i, need, wide)
+}
+
 // BaseInfo is what a disk is a clone of.
 type BaseInfo struct {
 	URL                 string // of its storage; layout.SameAccount
@@ -341,5 +368,6 @@ func (d *Disk) readLows(ctx context.Context, b *base, size int64, lows []low) (h
 			return err
 		})
 	}
-	return !slices.Contains(holes, false), g.Wait()
+	err = g.Wait() // before holes is looked at
+	return err == nil && !slices.Contains(holes, false), err
 }

@@ -599,3 +599,154 @@ func TestCloneWhileDeleting(t *testing.T) {
 		t.Errorf("%v: this test shows little", saw)
 	}
 }
+
+// TestCloneResize makes a clone smaller and larger again: what its parent has
+// there does not come back, and is not even seen.
+func TestCloneResize(t *testing.T) {
+	const blocks = 64 // half of them written
+	f, m, _ := aFamily(t, blocks)
+	c := f.clone(t, m, "s")
+	c.o.Brief = true
+	d, err := c.open(t.Context(), c.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var beyond *BeyondError
+	if err := d.Resize(t.Context(), 20*blockSize, false); !errors.As(err, &beyond) || *beyond != (BeyondError{12 * blockSize, 20 * blockSize}) {
+		t.Errorf("its parent has data there: %v", err)
+	}
+	if err := d.Resize(t.Context(), 48*blockSize, false); err != nil || d.root.Below.Clone.Size != 48*blockSize {
+		t.Errorf("its parent has none there: %v, %+v", err, d.root.Below.Clone)
+	}
+	if err := d.Resize(t.Context(), 20*blockSize, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Resize(t.Context(), blocks*blockSize, false); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.root.Below.Clone.Size; got != 20*blockSize || d.baseSize != got {
+		t.Errorf("%d bytes of the base are seen, %d in memory", got, d.baseSize)
+	}
+	p, want := make([]byte, blocks*blockSize), make([]byte, blockSize)
+	if _, err := d.read(t.Context(), 0, p); err != nil {
+		t.Fatal(err)
+	}
+	for b := range uint64(blocks) {
+		if clear(want); b < 20 {
+			c.h.at(b, c.h.ops, want)
+		}
+		if string(p[b*blockSize:][:blockSize]) != string(want) {
+			t.Errorf("block %d is not what it was", b)
+		}
+	}
+}
+
+// TestCloneLateRoot has the first root of a run that was interrupted arrive when
+// the clone was made of another snapshot.
+func TestCloneLateRoot(t *testing.T) {
+	const blocks = 64
+	f, m, s := aFamily(t, blocks)
+	d, err := m.open(t.Context(), m.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Snapshot(t.Context(), "s2"); err != nil {
+		t.Fatal(err)
+	}
+	s.h.snaps["s2"] = s.h.ops
+	c := f.container(t, m.o)
+	line := newWire(c.box)
+	line.holdAt = 1
+	child := func(snap string, st store.Store) (*Child, error) {
+		p, err := FindParent(t.Context(), m.box, snap, m.o)
+		if err != nil {
+			return nil, err
+		}
+		child := &Child{Parent: p, Notes: m.box, Base: m.box, ParentURL: layout.SameAccount, ParentName: m.name, URL: layout.SameAccount, Name: c.name, Store: st, Again: true}
+		ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer stop()
+		_, _, err = child.Clone(ctx, m.o)
+		return child, err
+	}
+	if _, err := child("s", line); err == nil {
+		t.Fatal("the root is under way, and it is done")
+	}
+	time.Sleep(1100 * time.Millisecond) // the clock goes on
+	second, err := child("s2", c.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := line.take(newRand(t))
+	if len(held) != 1 {
+		t.Fatalf("%d requests are under way", len(held))
+	}
+	held[0]()
+	c.uuid, c.h = second.UUID, s.h
+	cd, err := c.open(t.Context(), c.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cd.Close()
+	s.same(cd)
+}
+
+// TestVerifyDeadByLog: the log after the newest root, or a change whose count no
+// merge has told, is what makes an object that a snapshot needs dead.
+func TestVerifyDeadByLog(t *testing.T) {
+	for _, blind := range []bool{false, true} {
+		const blocks = 4096
+		v := newVolume(t, blocks*blockSize)
+		v.o = Options{Brief: true, Cache: 8 << 20, Seal: 64 * layout.FrameSize}
+		d, err := v.open(t.Context(), v.box)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, blockSize)
+		write := func(n uint64) {
+			t.Helper()
+			for i := range n { // in no order: the map is long
+				b := i * 1031 % blocks
+				stamp(p, b, i)
+				if err := d.Write(t.Context(), p, int64(b)*blockSize); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(1000)
+		if err := d.Snapshot(t.Context(), "s"); err != nil {
+			t.Fatal(err)
+		}
+		if blind {
+			d.Close()
+			v.o.littleMap()
+			if d, err = v.open(t.Context(), v.box); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(1000)
+		if blind {
+			if err := d.Save(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			high := 0
+			for at, o := range d.objects {
+				if at.Epoch == 1 && o.live > 0 {
+					high++
+				}
+			}
+			if high == 0 {
+				t.Error("no count is too high: this test shows little")
+			}
+		}
+		d.Close()
+		r, err := Verify(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch, Timeout: time.Second, Horizon: time.Nanosecond}, VerifyOptions{})
+		if err != nil || len(r.Damage) > 0 {
+			t.Errorf("blind %t: %+v, %v", blind, r, err)
+		}
+	}
+}

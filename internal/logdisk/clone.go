@@ -319,11 +319,10 @@ type ChildrenError struct {
 }
 
 func (e *ChildrenError) Error() string {
-	what := "it"
-	if e.Snapshot != "" {
-		what = "snapshot " + e.Snapshot
+	if e.Snapshot == "" {
+		return "it is needed by " + NameClones(e.Notes)
 	}
-	return what + " is needed by " + NameClones(e.Notes)
+	return fmt.Sprintf("snapshot %s is needed by %s", e.Snapshot, NameClones(e.Notes))
 }
 
 // NameClones names clones in a message: "its clone a", "its clones a, b and 3

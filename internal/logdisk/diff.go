@@ -61,8 +61,9 @@ type DiffOptions struct {
 	Exact bool
 }
 
-// errDiffClone says that one of the two moments has a base.
-var errDiffClone = errors.New("it is a clone, and what a clone has from its parent cannot be compared yet: flatten it first")
+// errDiffClone says that what has changed has to do with the base of one moment
+// and not of the other.
+var errDiffClone = errors.New("it is a clone, or was one, and what has changed is in what it has from its parent: this cannot be compared")
 
 // errDiffChunks says that one of the two moments has chunks of version 1.
 var errDiffChunks = errors.New("it was converted, and what it still has in its objects of version 1 cannot be compared: flatten it first, and compare what comes after")
@@ -75,6 +76,7 @@ type Diff struct {
 	d      *Disk // for its requests; its tree has all runs that were opened
 	exact  bool
 	pin    *layout.Pin // of From; nil: nothing
+	based  bool        // both have the same base
 	prefix []layout.Position
 	shared []*runFile // prefix, once they were needed
 	a, b   []*runFile // the own runs
@@ -136,12 +138,16 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 		return err
 	}
 	for _, b := range []*layout.Below{from.Below, to.Below} {
-		switch {
-		case b != nil && b.Disk != nil:
+		if b != nil && b.Disk != nil {
 			return errDiffChunks
-		case b != nil:
+		}
+	}
+	if from.Below != nil || to.Below != nil {
+		// What neither has is the same, as long as it is of the same base.
+		if x.pin == nil || from.Below == nil || to.Below == nil || from.Below.Clone == nil || to.Below.Clone == nil || from.Below.Clone.Root != to.Below.Clone.Root {
 			return errDiffClone
 		}
+		x.based = true
 	}
 	n := 0
 	for n < len(from.Runs.Blocks) && n < len(to.Runs.Blocks) && from.Runs.Blocks[n] == to.Runs.Blocks[n] {

@@ -45,9 +45,15 @@ func (p diffPart) cut(first, end uint64) diffPart {
 	return q
 }
 
-// compare calls emit for each extent of To that may differ from what From has, in
+// compare calls tell for each extent of To that may differ from what From has, in
 // order.
-func (x *Diff) compare(ctx context.Context, emit func(blockmap.Extent) error) error {
+func (x *Diff) compare(ctx context.Context, tell func(blockmap.Extent) error) error {
+	emit := func(e blockmap.Extent) error {
+		if e.Kind == inBase { // it was reverted to before it had written it
+			return errDiffClone
+		}
+		return tell(e)
+	}
 	var batch []diffPart
 	for s, err := range x.walk(ctx) {
 		if err != nil {
@@ -72,12 +78,12 @@ func (x *Diff) judge(p diffPart) verdict {
 	hasA := p.a.Count > 0
 	switch {
 	case p.b.Count == 0 && len(x.prefix) == 0:
-		p.b = zeroExtent(p.first, p.end)
+		p.b = x.nothing(p.first, p.end)
 		return x.judge(p)
 	case p.b.Count == 0:
 		return askTo
 	case !hasA && len(x.prefix) == 0:
-		p.a = zeroExtent(p.first, p.end)
+		p.a = x.nothing(p.first, p.end)
 		return x.judge(p)
 	case hasA && equal(p.a, p.b):
 		return same
@@ -96,12 +102,20 @@ func (x *Diff) judge(p diffPart) verdict {
 	return changed
 }
 
-func zeroExtent(first, end uint64) blockmap.Extent {
-	return blockmap.Extent{First: first, Count: end - first, Value: blockmap.Value{Kind: layout.Zeroes}}
+// nothing is a part that neither the own runs nor the shared ones have.
+func (x *Diff) nothing(first, end uint64) blockmap.Extent {
+	e := blockmap.Extent{First: first, Count: end - first, Value: blockmap.Value{Kind: layout.Zeroes}}
+	if x.based {
+		e.Kind = inBase
+	}
+	return e
 }
 
 // equal says whether two extents of the same blocks are known to read the same.
 func equal(a, b blockmap.Extent) bool {
+	if a.Kind == inBase || b.Kind == inBase { // it is the same base
+		return a.Kind == b.Kind
+	}
 	if a.Kind != layout.Data && b.Kind != layout.Data {
 		return true
 	}
@@ -141,7 +155,7 @@ func (x *Diff) settle(ctx context.Context, parts []diffPart, emit func(blockmap.
 
 func (x *Diff) emit(p diffPart, emit func(blockmap.Extent) error) error {
 	if p.b.Count == 0 {
-		p.b = zeroExtent(p.first, p.end)
+		p.b = x.nothing(p.first, p.end)
 	}
 	return emit(p.b)
 }
@@ -173,7 +187,7 @@ func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) 
 	}
 	for _, e := range found {
 		if at < e.First {
-			if err := one(zeroExtent(at, e.First)); err != nil {
+			if err := one(x.nothing(at, e.First)); err != nil {
 				return err
 			}
 		}
@@ -183,7 +197,7 @@ func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) 
 		at = e.First + e.Count
 	}
 	if at < p.end {
-		return one(zeroExtent(at, p.end))
+		return one(x.nothing(at, p.end))
 	}
 	return nil
 }

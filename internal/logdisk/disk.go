@@ -91,7 +91,8 @@ type Options struct {
 	Horizon     time.Duration // for how long what a root does not need is kept (10 min)
 	MapMemory   int64         // bytes of memory for the map (64 MiB)
 
-	regionShift uint // log2 of a region's blocks; 0: the usual
+	near        *Disk // has an older moment of the same disk open, whose runs are looked at first
+	regionShift uint  // log2 of a region's blocks; 0: the usual
 
 	// Of a disk that is a clone's base:
 	at      layout.Position // the root that is read

@@ -59,3 +59,23 @@ func (d *Disk) gone(ctx context.Context, err error) *GoneError {
 	d.over.Store(true)
 	return e
 }
+
+// OpenNewer opens the newest moment of a disk for reading, or returns nil if cur,
+// which is read, is that still.
+func OpenNewer(ctx context.Context, o Options, cur *Disk) (*Disk, error) {
+	o.Epoch, o.Snapshot, o.Root, o.near = 0, "", cur.RootName(), cur
+	look := newDisk(o)
+	defer look.cancel(ErrClosed)
+	at, err := look.findRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if at == cur.rootAt {
+		next := cur.former
+		next.N++
+		if _, there, err := look.head(ctx, layout.LogName(next)); err != nil || !there {
+			return nil, err
+		}
+	}
+	return Open(ctx, o)
+}

@@ -210,6 +210,11 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 			blocks[int64(e.First+k)-int64(i)*chunkBlocks-first] = v
 		}
 	}
+	if b := d.besideInBase(i, lo, hi, func(block int64) bool {
+		return block >= first && block < end && blocks[block-first].Kind == inBase
+	}, need); b.Len > 0 {
+		return b
+	}
 	// take says whether the block comes with the others, and counts it to them.
 	take := func(block int64, needed bool) bool {
 		v := blocks[block-first]

@@ -32,7 +32,8 @@ func readers(t *testing.T, paged bool) {
 		v := newVolume(t, blocks*blockSize)
 		v.t = t
 		v.o = Options{
-			Seal: 8 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
+			// A write is in one object: 16 blocks are the most that one has here.
+			Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
 			Age: time.Second, FlushTime: -1, Timeout: 20 * time.Second, GC: 70, Every: 5 * time.Second, regionShift: 4,
 		}
 		if paged {

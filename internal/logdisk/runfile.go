@@ -51,12 +51,31 @@ func (d *Disk) openRuns(ctx context.Context, names []layout.Position) ([]*runFil
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(d.o.Connections)
 	for i, at := range names {
+		if runs[i] = d.o.near.run(at); runs[i] != nil {
+			continue
+		}
 		g.Go(func() (err error) {
 			runs[i], err = d.openRun(gctx, at, sizes[layout.RunName(at)])
 			return err
 		})
 	}
 	return runs, g.Wait()
+}
+
+// run returns a run of the newest root that is known, if d has it. d may be nil.
+func (d *Disk) run(at layout.Position) *runFile {
+	if d == nil {
+		return nil
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, r := range d.tree {
+		if r.at == at {
+			same := *r
+			return &same
+		}
+	}
+	return nil
 }
 
 // openRun reads a run's index, and its last page, which says where the run ends.
