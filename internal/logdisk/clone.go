@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -20,7 +22,7 @@ import (
 //
 //	who makes a clone          who deletes the snapshot
 //	writes a note of it        writes a note that it goes
-//	looks for the other note   looks for notes of clones
+//	looks for the other note   looks for notes of clones, by the listing and by name
 //	reads the pinned root      writes a root without the pin
 //	makes the clone
 //
@@ -34,6 +36,10 @@ type Parent struct {
 
 	sizes map[layout.Position]int64 // of roots, as far as a listing shows them
 }
+
+// shortPage is how many roots a page of a listing has when more may follow: Swift's
+// own limit is 10,000, and it may be set lower.
+const shortPage = 1000
 
 // FindParent finds a snapshot in a disk's container. The disk may be in use. Two
 // requests are enough, unless the newest root is not listed yet.
@@ -52,6 +58,9 @@ func FindParent(ctx context.Context, s store.Store, snapshot string, o Options) 
 				p.sizes[at] = info.Size
 				newest = at // they are in order
 			}
+		}
+		if len(page) < shortPage {
+			break // mostly it is the last one, and saves a request
 		}
 	}
 	if newest.IsZero() {
@@ -158,6 +167,10 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 		if err := c.Notes.Put(ctx, c.note(), b, etagOf(b)); err != nil {
 			return "", 0, fmt.Errorf("%w: %w", ErrNoNote, err)
 		}
+		b = []byte(c.note() + "\n")
+		if err := c.Notes.Put(ctx, layout.RecentName(p.Pin.Root, c.URL, c.Name), b, etagOf(b)); err != nil {
+			return "", 0, fmt.Errorf("%w: %w", ErrNoNote, err)
+		}
 		switch _, err := c.Notes.Head(ctx, layout.GoneName(p.Pin.Root)); {
 		case err == nil:
 			return "", 0, fmt.Errorf("snapshot %s: %w", p.Pin.Name, ErrGoing)
@@ -261,6 +274,58 @@ func Children(ctx context.Context, s store.Store, root layout.Position) (notes [
 		}
 	}
 	return notes, nil
+}
+
+// recentChildren reads the notes of a root that were written last. It asks for them
+// by name: a listing may be late for as long as servers are away. So Children and
+// this together find every note, unless several were written in a time in which the
+// listing had none of them.
+func recentChildren(ctx context.Context, s store.Store, root layout.Position) ([]layout.Note, error) {
+	names := layout.RecentNames(root)
+	found := make([]*layout.Note, len(names))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchLimit)
+	for i, name := range names {
+		g.Go(func() error {
+			n, err := recentChild(gctx, s, name)
+			if errors.Is(err, store.ErrNotFound) {
+				return nil
+			}
+			found[i] = &n
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var notes []layout.Note
+	for _, n := range found {
+		if n != nil {
+			notes = append(notes, *n)
+		}
+	}
+	return notes, nil
+}
+
+// recentChild reads the note that an object of RecentName's names. If that object
+// makes no sense, the note is empty.
+func recentChild(ctx context.Context, s store.Store, name string) (layout.Note, error) {
+	info, err := s.Head(ctx, name)
+	if err != nil {
+		return layout.Note{}, err
+	}
+	b := make([]byte, min(info.Size, 1<<10))
+	if _, err := s.Get(ctx, name, b, store.GetOptions{Newest: true}); err != nil {
+		return layout.Note{}, fmt.Errorf("read object %s: %w", name, err)
+	}
+	note := strings.TrimSuffix(string(b), "\n")
+	if _, ok := layout.ParseChildName(note); !ok {
+		return layout.Note{}, nil
+	}
+	if info, err = s.Head(ctx, note); err != nil {
+		return layout.Note{}, err
+	}
+	return readNote(ctx, s, info)
 }
 
 // readNote reads a note. One that is damaged is empty.
@@ -381,6 +446,11 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 	if err != nil {
 		return root, err
 	}
+	if len(notes) == 0 && !force {
+		if notes, err = recentChildren(ctx, d.store, root); err != nil {
+			return root, err
+		}
+	}
 	if len(notes) > 0 && !force {
 		err := &ChildrenError{snapshot, notes}
 		if derr := d.store.Delete(ctx, name); derr != nil && !errors.Is(derr, store.ErrNotFound) {
@@ -398,6 +468,9 @@ func (d *Disk) announced(root layout.Position, err error) {
 	defer d.mu.Unlock()
 	delete(d.going, root)
 	if err == nil { // it outlives the root
-		d.garbage = append(d.garbage, garbage{name: layout.GoneName(root), after: time.Now().Add(2 * d.o.Horizon)})
+		after := time.Now().Add(2 * d.o.Horizon)
+		for _, name := range append(layout.RecentNames(root), layout.GoneName(root)) {
+			d.garbage = append(d.garbage, garbage{name: name, after: after})
+		}
 	}
 }

@@ -525,7 +525,7 @@ func (d *Disk) remove(ctx context.Context, names []string) error {
 // sizes of the objects that the map needs.
 func (d *Disk) sweep(ctx context.Context) error {
 	after := time.Now().Add(d.o.Horizon)
-	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix, layout.GonePrefix} {
+	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix, layout.GonePrefix, layout.ChildPrefix} {
 		for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)
@@ -547,7 +547,7 @@ func (d *Disk) sweep(ctx context.Context) error {
 			for _, info := range page {
 				if !known[info.Name] && d.strayLocked(info, named, dying, keepsObject, keepsRun) {
 					g := garbage{info.Name, after, info.Size}
-					if prefix == layout.GonePrefix { // after the pin's root
+					if prefix == layout.GonePrefix || prefix == layout.ChildPrefix { // after the pin's root
 						g.after = after.Add(d.o.Horizon)
 					}
 					d.garbage = append(d.garbage, g)
@@ -585,6 +585,9 @@ func (d *Disk) strayLocked(info store.ObjectInfo, runs, dying map[layout.Positio
 	case strings.HasPrefix(info.Name, layout.GonePrefix):
 		at, ok := layout.ParseGoneName(info.Name)
 		return ok && !d.going[at]
+	case strings.HasPrefix(info.Name, layout.ChildPrefix):
+		at, ok := layout.ParseRecentName(info.Name) // notes are the clones'
+		return ok && !pinned(d.pins.list, at)
 	default:
 		at, ok := layout.ParseRootName(info.Name)
 		return ok && at.Epoch < d.o.Epoch && at != d.rootAt && !pinned(d.pins.list, at)

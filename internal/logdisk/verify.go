@@ -243,6 +243,8 @@ func (v *verification) list(ctx context.Context) error {
 				v.lists = append(v.lists, o)
 			} else if _, ok := layout.ParseChildName(o.Name); ok {
 				v.r.Clones++
+			} else if _, ok := layout.ParseRecentName(o.Name); ok {
+				// It is only about notes.
 			} else if at, ok := layout.ParseGoneName(o.Name); ok {
 				v.gone[at] = o
 			} else if i, ok := chunked.ParseObjectName(o.Name); ok {

@@ -49,6 +49,30 @@ func ParseChildName(s string) (Position, bool) {
 	return parseName(s[:i], ChildPrefix, runDigits)
 }
 
+// RecentName returns the name of the object that names the newest of the notes of
+// the root at p, of those whose suffixes begin with the same digit: by it a note
+// is found before the container's listing has it.
+func RecentName(p Position, url, container string) string {
+	return name(ChildPrefix, p, runDigits) + ChildSuffix(url, container)[:2]
+}
+
+// RecentNames returns all that RecentName may return for the root at p.
+func RecentNames(p Position) (names []string) {
+	for _, digit := range lowerHex {
+		names = append(names, name(ChildPrefix, p, runDigits)+"-"+string(digit))
+	}
+	return names
+}
+
+// ParseRecentName returns the root that such an object is about.
+func ParseRecentName(s string) (Position, bool) {
+	i := len(s) - 2
+	if i < 0 || s[i] != '-' || !strings.Contains(lowerHex, s[i+1:]) {
+		return Position{}, false
+	}
+	return parseName(s[:i], ChildPrefix, runDigits)
+}
+
 // GoneName returns the name of the note that the pin of the root at p is being
 // deleted, or was.
 func GoneName(p Position) string { return name(GonePrefix, p, runDigits) }

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/mem"
+)
+
+// TestCloneUnlisted: a snapshot is not deleted though the container's listing does
+// not have the note of its clone yet. When the clone is gone it can be deleted,
+// and nothing stays of either.
+func TestCloneUnlisted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		do := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		cluster := mem.NewCluster()
+		parent, child := cluster.Container("parent"), cluster.Container("child")
+		for _, box := range []*mem.Container{parent, child} {
+			_, err := box.CreateContainer(t.Context(), nil)
+			do(err)
+		}
+		o := Options{Cache: 8 << 20, GC: 70, Horizon: horizon}
+		v := &opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}
+		_, err := Setup(t.Context(), parent, v.uuid, 64*blockSize)
+		do(err)
+		s := newScript(t, 64)
+		f := &forgetful{Store: parent, away: map[string]bool{}}
+		d, err := v.open(t.Context(), f)
+		do(err)
+		do(errors.Join(s.write(d, 1, 2, 3), d.Snapshot(t.Context(), "s")))
+		f.list, err = parent.List(t.Context(), store.ListOptions{})
+		do(err)
+		f.old = true
+
+		do(makeClone(t.Context(), parent, child, o))
+		if notes, err := Children(t.Context(), f, layout.Position{}); err != nil || len(notes) != 0 {
+			t.Fatalf("the listing has the note: %v, %v: this test shows nothing", notes, err)
+		}
+		var children *ChildrenError
+		if err := d.DeleteSnapshot(t.Context(), "s", false); !errors.As(err, &children) || len(children.Notes) != 1 || children.Notes[0].Container != "child" {
+			t.Errorf("the snapshot is deleted: %v", err)
+		}
+		f.old = false
+		do(DropNotes(t.Context(), parent, layout.SameAccount, "child"))
+		f.old = true
+		do(d.DeleteSnapshot(t.Context(), "s", false))
+		f.old = false
+		do(s.flush(d))
+		time.Sleep(26 * time.Hour)
+		atRest(t, d, parent)
+		d.Close()
+		for page, err := range store.Pages(t.Context(), parent, store.ListOptions{Prefix: layout.ChildPrefix}) {
+			do(err)
+			for _, info := range page {
+				t.Errorf("%s stays", info.Name)
+			}
+		}
+	})
+}
