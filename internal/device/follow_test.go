@@ -26,8 +26,12 @@ import (
 func (w *world) reader(follow time.Duration) *device.Device {
 	w.t.Helper()
 	slow := store.Wrap(w.cloud.own, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
-		if op.Kind == store.OpGet {
+		switch op.Kind {
+		case store.OpGet:
 			time.Sleep(rand.N(5 * time.Millisecond))
+		case store.OpHead, store.OpList, store.OpMetadata:
+		default:
+			w.t.Errorf("a reader makes the request %v", op)
 		}
 		return call(ctx)
 	})
