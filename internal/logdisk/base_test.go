@@ -745,7 +745,7 @@ func TestVerifyDeadByLog(t *testing.T) {
 				t.Fatal(err)
 			}
 			high := 0
-			for at, o := range d.objects {
+			for at, o := range d.objects.all() {
 				if at.Epoch == 1 && o.live > 0 {
 					high++
 				}

@@ -470,7 +470,7 @@ func (d *Disk) announced(root layout.Position, err error) {
 	if err == nil { // it outlives the root
 		after := time.Now().Add(2 * d.o.Horizon)
 		for _, name := range append(layout.RecentNames(root), layout.GoneName(root)) {
-			d.garbage = append(d.garbage, garbage{name: name, after: after})
+			d.discard(garbage{name: name, after: after})
 		}
 	}
 }

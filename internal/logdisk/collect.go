@@ -59,35 +59,6 @@ const (
 	sweepEvery = 24 * time.Hour
 )
 
-// Use is how the log's bytes are used.
-type Use struct {
-	Objects int64 // data objects that the map needs
-	Bytes   int64 // of them
-	Live    int64 // bytes of the disk that have data
-	Garbage int64 // bytes of objects that wait for being deleted
-	Log     int64 // data objects after the newest root
-	Map     int64 // bytes of memory that the map takes
-}
-
-// Use returns how the log's bytes are used. It walks all objects.
-func (d *Disk) Use() Use {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	u := Use{Map: d.mapBytes(), Log: int64(d.durable - d.savedN)}
-	for _, o := range d.objects {
-		u.Objects++
-		u.Bytes += o.size
-		u.Live += o.live * layout.BlockSize
-	}
-	for _, o := range d.dying {
-		u.Garbage += o.size
-	}
-	for _, g := range d.garbage {
-		u.Garbage += g.size
-	}
-	return u
-}
-
 // collect is the loop of the collector.
 func (d *Disk) collect() {
 	defer d.resting.Done()
@@ -140,65 +111,6 @@ func (d *Disk) wastes() bool {
 	return len(d.dying) > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
 }
 
-// victims returns what to collect next: groups of objects, each as much as fills
-// one new object.
-func (d *Disk) victims() [][]*object {
-	idle := d.idle()
-	// The objects are judged without the lock: a disk may have very many.
-	type victim struct {
-		o    *object
-		live int64 // blocks
-		use  int64 // percent
-	}
-	var (
-		bytes, live int64
-		list, small []victim
-	)
-	d.mu.RLock()
-	for _, o := range d.objects {
-		if !o.kept || o.size == 0 || o.live == 0 || time.Since(o.bad) < badFor || o.seen == d.merges+1 {
-			continue
-		}
-		bytes += o.size
-		live += o.live * layout.FrameSize
-		v := victim{o, o.live, o.live * layout.FrameSize * 100 / o.size}
-		switch {
-		case o.size < int64(d.o.Seal)/4 && v.use >= int64(d.o.GC):
-			small = append(small, v)
-		case v.use < idleUse:
-			list = append(list, v)
-		}
-	}
-	d.mu.RUnlock()
-	wanted := idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
-	if !wanted {
-		list = nil
-	}
-	if len(small) >= manySmall || idle && len(small) > 1 {
-		list = append(list, small...)
-	}
-	slices.SortFunc(list, func(a, b victim) int {
-		return cmp.Or(cmp.Compare(a.use/5, b.use/5), a.o.at.Compare(b.o.at))
-	})
-	var groups [][]*object
-	full := int64(d.o.Seal / layout.FrameSize)
-	for len(list) > 0 && len(groups) < collectGroups {
-		var group []*object
-		n := 0
-		for room := full; n < len(list); n++ {
-			if room -= list[n].live; room < 0 && n > 0 {
-				break
-			}
-			group = append(group, list[n].o)
-		}
-		if n > 1 || list[0].use < idleUse {
-			groups = append(groups, group)
-		}
-		list = list[n:]
-	}
-	return groups
-}
-
 // move is a run of blocks that the collector copies.
 type move struct {
 	first  uint64
@@ -234,13 +146,13 @@ func (d *Disk) collectOnce(ctx context.Context) (int, error) {
 
 // collectGroup writes the live blocks of some objects as one object, and returns
 // how many objects it has taken on.
-func (d *Disk) collectGroup(ctx context.Context, list []*object) (int, error) {
+func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
 	tails := make([]logged, len(list))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
-	for i, o := range list {
+	for i, v := range list {
 		g.Go(func() (err error) {
-			if tails[i], err = d.readTail(gctx, o.at, o.size); err != nil && d.spare(o, err) {
+			if tails[i], err = d.readTail(gctx, v.at, v.size); err != nil && d.spare(v.at, err) {
 				err = nil
 			}
 			return err
@@ -266,7 +178,7 @@ func (d *Disk) collectGroup(ctx context.Context, list []*object) (int, error) {
 		return 0, nil // what was in them was written again, or cannot be read
 	}
 	slices.SortFunc(moves, func(a, b move) int { return cmp.Compare(a.first, b.first) })
-	o := &object{}
+	var o object
 	f := layout.Footer{Collected: true, UUID: d.o.UUID}
 	for _, m := range moves {
 		place := uint32(len(o.buf))
@@ -288,31 +200,29 @@ func (d *Disk) collectGroup(ctx context.Context, list []*object) (int, error) {
 	if err := d.store.Put(ctx, layout.LogName(o.at), data, etagOf(data)); err != nil {
 		return 0, fmt.Errorf("write collected object %s: %w", o.at, err)
 	}
-	records := o.records
-	o.size, o.buf, o.records, o.kept = int64(len(data)), nil, nil, true
-	d.stats.CollectedBytes.Add(o.size)
+	d.stats.CollectedBytes.Add(int64(len(data)))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.objects[o.at] = o
-	for _, r := range records {
+	d.objects.add(o.at, held{size: int64(len(data))})
+	for _, r := range o.records {
 		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: layout.Data, At: o.at, Place: r.Place}}
 		// What nobody has written since it was found is there still.
 		for s := range watch.Lookup(e.First, e.Count) {
-			d.relocate(part(e, s.First, s.First+s.Count), r.Source, o)
+			d.relocate(part(e, s.First, s.First+s.Count), r.Source)
 			d.stats.Moved.Add(int64(s.Count))
 		}
 	}
 	d.phantom(list)
 	d.evict()
-	if o.live == 0 { // all was written again meanwhile
-		d.dead(o)
+	if h, _ := d.objects.get(o.at); h.live == 0 { // all was written again meanwhile
+		d.dead(o.at)
 	}
 	d.stats.Collected.Add(int64(len(list)))
 	return len(list), nil
 }
 
 // fetchMoves reads what is to be moved, and leaves out what cannot be read.
-func (d *Disk) fetchMoves(ctx context.Context, list []*object, moves []move) ([]move, error) {
+func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move) ([]move, error) {
 	fetch := func(moves []move) error {
 		wants := make([]want, len(moves))
 		for i := range moves {
@@ -328,11 +238,11 @@ func (d *Disk) fetchMoves(ctx context.Context, list []*object, moves []move) ([]
 	}
 	// One of them, but which?
 	var good []move
-	for _, o := range list {
-		of := slices.DeleteFunc(slices.Clone(moves), func(m move) bool { return m.source.At != o.at })
+	for _, v := range list {
+		of := slices.DeleteFunc(slices.Clone(moves), func(m move) bool { return m.source.At != v.at })
 		if err := fetch(of); err == nil {
 			good = append(good, of...)
-		} else if !d.spare(o, err) {
+		} else if !d.spare(v.at, err) {
 			return nil, err
 		}
 	}
@@ -341,14 +251,14 @@ func (d *Disk) fetchMoves(ctx context.Context, list []*object, moves []move) ([]
 
 // spare has the collector leave an object alone for a while whose bytes are
 // damaged or not there, and says whether the error says so.
-func (d *Disk) spare(o *object, err error) bool {
+func (d *Disk) spare(at layout.Position, err error) bool {
 	if !unreadable(err) {
 		return false
 	}
 	d.o.Log("collect: %v; the object stays as it is", err)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o.bad = time.Now()
+	d.objects.spoil(at, time.Now())
 	return true
 }
 
@@ -414,16 +324,16 @@ func (d *Disk) unwatch(w *blockmap.Map) {
 const findAtOnce = 8
 
 // find returns those blocks of the objects' records that the map has there.
-func (d *Disk) find(ctx context.Context, list []*object, tails []logged) (moves []move, err error) {
+func (d *Disk) find(ctx context.Context, list []victim, tails []logged) (moves []move, err error) {
 	type record struct {
 		at layout.Position
 		layout.Record
 	}
 	var records []record
-	for i, o := range list {
+	for i, v := range list {
 		for _, r := range tails[i].records {
 			if r.Kind == layout.Data {
-				records = append(records, record{o.at, r})
+				records = append(records, record{v.at, r})
 			}
 		}
 	}
@@ -474,44 +384,14 @@ func (d *Disk) find(ctx context.Context, list []*object, tails []logged) (moves 
 
 // phantom notes which of the objects have counts that are too high: what was live
 // in them was moved. Only a merge can tell. d.mu is held.
-func (d *Disk) phantom(list []*object) {
-	for _, o := range list {
-		if o.live > 0 && o.bad.IsZero() {
-			o.seen = d.merges + 1
+func (d *Disk) phantom(list []victim) {
+	for _, v := range list {
+		if d.objects.see(v.at) {
 			d.phantoms = true
 		}
 	}
 	if d.phantoms {
 		d.wakeMerging()
-	}
-}
-
-// deleteGarbage deletes what no root has needed for long enough.
-func (d *Disk) deleteGarbage(ctx context.Context) error {
-	for {
-		var names []string
-		d.mu.Lock()
-		now := time.Now()
-		for _, g := range d.garbage {
-			if len(names) < deleteAtOnce && !now.Before(g.after) {
-				names = append(names, g.name)
-			}
-		}
-		d.mu.Unlock()
-		if len(names) == 0 {
-			return nil
-		}
-		if err := d.remove(ctx, names); err != nil {
-			return fmt.Errorf("delete %d objects: %w", len(names), err)
-		}
-		d.stats.Deleted.Add(int64(len(names)))
-		gone := make(map[string]bool, len(names))
-		for _, n := range names {
-			gone[n] = true
-		}
-		d.mu.Lock()
-		d.garbage = slices.DeleteFunc(d.garbage, func(g garbage) bool { return gone[g.name] })
-		d.mu.Unlock()
 	}
 }
 
@@ -539,18 +419,15 @@ func (d *Disk) sweep(ctx context.Context) error {
 			for _, o := range d.dying {
 				dying[o.at] = true
 			}
-			known := make(map[string]bool, len(d.garbage))
-			for _, g := range d.garbage {
-				known[g.name] = true
-			}
+			known := d.garbage.names()
 			keepsObject, keepsRun := d.keeps()
 			for _, info := range page {
 				if !known[info.Name] && d.strayLocked(info, named, dying, keepsObject, keepsRun) {
-					g := garbage{info.Name, after, info.Size}
+					g := garbage{name: info.Name, after: after, size: info.Size}
 					if prefix == layout.GonePrefix || prefix == layout.ChildPrefix { // after the pin's root
 						g.after = after.Add(d.o.Horizon)
 					}
-					d.garbage = append(d.garbage, g)
+					d.discard(g)
 				}
 			}
 			d.mu.Unlock()
@@ -569,9 +446,9 @@ func (d *Disk) strayLocked(info store.ObjectInfo, runs, dying map[layout.Positio
 		if !ok || at.Epoch >= d.o.Epoch {
 			return false
 		}
-		if o := d.objects[at]; o != nil {
-			if o.size == 0 {
-				o.size = info.Size
+		if h, ok := d.objects.get(at); ok {
+			if h.size == 0 {
+				d.objects.setSize(at, info.Size)
 			}
 			return false
 		}

@@ -114,6 +114,7 @@ func TestConcurrent(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		d.checkSums(t)
 		if gate.Crashed() {
 			crashes++
 		}

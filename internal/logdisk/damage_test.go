@@ -152,7 +152,7 @@ func TestDamage(t *testing.T) {
 				}
 				readable(t, s, d, name)
 				d.mu.RLock()
-				for at := range d.objects {
+				for at := range d.objects.all() {
 					if _, err := v.box.Head(t.Context(), layout.LogName(at)); err != nil {
 						t.Errorf("%v is away", at)
 					}

@@ -179,21 +179,20 @@ type Disk struct {
 	tree      []*runFile // the newest root's runs, the oldest first; a new list for each root
 	treeBytes int64      // of memory
 	flights   []*flight
-	merged    *merged                      // for the next root; nil: nothing
-	merges    uint64                       // merges that a root has
-	phantoms  bool                         // the collector has found counts that are too high
-	changed   map[layout.Position]struct{} // objects whose counts the newest root has wrong
-	watches   []*blockmap.Map              // blocks that the collector moves, as long as nobody else writes them
+	merged    *merged         // for the next root; nil: nothing
+	merges    uint64          // merges that a root has
+	phantoms  bool            // the collector has found counts that are too high
+	watches   []*blockmap.Map // blocks that the collector moves, as long as nobody else writes them
 
-	zeroing   []*zeroing                  // by requests that make blocks zero just now
-	objects   map[layout.Position]*object // those with live blocks, and those in memory
-	next      uint64                      // the number of the open cut
-	durable   uint64                      // every number up to it is in Swift
-	acked     map[uint64]*object          // in Swift, with something missing before
-	queue     []*object                   // sealed, and no upload has begun
-	flying    int                         // uploads under way
-	wanted    bool                        // a flush waits for the open cut
-	crowd     crowd                       // of flushes
+	zeroing   []*zeroing         // by requests that make blocks zero just now
+	objects   objects            // those with live blocks, and those in memory
+	next      uint64             // the number of the open cut
+	durable   uint64             // every number up to it is in Swift
+	acked     map[uint64]*object // in Swift, with something missing before
+	queue     []*object          // sealed, and no upload has begun
+	flying    int                // uploads under way
+	wanted    bool               // a flush waits for the open cut
+	crowd     crowd              // of flushes
 	spareBufs spare
 	rate      float64  // bytes a second that Swift takes; 0: not known
 	failing   *failure // the next failure of an upload
@@ -202,8 +201,9 @@ type Disk struct {
 	rootAt    layout.Position
 	at        layout.Position // as far as the log was read when the disk was opened
 	former    layout.Position // the end of the epoch whose log that was
-	dying     []*object       // without live blocks, in Swift, and perhaps named by the newest root
-	garbage   []garbage       // what the newest root does not name
+	dying     []deadObject    // without live blocks, in Swift, and perhaps named by the newest root
+	garbage   garbageList     // what the newest root does not name
+	waste     int64           // bytes of both
 	pins      pins
 	going     map[layout.Position]bool // roots of pins that are being deleted
 	savedN    uint64                   // of this epoch: as far as the newest root has the log
@@ -218,17 +218,15 @@ type Disk struct {
 	stats Stats
 }
 
-// object is a data object.
+// object is a data object that this process writes.
 type object struct {
-	at   layout.Position
-	size int64     // bytes in Swift; 0: not known
-	live int64     // blocks of it that the map has, or more: see delta
-	kept bool      // it is durable
-	bad  time.Time // when the collector could not read it; zero: not so
-	seen uint64    // merges, and 1 more, when its count was found to be too high; 0: never
-	buf  []byte    // its frames while they are in memory; nil: they are in Swift
+	at      layout.Position
+	size    int64  // bytes in Swift; 0: it is not there yet
+	live    int64  // blocks of it that the map has, or more: see delta
+	changed bool   // live has, since the last checkpoint began
+	kept    bool   // it is durable: objects has all that is to be known of it
+	buf     []byte // its frames while they are in memory; nil: they are in Swift
 
-	// Of an object that this process writes:
 	records  []layout.Record
 	reserved int64         // of room
 	opened   time.Time     // when its first change came
@@ -262,8 +260,8 @@ func newDisk(o Options) *Disk {
 	o.fill()
 	d := &Disk{
 		o: o, store: o.Store,
-		m: blockmap.New(), delta: newDelta(), changed: map[layout.Position]struct{}{}, mergeKick: make(chan struct{}, 1),
-		objects: make(map[layout.Position]*object), acked: make(map[uint64]*object),
+		m: blockmap.New(), delta: newDelta(), mergeKick: make(chan struct{}, 1),
+		objects: newObjects(o.Seal, o.GC), acked: make(map[uint64]*object),
 		next: 1, kick: make(chan struct{}, 1), saving: make(chan struct{}, 1), failing: newFailure(),
 	}
 	d.regions = newRegions(0, o.regionShift)

@@ -84,6 +84,7 @@ func (s *script) checkUnless(d *Disk, gate *faulty.Store) {
 // Swift and not from the cache.
 func (s *script) same(d *Disk) {
 	s.t.Helper()
+	d.checkSums(s.t)
 	blocks := s.h.size(s.h.ops, s.blocks)
 	p, want := make([]byte, blocks*blockSize), make([]byte, blockSize)
 	if n := d.Size(); n != int64(len(p)) {
@@ -318,7 +319,7 @@ func everyRequest(t *testing.T, k int64, way string, paged bool) (used int64, ki
 		t.Fatal(err)
 	}
 	d.mu.RLock()
-	named := len(d.objects) + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
+	named := d.objects.len() + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
 	d.mu.RUnlock()
 	if u := d.Use(); len(list) != named || u.Garbage != 0 {
 		names := slices.Collect(func(yield func(string) bool) {

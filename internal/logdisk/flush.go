@@ -103,7 +103,7 @@ func (d *Disk) sync(ctx context.Context) error {
 	case d.open != nil:
 		o = &d.open.object
 	case d.durable+1 < d.next:
-		o = d.objects[layout.Position{Epoch: d.o.Epoch, N: d.next - 1}]
+		o = d.objects.writing[layout.Position{Epoch: d.o.Epoch, N: d.next - 1}]
 	default:
 		d.mu.Unlock()
 		return nil

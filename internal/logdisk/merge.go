@@ -36,8 +36,8 @@ const (
 type merged struct {
 	old   []*runFile // neighbours in the tree
 	runs  []*runFile // what stands in their place
-	drops map[layout.Position]int64
-	all   bool // the oldest run was one of them
+	drops *tally     // what is to be taken off the counts of objects
+	all   bool       // the oldest run was one of them
 }
 
 // sortedRuns returns the sorted runs of a tree.
@@ -130,7 +130,7 @@ func (d *Disk) mergeRuns(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	m := &merged{drops: map[layout.Position]int64{}, all: from == 0}
+	m := &merged{drops: &tally{}, all: from == 0}
 	for _, g := range groups[from:] {
 		m.old = append(m.old, g...)
 	}
@@ -158,7 +158,7 @@ func (d *Disk) giveUp(runs []*runFile) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range runs {
-		d.garbage = append(d.garbage, garbage{layout.RunName(r.at), time.Now().Add(d.o.Horizon), r.size})
+		d.discard(garbage{name: layout.RunName(r.at), after: time.Now().Add(d.o.Horizon), size: r.size})
 	}
 }
 
@@ -177,7 +177,7 @@ func (h *head) advance() (err error) {
 // mergeEntries yields what the sorted runs, the oldest first, are together. all
 // says that nothing lies under them. drops counts the blocks of each object that
 // are to be taken off its count. It may be nil.
-func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, drops map[layout.Position]int64, yield func(layout.Entry) bool) error {
+func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, drops *tally, yield func(layout.Entry) bool) error {
 	return mergeLayers(d.layers(ctx, groups), all, drops, yield)
 }
 
@@ -199,7 +199,7 @@ func (d *Disk) layers(ctx context.Context, groups [][]*runFile) (layers []iter.S
 }
 
 // mergeLayers is mergeEntries of layers, the newest first.
-func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops map[layout.Position]int64, yield func(layout.Entry) bool) error {
+func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops *tally, yield func(layout.Entry) bool) error {
 	heads := make([]*head, 0, len(layers)) // the newest first
 	for _, layer := range layers {
 		next, stop := iter.Pull2(layer)
@@ -238,7 +238,7 @@ func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops map[la
 				top = p
 			} else {
 				if top.Blind && p.Kind == layout.Data && drops != nil {
-					drops[p.At] += int64(p.Count)
+					drops.add(p.At, int64(p.Count))
 				}
 				top.Blind = p.Blind
 			}

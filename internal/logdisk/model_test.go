@@ -312,6 +312,9 @@ func model(t *testing.T, paged bool) {
 			if rng.IntN(100) == 0 && !randomSnapshot(t, rng, v, d, h, blocks, &flushed, gate) {
 				break
 			}
+			if done%8 == 0 {
+				d.checkSums(t)
+			}
 			if done++; !randomOp(t, rng, d, h, h.size(h.ops, blocks), &flushed, gate) {
 				break
 			}
@@ -330,6 +333,7 @@ func model(t *testing.T, paged bool) {
 		if gate.Crashed() {
 			crashes++
 		}
+		d.checkSums(t)
 		d.Close()
 		loads += d.stats.MapGets.Load()
 		merges += int64(d.merges)

@@ -345,7 +345,8 @@ func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Positio
 			return err
 		}
 		if e.Kind == layout.Data {
-			d.objectAt(e.At).live += int64(e.Count)
+			d.objects.ensure(e.At)
+			d.objects.count(e.At, int64(e.Count))
 			counts[e.At] += int64(e.Count)
 		}
 		d.m.Set(e.First, e.Count, blockmap.Value{Kind: e.Kind, At: e.At, Place: e.Place}, func(old blockmap.Extent) {
@@ -356,16 +357,6 @@ func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Positio
 		})
 	}
 	return nil
-}
-
-// objectAt returns the object, which is noted when it was not yet. d.mu is held.
-func (d *Disk) objectAt(at layout.Position) *object {
-	o := d.objects[at]
-	if o == nil {
-		o = &object{at: at, kept: true}
-		d.objects[at] = o
-	}
-	return o
 }
 
 // logged is a data object as it was found.
@@ -554,17 +545,17 @@ func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (l 
 
 // apply puts a data object's records into the map. d.mu is held.
 func (d *Disk) apply(at layout.Position, l logged) {
-	o := d.objectAt(at)
-	o.size = l.size
+	d.objects.ensure(at)
+	d.objects.setSize(at, l.size)
 	for _, r := range l.records {
 		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: r.Kind, At: at, Place: r.Place}}
-		d.install(e, o)
+		d.install(e)
 	}
 	d.evict()
 	// A disk that is served only grows. An object that was sealed before the root
 	// with the new size, and durable after it, has the old one.
 	d.size = max(d.size, l.footer.Size)
-	if o.live == 0 {
-		d.dead(o)
+	if h, _ := d.objects.get(at); h.live == 0 {
+		d.dead(at)
 	}
 }

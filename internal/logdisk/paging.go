@@ -285,11 +285,10 @@ func (d *Disk) mapBytes() int64 {
 	return n
 }
 
-// install puts an extent of o, which is nil when the extent has no bytes, into
-// the map. d.mu is held.
-func (d *Disk) install(e blockmap.Extent, o *object) {
+// install puts an extent of an object into the map. d.mu is held.
+func (d *Disk) install(e blockmap.Extent) {
 	if e.Kind == layout.Data {
-		d.count(o, int64(e.Count))
+		d.count(e.At, int64(e.Count))
 	}
 	d.regions.grow(e.First + e.Count)
 	for _, w := range d.watches {
@@ -308,11 +307,9 @@ func (d *Disk) install(e blockmap.Extent, o *object) {
 
 // relocate is install for blocks of which the caller knows that they are in
 // Swift at the place of source. d.mu is held.
-func (d *Disk) relocate(e blockmap.Extent, source layout.Position, o *object) {
-	d.count(o, int64(e.Count))
-	if s := d.objects[source]; s != nil {
-		d.count(s, -int64(e.Count))
-	}
+func (d *Disk) relocate(e blockmap.Extent, source layout.Position) {
+	d.count(e.At, int64(e.Count))
+	d.count(source, -int64(e.Count))
 	for span, have := range d.regions.spans(e.First, e.Count) {
 		p := part(e, span[0], span[1])
 		if have {
@@ -322,21 +319,17 @@ func (d *Disk) relocate(e blockmap.Extent, source layout.Position, o *object) {
 	}
 }
 
-// count adds blocks to an object's count of live ones. d.mu is held.
-func (d *Disk) count(o *object, blocks int64) {
-	o.live += blocks
-	d.changed[o.at] = struct{}{}
-	if o.live == 0 && o.kept && blocks < 0 {
-		d.dead(o)
+// count adds blocks to an object's count of live ones, if there is such an object.
+// d.mu is held.
+func (d *Disk) count(at layout.Position, blocks int64) {
+	if dead, _ := d.objects.count(at, blocks); dead && blocks < 0 {
+		d.dead(at)
 	}
 }
 
 // replaced notes that the map does not have the extent any more. d.mu is held.
 func (d *Disk) replaced(e blockmap.Extent) {
-	if e.Kind != layout.Data {
-		return
-	}
-	if o := d.objects[e.At]; o != nil {
-		d.count(o, -int64(e.Count))
+	if e.Kind == layout.Data {
+		d.count(e.At, -int64(e.Count))
 	}
 }

@@ -58,7 +58,7 @@ type pins struct {
 
 // keepDead says whether a pin needs an object that has no live block any more,
 // and notes it then. d.mu is held.
-func (d *Disk) keepDead(o *object) bool {
+func (d *Disk) keepDead(o deadObject) bool {
 	if keptIn(d.pins.kept.Objects, o.at) { // by the root that has its merge
 		return true
 	}
@@ -70,17 +70,21 @@ func (d *Disk) keepDead(o *object) bool {
 	return true
 }
 
-// deadBy returns the objects that have no live block any more when drops are taken
-// off their counts, and that a pin needs. The root that has the merge lacks them in
-// its table, and they have to be in its list. d.mu is held.
-func (d *Disk) deadBy(drops map[layout.Position]int64) (dead []layout.KeptObject) {
-	for at, blocks := range drops {
-		o := d.objects[at]
-		if o == nil || o.live != blocks {
+// deadBy returns the objects of the table that have no live block any more when the
+// drops are taken off their counts, and that one of the pins needs. moment is the
+// newest root of which it is settled what it needs. The root that has the merge
+// lacks the objects in its table, and they have to be in its list.
+func deadBy(rows *tableRows, pins []layout.Pin, moment layout.Position) (dead []layout.KeptObject) {
+	if len(pins) == 0 {
+		return nil
+	}
+	for at, blocks := range rows.drops.all() {
+		o, ok := rows.get(at)
+		if !ok || o.live != blocks {
 			continue
 		}
-		k := layout.KeptObject{At: at, Size: o.size, Last: d.pins.moment}
-		if objectNeeded(d.pins.list, k) {
+		k := layout.KeptObject{At: at, Size: o.size, Last: moment}
+		if objectNeeded(pins, k) {
 			dead = append(dead, k)
 		}
 	}
@@ -117,7 +121,13 @@ func (d *Disk) loadKept(ctx context.Context) error {
 	defer d.mu.Unlock()
 	d.pins.list, d.pins.moment, d.pins.kept = d.root.Pins, d.rootAt, kept
 	keepsObject, _ := d.keeps()
-	d.dying = slices.DeleteFunc(d.dying, func(o *object) bool { return keepsObject(o.at) })
+	d.dying = slices.DeleteFunc(d.dying, func(o deadObject) bool {
+		if !keepsObject(o.at) {
+			return false
+		}
+		d.waste -= o.size
+		return true
+	})
 	return nil
 }
 
@@ -186,7 +196,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 			if objectNeeded(pins, o) {
 				return false
 			}
-			c.freed = append(c.freed, garbage{name: layout.LogName(o.At), size: o.Size})
+			c.freed = append(c.freed, garbage{at: o.At, size: o.Size})
 			return true
 		})
 		c.kept.Runs = slices.DeleteFunc(slices.Clone(c.kept.Runs), func(o layout.KeptObject) bool {
@@ -202,7 +212,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
 			changed = true
 		} else {
-			c.freed = append(c.freed, garbage{name: layout.LogName(o.At), size: o.Size})
+			c.freed = append(c.freed, garbage{at: o.At, size: o.Size})
 		}
 	}
 	for _, o := range c.dead {

@@ -340,7 +340,7 @@ func (d *Disk) inMemory(at layout.Position) []byte {
 	if d.open != nil && at == d.open.at {
 		return d.open.buf
 	}
-	if o := d.objects[at]; o != nil {
+	if o := d.objects.writing[at]; o != nil {
 		return o.buf
 	}
 	return nil

@@ -147,7 +147,7 @@ func (d *Disk) goOn(ctx context.Context) error {
 // What lies under the run is looked up in the map, so the run's entry is not
 // blind.
 func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merged, error) {
-	drops := map[layout.Position]int64{}
+	drops := &tally{}
 	var data, from uint64
 	var lows [][2]uint64 // blocks that the base has, from and to before
 	look := func(first, end uint64) {
@@ -162,7 +162,7 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 				from = e.First
 			}
 			data += e.Count
-			drops[e.At] += int64(e.Count)
+			drops.add(e.At, int64(e.Count))
 		}
 	}
 	if !d.inView(first, end, func() { look(first, end) }) {

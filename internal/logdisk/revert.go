@@ -96,25 +96,26 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 			c.obsolete = append(c.obsolete, layout.RunName(at))
 		}
 	}
-	for at, o := range d.objects {
-		if then.objects[at] != nil {
+	for at, o := range d.objects.all() {
+		if then.objects.has(at) {
 			continue
 		}
 		k := layout.KeptObject{At: at, Size: o.size, Last: d.pins.moment}
 		if objectNeeded(d.pins.list, k) {
 			c.dead = append(c.dead, k)
 		} else {
-			c.freed = append(c.freed, garbage{name: layout.LogName(at), size: o.size})
+			c.freed = append(c.freed, garbage{at: at, size: o.size})
 		}
 	}
-	rows := then.rows(false, nil) // if its root is of before there were tables
+	rows := then.objects.freeze(false, nil) // if its root is of before there were tables
 	d.pins.moment = c.at
 	d.mu.Unlock()
 
-	names, bytes, err := d.writeTable(ctx, rows)
+	names, bytes, err := d.writeTable(ctx, rows.all())
 	if err != nil {
 		return err
 	}
+	then.objects.thaw(true)
 	c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
 	c.tableBase += bytes
 	if err := d.writeKept(ctx, c, c.root.Pins); err != nil {
@@ -132,7 +133,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 // become takes the map of another moment, whose root is the newest now. d.mu is
 // held.
 func (d *Disk) become(then *Disk) {
-	d.m, d.regions, d.objects, d.changed, d.phantoms = then.m, then.regions, then.objects, then.changed, false
+	d.m, d.regions, d.objects, d.phantoms = then.m, then.regions, then.objects, false
 	if d.base, d.baseSize = then.base, then.baseSize; d.base != nil {
 		d.base.of = d // nobody has opened it yet
 		if d.base.lower != nil {
@@ -149,7 +150,7 @@ func (d *Disk) alive(kept layout.Kept) (layout.Kept, bool) {
 		named[at] = true
 	}
 	n := len(kept.Objects) + len(kept.Runs)
-	kept.Objects = slices.DeleteFunc(slices.Clone(kept.Objects), func(o layout.KeptObject) bool { return d.objects[o.At] != nil })
+	kept.Objects = slices.DeleteFunc(slices.Clone(kept.Objects), func(o layout.KeptObject) bool { return d.objects.has(o.At) })
 	kept.Runs = slices.DeleteFunc(slices.Clone(kept.Runs), func(o layout.KeptObject) bool { return named[o.At] })
 	return kept, len(kept.Objects)+len(kept.Runs) < n
 }

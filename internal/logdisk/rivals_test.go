@@ -140,7 +140,7 @@ func rivals(t *testing.T, rng *rand.Rand, paged bool) {
 		t.Fatal(err)
 	}
 	d.mu.RLock()
-	named := len(d.objects) + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
+	named := d.objects.len() + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
 	d.mu.RUnlock()
 	if len(list) != named {
 		t.Errorf("%d objects are left, %d are named", len(list), named)

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"iter"
+	"runtime"
 	"slices"
 	"strconv"
 	"time"
@@ -35,24 +36,6 @@ const (
 	// before the newest.
 	horizon = 10 * time.Minute
 )
-
-// garbage is an object that may be deleted after a moment.
-type garbage struct {
-	name  string
-	after time.Time
-	size  int64
-}
-
-// dead notes that nothing in the map needs the object, which is in Swift. A
-// snapshot may need it. d.mu is held.
-func (d *Disk) dead(o *object) {
-	delete(d.objects, o.at)
-	d.changed[o.at] = struct{}{}
-	if d.keepDead(o) {
-		return
-	}
-	d.dying = append(d.dying, o)
-}
 
 // due says whether a checkpoint is due. d.mu is held.
 func (d *Disk) due() bool {
@@ -139,8 +122,8 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	var done chan struct{} // of the last sealed object; nil: it is durable
 	if c.savedN > 0 {
 		c.root.At = layout.Position{Epoch: d.o.Epoch, N: c.savedN}
-		if o := d.objects[c.root.At]; c.savedN > d.durable {
-			done = o.done
+		if c.savedN > d.durable {
+			done = d.objects.writing[c.root.At].done
 		}
 	}
 	c.root.Size = d.size
@@ -159,7 +142,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	c.root.Below = seenBelow(c.root.Below, c.root.Size)
 	delta := d.delta
 	d.frozen, d.delta = delta, newDelta()
-	var drops map[layout.Position]int64
+	var drops *tally
 	if m := c.merged; m != nil {
 		drops = m.drops
 		i := len(c.tree)
@@ -169,11 +152,18 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
 	}
 	whole := len(c.root.Runs.Objects) >= maxRuns || d.tableDeltas > d.tableBase
-	rows := d.rows(whole, drops)
-	c.fresh, c.dead = slices.Clone(d.pins.fresh), d.deadBy(drops)
+	rows := d.objects.freeze(whole, drops)
+	whole = rows.whole
+	c.fresh = slices.Clone(d.pins.fresh)
+	pins, moment := d.pins.list, d.pins.moment
 	d.pins.moment = c.at
 	c.tableBase, c.tableDeltas = d.tableBase, d.tableDeltas
 	d.mu.Unlock()
+	thaw := func(written bool) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.objects.thaw(written)
+	}
 	var runs []*runFile
 	defer func() {
 		if err == nil || d.sent != nil {
@@ -184,9 +174,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		d.mu.Lock()
 		delta.over(d.delta, d.replaced)
 		d.delta, d.frozen = delta, nil
-		for _, r := range rows {
-			d.changed[r.at] = struct{}{}
-		}
+		d.objects.thaw(false)
 		d.pins.list = before
 		d.mu.Unlock()
 	}()
@@ -211,10 +199,12 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 			c.obsolete = append(c.obsolete, layout.RunName(r.at))
 		}
 	}
-	names, bytes, err := d.writeTable(ctx, rows) // the names of an error are the next holder's to find
+	names, bytes, err := d.writeTable(ctx, rows.all()) // the names of an error are the next holder's to find
 	if err != nil {
 		return err
 	}
+	c.dead = deadBy(rows, pins, moment)
+	thaw(true)
 	if whole {
 		for _, at := range c.root.Runs.Objects {
 			c.obsolete = append(c.obsolete, layout.RunName(at))
@@ -250,15 +240,16 @@ func (d *Disk) putRoot(ctx context.Context) error {
 		c.obsolete = append(c.obsolete, layout.RootName(d.rootAt))
 	}
 	for _, name := range c.obsolete {
-		d.garbage = append(d.garbage, garbage{name: name, after: after})
+		d.discard(garbage{name: name, after: after})
 	}
 	for _, o := range d.dying[:c.dying] {
-		d.garbage = append(d.garbage, garbage{layout.LogName(o.at), after, o.size})
+		d.waste -= o.size
+		d.discard(garbage{at: o.at, after: after, size: o.size})
 	}
 	d.dying = slices.Clone(d.dying[c.dying:])
 	for _, g := range c.freed {
 		g.after = after
-		d.garbage = append(d.garbage, g)
+		d.discard(g)
 	}
 	d.pins.list, d.pins.kept, d.pins.fresh = c.root.Pins, c.kept, slices.Clone(d.pins.fresh[len(c.fresh):])
 	d.root, d.rootAt, d.roots, d.savedN, d.savedAt = c.root, c.at, c.at.N, c.savedN, time.Now()
@@ -272,23 +263,19 @@ func (d *Disk) putRoot(ctx context.Context) error {
 		d.become(c.then)
 	}
 	d.resized(c.root.Size)
+	var seen []layout.Position
 	if m := c.merged; m != nil {
 		d.merged = nil
 		d.merges++
 		if m.all {
 			d.phantoms = false
 		}
-		for at, blocks := range m.drops {
-			if o := d.objects[at]; o != nil {
-				live := o.live - blocks
-				o.live = live
-				if live == 0 && o.kept {
-					d.dead(o)
-				}
-			}
-		}
+		seen, d.objects.seen = d.objects.seen, nil
 	}
 	d.mu.Unlock()
+	if c.merged != nil {
+		d.takeOff(c.merged.drops, seen)
+	}
 	d.wakeMerging()
 	// A hint: an old one costs the next start some requests. With it goes the size.
 	err := d.store.SetMetadata(ctx, map[string]string{
@@ -298,6 +285,33 @@ func (d *Disk) putRoot(ctx context.Context) error {
 		d.o.Log("note the newest root: %v", err)
 	}
 	return nil
+}
+
+// takeOff takes what a merge has found off the counts, when the newest root has it,
+// and has the collector look again at the objects of which it has seen that their
+// counts are too high. Until it is done the counts are too high still, which does
+// no harm. saving is held: no checkpoint comes between.
+func (d *Disk) takeOff(drops *tally, seen []layout.Position) {
+	n := 0
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	pause := func() {
+		if n++; n%rowsAtOnce == 0 {
+			d.mu.Unlock()
+			runtime.Gosched()
+			d.mu.Lock()
+		}
+	}
+	for at, blocks := range drops.all() {
+		if d.objects.takeOff(at, blocks) {
+			d.dead(at)
+		}
+		pause()
+	}
+	for _, at := range seen {
+		d.objects.unsee(at)
+		pause()
+	}
 }
 
 // ended returns the epochs that have ended and of which the map or a pin needs
@@ -311,8 +325,8 @@ func (d *Disk) ended(before []layout.Position) (ended []layout.Position) {
 	}
 	last[d.former.Epoch] = d.former.N // 0 too: the collector's objects may be left
 	needed := make(map[uint32]bool)
-	for at := range d.objects {
-		needed[at.Epoch] = true
+	for epoch := range d.objects.epochs() {
+		needed[epoch] = true
 	}
 	d.keptEpochs(needed)
 	for e, n := range last {

@@ -63,9 +63,7 @@ func (d *Disk) SnapshotOf(ctx context.Context, name string, of layout.Copied) er
 		if d.collected > 0 {
 			pin.Collected = layout.FirstCollected + d.collected - 1
 		}
-		for _, o := range d.objects {
-			pin.Bytes += o.live * layout.BlockSize
-		}
+		pin.Bytes = d.objects.live() * layout.BlockSize
 		c.root.Pins = append(slices.Clip(c.root.Pins), pin)
 		return nil
 	})

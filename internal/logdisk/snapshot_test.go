@@ -211,6 +211,7 @@ func TestSnapshot(t *testing.T) {
 // nothing else needs.
 func atRest(t testing.TB, d *Disk, s store.Store) {
 	t.Helper()
+	d.checkSums(t)
 	list, err := s.List(t.Context(), store.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -233,7 +234,7 @@ func wantedObjects(t testing.TB, d *Disk, s store.Store) map[string]bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	want := map[string]bool{layout.RootName(d.rootAt): true}
-	for at := range d.objects {
+	for at := range d.objects.all() {
 		want[layout.LogName(at)] = true
 	}
 	for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {

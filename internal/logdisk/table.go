@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -19,41 +20,8 @@ import (
 // to be covered (see delta). So a count is never too low, and an object that no
 // run needs has none. It is too high while entries are covered blindly.
 
-// row is what a checkpoint writes of an object.
-type row struct {
-	at   layout.Position
-	live int64   // blocks; 0: the object is not needed
-	o    *object // nil: it is gone
-}
-
-// rows returns what has changed in the table since the last checkpoint began, or
-// if whole all of it. drops are taken off. d.mu is held.
-func (d *Disk) rows(whole bool, drops map[layout.Position]int64) []row {
-	if whole {
-		for at := range d.objects {
-			d.changed[at] = struct{}{}
-		}
-	}
-	for at := range drops {
-		d.changed[at] = struct{}{}
-	}
-	list := make([]row, 0, len(d.changed))
-	for at := range d.changed {
-		r := row{at: at, o: d.objects[at]}
-		if r.o != nil {
-			r.live = r.o.live - drops[at]
-		}
-		if r.live > 0 || !whole {
-			list = append(list, r)
-		}
-	}
-	d.changed = map[layout.Position]struct{}{}
-	slices.SortFunc(list, func(a, b row) int { return a.at.Compare(b.at) })
-	return list
-}
-
 // writeTable writes rows as runs of objects.
-func (d *Disk) writeTable(ctx context.Context, rows []row) (names []layout.Position, bytes int64, err error) {
+func (d *Disk) writeTable(ctx context.Context, rows iter.Seq[tableRow]) (names []layout.Position, bytes int64, err error) {
 	var w *layout.RunWriter
 	var at layout.Position // its name
 	end := func() error {
@@ -65,11 +33,11 @@ func (d *Disk) writeTable(ctx context.Context, rows []row) (names []layout.Posit
 		names, bytes = append(names, at), bytes+int64(len(b))
 		return d.putRun(ctx, at, b)
 	}
-	for _, r := range rows {
+	for r := range rows {
 		e := layout.ObjectEntry{At: r.at, Remove: true}
 		if r.live > 0 {
 			e.Remove, e.Live = false, r.live*layout.FrameSize
-			if e.Size, err = d.sizeOf(ctx, r.o); err != nil {
+			if e.Size, err = d.sizeOf(ctx, r); err != nil {
 				return nil, 0, err
 			}
 		}
@@ -90,20 +58,26 @@ func (d *Disk) writeTable(ctx context.Context, rows []row) (names []layout.Posit
 }
 
 // sizeOf returns an object's size, which it asks for if it is not known.
-func (d *Disk) sizeOf(ctx context.Context, o *object) (int64, error) {
-	d.mu.RLock()
-	size := o.size
-	d.mu.RUnlock()
-	if size != 0 {
-		return size, nil
+func (d *Disk) sizeOf(ctx context.Context, r tableRow) (int64, error) {
+	if r.size != 0 {
+		return r.size, nil
 	}
-	size, err := d.headKnown(ctx, layout.LogName(o.at), "the map")
+	d.mu.RLock()
+	h, _ := d.objects.get(r.at)
+	if r.o != nil {
+		h.size = r.o.size
+	}
+	d.mu.RUnlock()
+	if h.size != 0 {
+		return h.size, nil
+	}
+	size, err := d.headKnown(ctx, layout.LogName(r.at), "the map")
 	if err != nil {
 		return 0, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o.size = size
+	d.objects.setSize(r.at, size)
 	return size, nil
 }
 
@@ -151,10 +125,9 @@ func (d *Disk) takeTable(name layout.Position, b []byte) error {
 		case e.Live%layout.FrameSize != 0:
 			return &layout.UnsupportedError{What: "run", Why: fmt.Sprintf("object %v has %d live bytes, which are not whole frames", e.At, e.Live)}
 		case e.Remove:
-			delete(d.objects, e.At)
+			d.objects.durable.remove(e.At)
 		default:
-			o := d.objectAt(e.At)
-			o.size, o.live = e.Size, e.Live/layout.FrameSize
+			d.objects.add(e.At, held{e.Size, e.Live / layout.FrameSize})
 		}
 	}
 	return nil
@@ -167,9 +140,8 @@ func (d *Disk) countTree(ctx context.Context) error {
 	return d.mergeEntries(ctx, groups, true, nil, func(e layout.Entry) bool {
 		if e.Kind == layout.Data {
 			d.mu.Lock()
-			o := d.objectAt(e.At)
-			o.live += int64(e.Count)
-			d.changed[e.At] = struct{}{}
+			d.objects.ensure(e.At)
+			d.objects.count(e.At, int64(e.Count))
 			d.mu.Unlock()
 		}
 		return true

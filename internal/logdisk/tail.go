@@ -202,6 +202,7 @@ func (d *Disk) seal() {
 	d.wanted = false
 	o := &c.object
 	o.at.N = d.next
+	d.objects.write(o)
 	for e := range c.m.All() {
 		for first, left := e.First, e.Count; left > 0; { // a record counts in 32 bits
 			n := min(left, math.MaxUint32)
@@ -213,10 +214,9 @@ func (d *Disk) seal() {
 			first, left = first+n, left-n
 		}
 		e.At = o.at
-		d.install(e, o)
+		d.install(e)
 	}
 	d.evict()
-	d.objects[o.at] = o
 	d.next++
 	d.stats.Sealed.Add(1)
 	d.queue = append(d.queue, o)

@@ -150,8 +150,9 @@ func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
 		d.durable++
 		d.spareBufs.give(next.buf, d.o.Seal) // its upload has returned
 		next.buf, next.records, next.kept = nil, nil, true
+		d.objects.settle(next)
 		if next.live == 0 {
-			d.dead(next)
+			d.dead(next.at)
 		}
 		d.room.release(next.reserved)
 		d.crowd.answered(next)
@@ -198,7 +199,7 @@ func (d *Disk) Dirty() (bytes int64, objects int) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for n := d.durable + 1; n < d.next; n++ {
-		if o := d.objects[layout.Position{Epoch: d.o.Epoch, N: n}]; o != nil {
+		if o := d.objects.writing[layout.Position{Epoch: d.o.Epoch, N: n}]; o != nil {
 			bytes, objects = bytes+int64(len(o.buf))/layout.FrameSize*layout.BlockSize, objects+1
 		}
 	}
@@ -214,7 +215,7 @@ func (d *Disk) OldestDirty() time.Time {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.durable+1 < d.next {
-		return d.objects[layout.Position{Epoch: d.o.Epoch, N: d.durable + 1}].opened
+		return d.objects.writing[layout.Position{Epoch: d.o.Epoch, N: d.durable + 1}].opened
 	}
 	if d.open != nil {
 		return d.open.opened

@@ -365,13 +365,13 @@ func (v *verification) checkTable(ctx context.Context, counts map[layout.Positio
 
 // sameCounts says which count of the table is another one.
 func (d *Disk) sameCounts(counts map[layout.Position]int64) error {
-	for at, o := range d.objects {
+	for at, o := range d.objects.all() {
 		if counts[at] != o.live {
 			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects have %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
 		}
 	}
 	for at, n := range counts {
-		if n != 0 && d.objects[at] == nil {
+		if n != 0 && !d.objects.has(at) {
 			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects lack %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
 		}
 	}
@@ -461,7 +461,7 @@ func (v *verification) applyLog(log []logged) {
 
 // checkObjects checks each data object that the map or the log needs.
 func (v *verification) checkObjects(ctx context.Context) error {
-	for at, o := range v.objects {
+	for at, o := range v.objects.all() {
 		if o.live > 0 {
 			v.needed[at] = true
 			v.r.Live += o.live
@@ -562,7 +562,7 @@ func (v *verification) checkObject(ctx context.Context, at layout.Position) (siz
 		return size, 0, &layout.DamagedError{What: "map", Why: "it needs an object that lies after the end of its epoch"}
 	}
 	var live int64
-	if o := v.objects[at]; o != nil {
+	if o, ok := v.objects.get(at); ok {
 		live = o.live
 	}
 	for _, m := range v.still(at, l.records) {

@@ -69,7 +69,7 @@ func (v *verification) readPins(ctx context.Context) (whole bool, err error) {
 			}
 		}
 		v.pinned.maps = append(v.pinned.maps, d.m)
-		for at := range d.objects {
+		for at := range d.objects.all() {
 			v.needed[at] = true
 			v.snapshotObjects[at] = p.Name
 		}
@@ -84,7 +84,7 @@ func (v *verification) checkKept() {
 	for at, snap := range v.snapshotObjects {
 		// A count may be too high: then the object counts as needed until a merge
 		// tells, and is in no list.
-		if v.objects[at] == nil && v.counted[at] == 0 && !keeps(at) {
+		if !v.objects.has(at) && v.counted[at] == 0 && !keeps(at) {
 			v.damaged(layout.LogName(at), fmt.Errorf("snapshot %s needs it, and the list of what snapshots need lacks it: %w", snap, &layout.DamagedError{What: "list", Why: "an object is missing"}))
 		}
 	}

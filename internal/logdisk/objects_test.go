@@ -1,0 +1,557 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+)
+
+// check holds the table against its invariants.
+func (t *packed) check() error {
+	var sums packed
+	sums.seal, sums.gc = t.seal, t.gc
+	last := int64(-1)
+	for i, p := range t.pages {
+		if len(p.rows) == 0 || len(p.rows) > pageRows || p.base != t.first[i] || p.rows[0].off != 0 || p.gen > t.gen {
+			return fmt.Errorf("page %d: %d rows from %#x, by the index %#x; generation %d of %d", i, len(p.rows), p.base, t.first[i], p.gen, t.gen)
+		}
+		q := page{base: p.base}
+		for j, r := range p.rows {
+			key := int64(p.base + uint64(r.off))
+			if key <= last {
+				return fmt.Errorf("page %d: row %d has key %#x after %#x", i, j, key, last)
+			}
+			last = key
+			sums.account(&q, r, 1)
+			sums.n++
+		}
+		if q.classes != p.classes {
+			return fmt.Errorf("page %d: classes %v, and they are %v", i, p.classes, q.classes)
+		}
+	}
+	if len(t.first) != len(t.pages) || sums.n != t.n || sums.bytes != t.bytes || sums.live != t.live || sums.freeBytes != t.freeBytes ||
+		sums.freeLive != t.freeLive || sums.classes != t.classes {
+		return fmt.Errorf("%d pages, %d rows, %d bytes, %d blocks; to take: %d bytes, %d blocks, %v; the rows have %d, %d, %d; %d, %d, %v", len(t.first),
+			t.n, t.bytes, t.live, t.freeBytes, t.freeLive, t.classes, sums.n, sums.bytes, sums.live, sums.freeBytes, sums.freeLive, sums.classes)
+	}
+	return nil
+}
+
+// checkSums holds what the disk keeps up to date about its objects against all of
+// them.
+func (d *Disk) checkSums(t testing.TB) {
+	t.Helper()
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.objects.durable.check(); err != nil {
+		t.Fatalf("the table of objects: %v", err)
+	}
+	var live, waste int64
+	for at, o := range d.objects.writing {
+		live += o.live
+		if o.at != at || o.kept {
+			t.Fatalf("object %v, durable %t, is being written as %v", o.at, o.kept, at)
+		}
+		if _, ok := d.objects.durable.get(at); ok {
+			t.Fatalf("object %v is being written, and is in the table", at)
+		}
+	}
+	if live != d.objects.writingLive {
+		t.Fatalf("objects that are being written have %d blocks, and are said to have %d", live, d.objects.writingLive)
+	}
+	for _, o := range d.dying {
+		waste += o.size
+	}
+	for _, some := range [][]garbage{d.garbage.list, d.garbage.under} {
+		for i, g := range some {
+			waste += g.size
+			if i > 0 && g.after.Before(some[i-1].after) {
+				t.Fatalf("garbage %d may be deleted at %v, the one before it at %v", i, g.after, some[i-1].after)
+			}
+		}
+	}
+	if waste != d.waste {
+		t.Fatalf("%d bytes are garbage, and are said to be %d", waste, d.waste)
+	}
+	bad := 0
+	for at, r := range d.objects.durable.all() {
+		if r.has(rowBad) {
+			bad++
+			if _, ok := d.objects.bad[at]; !ok {
+				t.Fatalf("object %v could not be read, and nobody knows since when", at)
+			}
+		}
+		if r.live() < 0 {
+			t.Fatalf("object %v has %d live blocks", at, r.live())
+		}
+	}
+	if bad != len(d.objects.bad) {
+		t.Fatalf("%d objects could not be read, %d are noted", bad, len(d.objects.bad))
+	}
+}
+
+// largeTable fills the table of a disk with n objects of 4 MiB at random use, as the
+// years leave them: of some epochs, clients' and the collector's.
+func largeTable(d *Disk, rng *rand.Rand, n int) {
+	at := layout.Position{Epoch: 1, N: 1}
+	for i := range n {
+		switch {
+		case i%(n/7+1) == n/14:
+			at.N = layout.FirstCollected
+		case i%(n/7+1) == 0:
+			at = layout.Position{Epoch: at.Epoch + 3, N: 1}
+		default:
+			at.N += 1 + rng.Uint64N(3)
+		}
+		d.objects.add(at, held{size: DefaultSeal + 40_000, live: 1 + rng.Int64N(1024)})
+	}
+}
+
+// TestLargeTable has a table of objects as of a disk of 10 TiB (without -ops a
+// smaller one): its memory is bounded, and so is what is looked at while Disk.mu is
+// held by Use and by the collector's choice. A merge takes something off all counts,
+// and a checkpoint writes the table, while clients change it.
+func TestLargeTable(t *testing.T) {
+	n := 40_000
+	if *opsFlag > 0 {
+		n = 10 << 40 / (4 << 20)
+	}
+	rng := newRand(t)
+	before := heap()
+	d := newDisk(Options{GC: 70})
+	defer d.cancel(ErrClosed)
+	d.lastWrite.Store(time.Now().UnixNano())
+	largeTable(d, rng, n)
+	table := heap() - before
+	t.Logf("%d objects: %d bytes, %.1f for each", n, table, float64(table)/float64(n))
+	if limit := int64(n)*14 + 256<<10; table > limit {
+		t.Errorf("the table of %d objects takes %d bytes, more than %d", n, table, limit)
+	}
+	d.checkSums(t)
+
+	c := d.choose()
+	looks := 0
+	for !c.over {
+		c.take(d.objects.durable.pick(c, rowsAtOnce))
+		looks++
+	}
+	c.close()
+	t.Logf("the collector's choice: %d groups, in %d looks, with %d rows at most in one", len(c.groups), looks, c.most)
+	if len(c.groups) != collectGroups || c.most >= rowsAtOnce+pageRows+2 {
+		t.Errorf("%d groups; %d rows were looked at at once", len(c.groups), c.most)
+	}
+
+	// A merge that takes a block off most of them.
+	drops := &tally{}
+	all := slices.Collect(maps.Keys(maps.Collect(d.objects.all())))
+	before = heap()
+	for _, at := range all {
+		drops.add(at, 1)
+	}
+	merge := heap() - before
+	t.Logf("what a merge takes off: %d bytes, %.1f for each", merge, float64(merge)/float64(n))
+	if limit := int64(n)*11 + 256<<10; merge > limit {
+		t.Errorf("what a merge takes off all objects takes %d bytes, more than %d", merge, limit)
+	}
+
+	// A checkpoint, and all change meanwhile.
+	live := d.objects.live()
+	before = heap()
+	rows := d.objects.freeze(true, drops)
+	for _, at := range all {
+		d.objects.count(at, 1)
+	}
+	frozen := heap() - before
+	runtime.KeepAlive(all)
+	t.Logf("a checkpoint: %d bytes more, %.1f for each", frozen, float64(frozen)/float64(n))
+	if limit := int64(n)*14 + 256<<10; frozen > limit {
+		t.Errorf("a checkpoint keeps %d bytes more, which is more than %d", frozen, limit)
+	}
+	var got int64
+	last := layout.Position{}
+	for r := range rows.all() {
+		if !last.Less(r.at) {
+			t.Fatalf("row %v after %v", r.at, last)
+		}
+		got, last = got+r.live, r.at
+	}
+	d.objects.thaw(true)
+	if got != live-int64(n) {
+		t.Errorf("the rows have %d blocks, want %d", got, live-int64(n))
+	}
+	d.takeOff(drops, nil)
+	if d.objects.live() != live {
+		t.Errorf("%d blocks after the merge, want %d", d.objects.live(), live)
+	}
+	d.checkSums(t)
+}
+
+// BenchmarkUse and BenchmarkVictims show how long they take with 2.6 million
+// objects.
+func BenchmarkUse(b *testing.B) {
+	d := benchTable(b)
+	for b.Loop() {
+		d.Use()
+	}
+}
+
+func BenchmarkVictims(b *testing.B) {
+	d := benchTable(b)
+	for b.Loop() {
+		d.victims()
+	}
+}
+
+// BenchmarkPick is the longest time for which the collector's choice has Disk.mu.
+func BenchmarkPick(b *testing.B) {
+	d := benchTable(b)
+	for b.Loop() {
+		d.objects.durable.pick(d.choose(), rowsAtOnce)
+	}
+}
+
+// BenchmarkFreeze is for how long a checkpoint has it for the table.
+func BenchmarkFreeze(b *testing.B) {
+	d := benchTable(b)
+	for b.Loop() {
+		d.objects.freeze(true, nil)
+		d.objects.thaw(true)
+	}
+}
+
+func benchTable(b *testing.B) *Disk {
+	d := newDisk(Options{GC: 70})
+	b.Cleanup(func() { d.cancel(ErrClosed) })
+	d.lastWrite.Store(time.Now().Add(time.Hour).UnixNano())
+	largeTable(d, rand.New(rand.NewPCG(1, 2)), 10<<40/(4<<20))
+	return d
+}
+
+// oldVictims is the collector's choice by a walk of all objects and a sort: what
+// victims is to find without.
+func oldVictims(d *Disk) [][]victim {
+	idle := d.idle()
+	var (
+		bytes, live int64
+		list, small []victim
+	)
+	for at, r := range d.objects.durable.all() {
+		if r.size == 0 || r.live() == 0 || r.has(rowBad|rowSeen) {
+			continue
+		}
+		size := int64(r.size)
+		bytes += size
+		live += r.live() * layout.FrameSize
+		v := victim{at, size, r.live(), r.live() * layout.FrameSize * 100 / size}
+		switch {
+		case size < int64(d.o.Seal)/4 && v.use >= int64(d.o.GC):
+			small = append(small, v)
+		case v.use < idleUse:
+			list = append(list, v)
+		}
+	}
+	wanted := idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
+	if !wanted {
+		list = nil
+	}
+	if len(small) >= manySmall || idle && len(small) > 1 {
+		list = append(list, small...)
+	}
+	slices.SortFunc(list, func(a, b victim) int { return cmp.Or(cmp.Compare(a.use/5, b.use/5), a.at.Compare(b.at)) })
+	var groups [][]victim
+	full := int64(d.o.Seal / layout.FrameSize)
+	for len(list) > 0 && len(groups) < collectGroups {
+		var group []victim
+		n := 0
+		for room := full; n < len(list); n++ {
+			if room -= list[n].live; room < 0 && n > 0 {
+				break
+			}
+			group = append(group, list[n])
+		}
+		if n > 1 || list[0].use < idleUse {
+			groups = append(groups, group)
+		}
+		list = list[n:]
+	}
+	return groups
+}
+
+// TestVictims compares the collector's choice with that of a walk of all objects, on
+// disks of all kinds.
+func TestVictims(t *testing.T) {
+	rng := newRand(t)
+	some, none := 0, 0
+	for range 400 {
+		o := Options{GC: 1 + rng.IntN(100), Seal: layout.FrameSize * (4 + rng.IntN(1024))}
+		d := newDisk(o)
+		if rng.IntN(2) == 0 {
+			d.lastWrite.Store(time.Now().Add(time.Hour).UnixNano()) // not idle
+		}
+		full := rng.IntN(101) // percent of the objects that are as large as can be
+		least := rng.Int64N(100)
+		for i := range rng.IntN(3000) {
+			blocks := int64(o.Seal / layout.FrameSize)
+			if rng.IntN(100) >= full {
+				blocks = 1 + rng.Int64N(blocks)
+			}
+			h := held{size: blocks*layout.FrameSize + 200 + 32*rng.Int64N(blocks), live: 1 + blocks*least/100}
+			h.live = min(blocks, h.live+rng.Int64N(blocks-min(blocks, h.live)+1))
+			at := layout.Position{Epoch: 1 + uint32(rng.IntN(3)), N: 1 + uint64(i)}
+			d.objects.add(at, h)
+			switch rng.IntN(20) {
+			case 0:
+				d.objects.spoil(at, time.Now())
+			case 1:
+				d.objects.see(at)
+			case 2:
+				d.objects.setSize(at, 0)
+			}
+		}
+		want, got := oldVictims(d), d.victims()
+		if len(want) > 0 {
+			some++
+		} else {
+			none++
+		}
+		if !slices.EqualFunc(want, got, slices.Equal) {
+			t.Fatalf("%+v: %d groups, want %d:\n%v\n%v", o, len(got), len(want), got, want)
+		}
+		d.checkSums(t)
+		d.cancel(ErrClosed)
+	}
+	if some < 50 || none < 10 {
+		t.Errorf("something was to be collected %d times, and nothing %d times: this test shows little", some, none)
+	}
+}
+
+// TestTable changes a table of objects at random, and holds it against a map, and
+// what checkpoints write of it against what that was when they began.
+func TestTable(t *testing.T) {
+	rng := newRand(t)
+	ops := 60_000
+	if *opsFlag > 0 {
+		ops = *opsFlag
+	}
+	type known struct {
+		held
+		changed bool
+	}
+	var (
+		tab   = newObjects(DefaultSeal, 70)
+		want  = map[layout.Position]known{}
+		gone  = map[layout.Position]bool{}
+		next  = map[uint32]uint64{}
+		epoch = uint32(1)
+		seen  struct{ frozen, failed, most int }
+	)
+	list := []layout.Position{}
+	pick := func() layout.Position { return list[rng.IntN(len(list))] }
+	forget := func(at layout.Position) {
+		delete(want, at)
+		i := slices.Index(list, at)
+		list[i] = list[len(list)-1]
+		list = list[:len(list)-1]
+	}
+	var (
+		rows    *tableRows
+		expect  map[layout.Position]int64 // what rows are to have
+		shrinks bool
+	)
+	settle := func(written bool) {
+		got := map[layout.Position]int64{}
+		last := layout.Position{}
+		for r := range rows.all() {
+			if !last.Less(r.at) {
+				t.Fatalf("row %v after %v", r.at, last)
+			}
+			got[r.at], last = max(r.live, 0), r.at
+		}
+		if !maps.Equal(got, expect) {
+			t.Fatalf("a checkpoint writes %v, want %v", got, expect)
+		}
+		tab.thaw(written)
+		rows = nil
+		if !written {
+			seen.failed++
+		}
+	}
+	for op := range ops {
+		if op%8000 == 0 {
+			shrinks = rng.IntN(2) == 0
+		}
+		switch k := rng.IntN(100); {
+		case k < 35 && !(shrinks && k > 8), len(list) == 0:
+			if rng.IntN(500) == 0 {
+				epoch += 1 + uint32(rng.IntN(3))
+			}
+			at := layout.Position{Epoch: epoch, N: 1 + next[epoch]}
+			next[epoch] += 1 + rng.Uint64N(2)
+			if rng.IntN(3) == 0 {
+				at.N += layout.FirstCollected
+			}
+			if rng.IntN(50) == 0 { // out of order
+				at = layout.Position{Epoch: 1 + uint32(rng.IntN(int(epoch)+3)), N: 1 + rng.Uint64N(layout.MaxN)}
+			}
+			if _, ok := want[at]; ok || gone[at] {
+				continue
+			}
+			h := held{size: 200 + rng.Int64N(5<<20), live: rng.Int64N(1200)}
+			tab.add(at, h)
+			want[at] = known{held: h}
+			list = append(list, at)
+		case k < 50:
+			at := pick()
+			if dead, ok := tab.count(at, 3); dead || !ok {
+				t.Fatalf("%v: dead %t, there %t", at, dead, ok)
+			}
+			w := want[at]
+			w.live, w.changed = w.live+3, true
+			want[at] = w
+		case k < 60:
+			at := pick()
+			w := want[at]
+			by := 1 + rng.Int64N(max(w.live, 1))
+			if w.live < by {
+				continue
+			}
+			dead, _ := tab.count(at, -by)
+			w.live, w.changed = w.live-by, true
+			want[at] = w
+			if dead != (w.live == 0) {
+				t.Fatalf("%v has %d blocks: dead is %t", at, w.live, dead)
+			}
+		case k < 85:
+			at := pick()
+			if h := tab.remove(at); h != want[at].held {
+				t.Fatalf("removed %v: %v, want %v", at, h, want[at].held)
+			}
+			forget(at)
+			gone[at] = true
+		case k < 88 && rows == nil && rng.IntN(20) == 0:
+			drops := &tally{}
+			expect = map[layout.Position]int64{}
+			whole := rng.IntN(4) == 0
+			for range rng.IntN(200) {
+				drops.add(pick(), 1)
+			}
+			by := maps.Collect(drops.all())
+			if !whole && !tab.whole {
+				for at := range gone {
+					expect[at] = 0
+				}
+			}
+			for at, w := range want {
+				live := max(w.live-by[at], 0)
+				if (whole || tab.whole) && live > 0 || !(whole || tab.whole) && (w.changed || by[at] > 0) {
+					expect[at] = live
+				}
+				w.changed = false
+				want[at] = w
+			}
+			clear(gone)
+			rows = tab.freeze(whole, drops)
+			for at := range want {
+				if h, ok := rows.get(at); !ok || h != want[at].held {
+					t.Fatalf("frozen, %v is %v, want %v", at, h, want[at].held)
+				}
+				break
+			}
+			seen.frozen++
+		case k < 90 && rows != nil:
+			settle(rng.IntN(5) > 0)
+		case k < 95:
+			at := pick()
+			if h, ok := tab.get(at); !ok || h != want[at].held {
+				t.Fatalf("%v: %v, want %v", at, h, want[at].held)
+			}
+			at.N ^= 1 << rng.IntN(32)
+			if _, ok := want[at]; ok != tab.has(at) {
+				t.Fatalf("%v is there: %t, want %t", at, tab.has(at), ok)
+			}
+		default:
+			at := pick()
+			tab.spoil(at, time.Now().Add(-time.Duration(rng.Int64N(int64(2*badFor)))))
+			tab.heal(time.Now())
+			if tab.see(pick()) && rng.IntN(2) == 0 {
+				for _, at := range tab.seen {
+					tab.unsee(at)
+				}
+				tab.seen = nil
+			}
+		}
+		seen.most = max(seen.most, len(tab.durable.pages))
+		if op%200 == 0 {
+			if err := tab.durable.check(); err != nil {
+				t.Fatalf("operation %d: %v", op, err)
+			}
+		}
+	}
+	all := map[layout.Position]held{}
+	for at, w := range want {
+		all[at] = w.held
+	}
+	if got := maps.Collect(tab.all()); !maps.Equal(got, all) {
+		t.Errorf("the table has %d objects, want %d, or others", len(got), len(all))
+	}
+	epochs := map[uint32]bool{}
+	for at := range want {
+		epochs[at.Epoch] = true
+	}
+	if got := slices.Collect(tab.epochs()); len(got) != len(epochs) || !slices.IsSorted(got) {
+		t.Errorf("epochs %v, want %v", got, epochs)
+	}
+	t.Logf("%d objects at the end; %d pages at most; %+v", len(want), seen.most, seen)
+	if seen.frozen < 10 || seen.failed == 0 || seen.most < 5 {
+		t.Error("this test shows little")
+	}
+}
+
+// TestTally counts blocks in all orders.
+func TestTally(t *testing.T) {
+	rng := newRand(t)
+	for range 60 {
+		tl, want := &tally{}, map[layout.Position]int64{}
+		var list []layout.Position
+		for range rng.IntN(6000) {
+			list = append(list, layout.Position{Epoch: 1 + uint32(rng.IntN(4)), N: 1 + rng.Uint64N(1<<rng.IntN(32))})
+		}
+		switch rng.IntN(3) {
+		case 0:
+			slices.SortFunc(list, layout.Position.Compare)
+		case 1:
+			slices.SortFunc(list, func(a, b layout.Position) int { return b.Compare(a) })
+		}
+		for _, at := range list {
+			n := 1 + rng.Int64N(5)
+			tl.add(at, n)
+			want[at] += n
+		}
+		last := layout.Position{}
+		got := map[layout.Position]int64{}
+		c := cursor{t: tl}
+		for at, n := range tl.all() {
+			if !last.Less(at) {
+				t.Fatalf("%v after %v", at, last)
+			}
+			got[at], last = n, at
+			if rng.IntN(2) == 0 {
+				if by := c.take(layout.ObjectKey(at)); by != n {
+					t.Fatalf("%v: %d, want %d", at, by, n)
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Fatalf("%d objects, want %d, or others", len(got), len(want))
+		}
+	}
+}
