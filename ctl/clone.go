@@ -340,13 +340,15 @@ func (t *tool) flattenCommand() *cobra.Command {
 		Use:   "flatten CONTAINER",
 		Short: "Copy into a clone what it has from its parent",
 		Long: `Copy into a clone everything that it reads from its parent. After that it needs no
-parent, and the parent may be deleted, unless it has other clones.
+parent, and the parent may be deleted, unless it has other clones. Of a disk that was
+converted, copy what it still has in its objects of version 1 into the log. The next
+server deletes these, after 20 minutes.
 
 The command refuses a locked container, and locks it while it copies. It can be
 interrupted: run it again, and it copies the rest.
 
-Snapshots of the clone that were made before need the parent still. If there are such,
-the parent stays protected: delete them and run flatten again.`,
+Snapshots that were made before need the parent, or the objects of version 1, still. If
+there are such, the parent stays protected: delete them and run flatten again.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			out, err := t.flatten(ctx, args[0], connections, quiet)
@@ -391,7 +393,11 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 		if err != nil {
 			return err
 		}
-		if base, snaps, err = d.Base(ctx); err != nil || len(snaps) > 0 || base == nil {
+		if base, snaps, err = d.Base(ctx); err != nil || len(snaps) > 0 {
+			return err
+		}
+		if base == nil {
+			_, snaps, err = d.ChunksNeeded(ctx)
 			return err
 		}
 		if err := c.SetMetadata(ctx, map[string]string{volume.KeyParent: ""}); err != nil { // for people
@@ -410,6 +416,10 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 	})
 	if err == nil && len(snaps) > 0 {
 		out.Snapshots = snaps
+		if base == nil {
+			t.warn("%s: its snapshots need its objects of version 1 still, which stay until they are deleted", name)
+			return out, nil
+		}
 		t.warn("%s: its snapshots need the parent, %s, still, which stays protected: delete them and run flatten again", name, base.Container)
 	}
 	return out, err

@@ -91,6 +91,20 @@ func TestConvert(t *testing.T) {
 			b.ok("revert", "disk", "before", "--yes")
 			b.holds("disk", before)
 			b.verify(0)
+			// All of it into the log.
+			if r := b.run("flatten", "disk"); r.code != 0 || !strings.Contains(r.err, "its snapshots need its objects of version 1 still") || !strings.Contains(r.out, "but for its snapshots: before") {
+				t.Errorf("flatten: %+v", r)
+			}
+			b.holds("disk", before)
+			b.ok("snapshot", "--delete", "disk", "before")
+			if out := b.ok("flatten", "disk"); out != "Done, disk has all of its data itself\n" {
+				t.Errorf("flatten: %q", out)
+			}
+			b.serve("disk", nil)
+			b.holds("disk", before)
+			b.verify(0)
+			b.ok("snapshot", "disk", "after")
+			b.ok("diff", "disk@after", "disk")
 			// Back to version 1.
 			b.ok("download", "disk", image)
 			b.ok("delete", "disk", "--yes")

@@ -17,6 +17,7 @@ type cloned interface {
 	Flatten(ctx context.Context, add func(n int64)) error
 	Base(ctx context.Context) (b *layout.Base, snapshots []string, err error)
 	DropBase(ctx context.Context) error
+	ChunksNeeded(ctx context.Context) (left bool, snapshots []string, err error)
 }
 
 // Flatten copies into the disk what it has from its parent, and writes a root
@@ -34,6 +35,16 @@ func (d *Device) Base(ctx context.Context) (b *layout.Base, snapshots []string, 
 		return err
 	})
 	return b, snapshots, err
+}
+
+// ChunksNeeded says whether a disk that was converted may have objects of version
+// 1 still, and which of its snapshots need them.
+func (d *Device) ChunksNeeded(ctx context.Context) (left bool, snapshots []string, err error) {
+	err = d.clone(ctx, func(ctx context.Context, c cloned) error {
+		left, snapshots, err = c.ChunksNeeded(ctx)
+		return err
+	})
+	return left, snapshots, err
 }
 
 // DropBase forgets the parent after Flatten.

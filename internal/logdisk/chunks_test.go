@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,8 @@ import (
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/faulty"
+	"swiftnbd/internal/volume"
 )
 
 // newConverted is a disk that was of version 1, with so many chunks, each other of
@@ -145,5 +149,163 @@ func TestConvertedWithout(t *testing.T) {
 	var no *layout.UnsupportedError
 	if _, err := v.open(t.Context(), v.box); !errors.As(err, &no) {
 		t.Errorf("opened a root that has chunks and does not require them: %v", err)
+	}
+}
+
+// TestModelConverted is TestModel of a disk that was of version 1, which is
+// flattened in the end.
+func TestModelConverted(t *testing.T) { model(t, false, true) }
+
+// stampedChunks is a disk of version 1 that was converted, with a map of its
+// chunks or without. Half of them are holes; the others have the stamps of the
+// first operation.
+func stampedChunks(t testing.TB, rng *rand.Rand, h *past, blocks uint64) *opener {
+	t.Helper()
+	v := newVolume(t, blockSize)
+	if err := v.box.Delete(t.Context(), layout.RootName(layout.Position{N: 1})); err != nil {
+		t.Fatal(err)
+	}
+	per := uint64(1) << rng.IntN(5) // blocks of a chunk
+	geo, err := geometry.New(int64(per)*blockSize, int64(blocks/per))
+	if err != nil {
+		t.Fatal(err)
+	}
+	vol, _ := chunked.Open(t.Context(), v.box, volume.Meta{Version: volume.Version1, Geometry: geo, Blank: true}, false)
+	h.ops++
+	for c := range blocks / per {
+		if rng.IntN(2) == 0 {
+			continue
+		}
+		p := make([]byte, per*blockSize)
+		for i := range per {
+			stamp(p[i*blockSize:][:blockSize], c*per+i, h.ops)
+		}
+		h.note(c*per, per, h.ops, false)
+		if err := vol.Write(t.Context(), geometry.ChunkIndex(c), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := vol.SaveMap(t.Context(), "a session"); err != nil {
+		t.Fatal(err)
+	}
+	c := Conversion{Store: v.box, UUID: v.uuid, Epoch: 1, Objects: geo.Objects(), ObjectSize: geo.ObjectSize()}
+	_, err = c.Begin(t.Context())
+	if mapped := rng.IntN(2) == 0; err == nil && mapped {
+		_, err = c.Known(t.Context(), "a session", false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.epoch = 1
+	return v
+}
+
+// ofVersion1 says whether an object is of a disk of version 1.
+func ofVersion1(name string) bool {
+	return strings.HasPrefix(name, chunked.Prefix) || strings.HasPrefix(name, chunked.MapPrefix)
+}
+
+// chunksEnd flattens a converted disk, deletes its snapshots, and fails unless its
+// chunks go then, and no byte of the disk with them.
+func chunksEnd(t *testing.T, v *opener, h *past, blocks, flushed uint64) {
+	t.Helper()
+	v.o.Brief = true
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := flattenAll(t, d); err != nil {
+		t.Fatal(err)
+	}
+	for name := range h.snaps {
+		if err := d.DeleteSnapshot(t.Context(), name, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Save(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	v.o.Brief = false
+	if d, err = v.open(t.Context(), v.box); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		list, err := v.box.List(t.Context(), store.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.mu.RLock()
+		requires := d.root.Requires
+		d.mu.RUnlock()
+		if !slices.ContainsFunc(list, func(o store.ObjectInfo) bool { return ofVersion1(o.Name) }) && len(requires) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d objects, and the root requires %q", len(list), requires)
+		}
+	}
+	d.cache.Forget(0, d.Size())
+	if _, ok := h.prefix(t, d, blocks, flushed, faulty.NewGate(v.box)); !ok {
+		t.Error("cannot be read")
+	}
+}
+
+// TestReaderOfChunks has readers at a moment with chunks while a server deletes
+// these: they read what was there, until they are told that it is gone.
+func TestReaderOfChunks(t *testing.T) {
+	v, want := newConverted(t, 8192, 64)
+	v.o.Horizon = 30 * time.Millisecond
+	ro := v.o
+	ro.Store, ro.UUID, ro.Newest = v.box, v.uuid, 1
+	r, err := Open(t.Context(), ro)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	v.o.Brief = true
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Flatten(t.Context(), func(int64) {}), d.Save(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if left, snaps, err := d.ChunksNeeded(t.Context()); !left || len(snaps) > 0 || err != nil {
+		t.Errorf("chunks that are needed: %t, %q, %v", left, snaps, err)
+	}
+	d.Close()
+	v.o.Brief = false
+	if d, err = v.open(t.Context(), v.box); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	rng := newRand(t)
+	p := make([]byte, 8192)
+	reads := 0
+	for end := time.Now().Add(20 * time.Second); ; reads++ {
+		i := rng.Uint64N(64)
+		_, err := r.Fetch(t.Context(), 2*i, p)
+		if errors.As(err, new(*GoneError)) {
+			break
+		}
+		if err != nil || !bytes.Equal(p, want[i*8192:][:8192]) {
+			t.Fatalf("chunk %d after %d reads: %v", i, reads, err)
+		}
+		if time.Now().After(end) {
+			t.Fatal("the chunks are not deleted")
+		}
+		// What the reader has learned to be a hole stays one.
+		if r.base.lower.vol != nil && reads%8 == 0 {
+			r.base.lower.vol, _ = chunked.Open(t.Context(), store.Wrap(v.box, r.base.lower.present), volume.Meta{Version: volume.Version1, Geometry: r.base.lower.geo}, false)
+		}
+	}
+	if reads == 0 {
+		t.Error("nothing was read: this test shows little")
+	}
+	got := make([]byte, len(want))
+	if err := d.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the disk: %v", err)
 	}
 }

@@ -66,6 +66,7 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	swept := time.Time{}
+	var r retirement
 	for {
 		err := func() error {
 			if time.Since(swept) > sweepEvery {
@@ -86,6 +87,9 @@ func (d *Disk) collect() {
 		}
 		if err == nil {
 			err = d.deleteGarbage(d.behind)
+		}
+		if err == nil {
+			err = d.retireChunks(d.behind, &r)
 		}
 		if err != nil && d.behind.Err() == nil {
 			d.o.Log("collect garbage: %v", err)

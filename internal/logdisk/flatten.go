@@ -14,10 +14,11 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// ErrNoClone says that the disk is no clone.
-var ErrNoClone = errors.New("it is not a clone")
+// ErrNoClone says that the disk is no clone, and was not converted.
+var ErrNoClone = errors.New("it is not a clone, and has nothing in objects of version 1")
 
-// Flatten copies into the disk what its blocks have in the base, and writes a
+// Flatten copies into the disk what its blocks have in the base, which is a clone's
+// parent or the chunks of a disk that was converted, and writes a
 // root that has nothing below. Nobody else may write to the disk meanwhile. add
 // is told how many bytes of the disk are done. When it was interrupted, it goes
 // on with what is not copied yet. The base stays in the root's list until
@@ -28,9 +29,10 @@ func (d *Disk) Flatten(ctx context.Context, add func(n int64)) error {
 	}
 	d.mu.RLock()
 	b, blocks, bases := d.base, d.baseBlocks(), len(d.root.Bases)
+	chunks := slices.Contains(d.root.Requires, layout.FeatureChunks)
 	d.mu.RUnlock()
 	if b == nil {
-		if bases == 0 {
+		if bases == 0 && !chunks {
 			return ErrNoClone
 		}
 		return nil
