@@ -75,6 +75,9 @@ func (c *copies) has(name string, snaps ...string) {
 	var got []string
 	for _, s := range found {
 		got = append(got, s.Name)
+		if s.Of == nil || len(s.Of.UUID) != 32 || len(s.Of.Root) != 17 {
+			c.Errorf("%s@%s is a copy of %+v", name, s.Name, s.Of)
+		}
 	}
 	if !slices.Equal(got, snaps) {
 		c.Errorf("%s has the snapshots %q, want %q", name, got, snaps)
@@ -148,6 +151,10 @@ func TestIncrement(t *testing.T) {
 	}
 	c.other = b
 	c.has("restored", "c")
+	var own []snapshotFound
+	if err := json.Unmarshal([]byte(b.ok("snapshots", "disk", "--json")), &own); err != nil || len(own) != 3 || own[0].Of != nil {
+		t.Errorf("%v: %+v", err, own)
+	}
 }
 
 // TestDownloadSince changes an image in place from one snapshot to the next, also

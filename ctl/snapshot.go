@@ -18,6 +18,7 @@ import (
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
@@ -177,6 +178,13 @@ type snapshotFound struct {
 	Size  int64     `json:"size"`       // bytes of the disk
 	Bytes int64     `json:"bytes"`      // of it that have data
 	Only  int64     `json:"only_bytes"` // in Swift for this snapshot alone, about
+	Of    *copyOf   `json:"copy_of"`    // null: it is no copy
+}
+
+// copyOf is the snapshot of another disk that a snapshot is a copy of, in JSON.
+type copyOf struct {
+	UUID string `json:"uuid"` // the disk's
+	Root string `json:"root"` // the name of the snapshot's root, without the prefix
 }
 
 func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
@@ -191,7 +199,11 @@ func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
 	if asJSON {
 		found := []snapshotFound{}
 		for _, s := range list {
-			found = append(found, snapshotFound{s.Name, s.Made.UTC(), s.Size, s.Bytes, s.Only})
+			one := snapshotFound{Name: s.Name, Made: s.Made.UTC(), Size: s.Size, Bytes: s.Bytes, Only: s.Only}
+			if !s.Of.IsZero() {
+				one.Of = &copyOf{s.Of.UUID.String(), strings.TrimPrefix(layout.RootName(s.Of.Root), layout.RootPrefix)}
+			}
+			found = append(found, one)
 		}
 		enc := json.NewEncoder(t.stdout)
 		enc.SetIndent("", "  ")
