@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -75,6 +76,20 @@ func TestRealSwiftLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
 	b.ok("download", name, path)
 	checkImage(t, path, disk)
+	b.ok("snapshot", name, "then")
+	then := bytes.Clone(disk)
+	b.ok("resize", name, "10T")
+	b.ok("resize", name, "2M", "--force")
+	b.sized(name, 2<<20)
+	b.holds(name, disk[:2<<20])
+	b.verify(0)
+	b.ok("download", name+"@then", path)
+	checkImage(t, path, then)
+	b.ok("revert", name, "then", "--yes")
+	b.sized(name, 4<<20)
+	b.holds(name, then)
+	b.verify(0)
+	b.ok("snapshot", "--delete", name, "then")
 	d, _ := b.open(name)
 	b.scribble(d, disk)
 	b.fails(1, []string{"is locked by server:1"}, "verify", name)
@@ -91,7 +106,7 @@ func TestRealSwiftLog(t *testing.T) {
 	}
 	b.ok("delete", name, "--yes")
 	b.gone(name)
-	b.noLeases(name, 12)
+	b.noLeases(name, 24)
 }
 
 // locked is what becomes of each verb while the container is locked, or has been

@@ -41,7 +41,16 @@ interrupted, the disk is as it was, or it is reverted.`,
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	t.jsonFlag(cmd)
 	return cmd
+}
+
+// reverted is what revert prints as JSON.
+type reverted struct {
+	Container string `json:"container"`
+	Snapshot  string `json:"snapshot"`
+	Was       int64  `json:"was"`  // bytes of the disk
+	Size      int64  `json:"size"` // and now
 }
 
 // revert makes a disk what it was in a snapshot.
@@ -71,8 +80,11 @@ func (t *tool) revert(ctx context.Context, name, snap string, yes bool) error {
 			return err
 		}
 	}
+	out := reverted{Container: name, Snapshot: snap}
 	var reverting error
 	err = t.change(ctx, c, holderRevert, func(d *device.Device) error {
+		out.Was = d.Size()
+		defer func() { out.Size = d.Size() }()
 		reverting = d.Revert(ctx, snap)
 		return reverting
 	})
@@ -82,6 +94,5 @@ func (t *tool) revert(ctx context.Context, name, snap string, yes bool) error {
 	case err != nil:
 		return err
 	}
-	t.say("Done, %s is what it was in snapshot %s, %s", name, snap, humanSize(list[i].Size))
-	return nil
+	return t.done(out, "Done, %s is what it was in snapshot %s, %s", name, store.OneLine(snap), humanSize(out.Size))
 }

@@ -47,6 +47,7 @@ func TestRevert(t *testing.T) {
 		b.holds("disk", disk)
 		b.verify(0)
 	}
+	b.is("revert", b.asked("revert", "disk", "large", "--yes"), map[string]any{"container": "disk", "snapshot": "large", "was": 2097152., "size": 6291456.})
 	for _, name := range []string{"first", "large", "first", "small", "second", "second", "large"} {
 		back(name)
 		if name == "first" || name == "large" {

@@ -64,6 +64,45 @@ func TestSnapshotServed(t *testing.T) {
 	}
 }
 
+// TestReshapedServed serves a disk and its snapshots after it was resized and
+// reverted between sessions: each has its own size and bytes.
+func TestReshapedServed(t *testing.T) {
+	t.Parallel()
+	name, params := logVolume(t, diskSize)
+	first := harness.Random(1, diskSize)
+	is := func(what string, want []byte, more ...string) {
+		t.Helper()
+		n := serve(t, append(params[:2:2], more...)...)
+		harness.Nbdsh(t, n.URI, fmt.Sprintf("assert h.get_size() == %d", len(want)))
+		if got := harness.Download(t, n.URI); !bytes.Equal(got, want) {
+			t.Errorf("%s is not what it was", what)
+		}
+		n.Stop(t)
+	}
+	n := serve(t, params...)
+	harness.Upload(t, n.URI, first)
+	n.Stop(t)
+	ctl(t, params, "snapshot", name, "first")
+	ctl(t, params, "resize", name, fmt.Sprint(2*diskSize))
+	second := harness.Random(2, 2*diskSize)
+	n = serve(t, params...)
+	harness.Upload(t, n.URI, second)
+	n.Stop(t)
+	ctl(t, params, "snapshot", name, "second")
+	ctl(t, params, "resize", name, fmt.Sprint(diskSize/2), "--force")
+	is("the smaller disk", second[:diskSize/2])
+	ctl(t, params, "resize", name, fmt.Sprint(diskSize))
+	is("the disk that has grown again", append(bytes.Clone(second[:diskSize/2]), make([]byte, diskSize/2)...))
+	ctl(t, params, "revert", name, "first", "--yes")
+	is("the disk that was reverted", first)
+	is("the snapshot that is smaller", first, "snapshot=first")
+	is("the snapshot that is larger", second, "snapshot=second")
+	ctl(t, params, "revert", name, "second", "--yes")
+	ctl(t, params, "snapshot", "--delete", name, "second")
+	is("the disk that was reverted again", second)
+	ctl(t, params, "verify", name)
+}
+
 // TestGrowServed makes a disk larger while nbdkit serves it: the client that is
 // connected goes on, and the next one sees the new size.
 func TestGrowServed(t *testing.T) {
