@@ -109,6 +109,16 @@ func (h *past) revert(op, first uint64) {
 	}
 }
 
+// made returns the operation after which a snapshot was made of which that was in
+// doubt, and that is there; 0: there is none. It was made after a flush, also if
+// nobody has heard of that.
+func (h *past) made(d *Disk) uint64 {
+	if h.doubt != "" && findPin(d.root.Pins, h.doubt) != nil {
+		return h.snaps[h.doubt]
+	}
+	return 0
+}
+
 // data returns how many blocks of a range have data, and the first of them.
 func (h *past) data(first, end uint64) (n, from uint64) {
 	for b := first; b < end; b++ {
@@ -303,6 +313,7 @@ func model(t *testing.T, paged, converted bool) {
 			crashes++
 			continue
 		}
+		flushed = max(flushed, h.made(d))
 		op, ok := h.prefix(t, d, blocks, flushed, gate)
 		if !ok {
 			crashes++
@@ -333,6 +344,9 @@ func model(t *testing.T, paged, converted bool) {
 			} else if !gate.Crashed() {
 				t.Fatal(err)
 			}
+		}
+		if brief && !gate.Crashed() && rng.IntN(2) == 0 {
+			zeroAndSnapshot(t, rng, v, d, h, blocks, &flushed, gate)
 		}
 		for n := rng.IntN(4); brief && n > 0 && !gate.Crashed(); n-- {
 			reshaped += randomShape(t, rng, v, d, h, blocks, &flushed, gate)

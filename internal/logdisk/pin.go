@@ -208,6 +208,9 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		})
 	}
 	for _, o := range c.fresh {
+		if c.then != nil && c.then.objects.has(o.At) {
+			continue
+		}
 		if objectNeeded(pins, o) {
 			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
 			changed = true

@@ -67,6 +67,22 @@ func randomShape(t *testing.T, rng *rand.Rand, v *opener, d *Disk, h *past, bloc
 	return 1
 }
 
+// zeroAndSnapshot makes a snapshot of which the newest object of the log has
+// nothing but zeroes: it is dead when it is durable, and the snapshot knows it.
+func zeroAndSnapshot(t *testing.T, rng *rand.Rand, v *opener, d *Disk, h *past, blocks uint64, flushed *uint64, gate *faulty.Store) {
+	t.Helper()
+	if err := d.Flush(t.Context()); err != nil {
+		return
+	}
+	*flushed = h.ops
+	count := rng.Uint64N(h.size(h.ops, blocks)) + 1
+	h.ops++
+	h.note(0, count, h.ops, true)
+	if err := d.Trim(t.Context(), 0, int64(count)*blockSize); err == nil {
+		randomSnapshot(t, rng, v, d, h, blocks, flushed, gate)
+	}
+}
+
 // shaping is one of the verbs that change a disk's form, for a disk that has data
 // in all of its blocks but some, and a snapshot.
 type shaping struct {

@@ -67,13 +67,13 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	}
 	defer d.unlockSaving()
 	d.mu.Lock()
-	if d.sent != nil || d.open != nil || d.next-1 != d.durable || !d.delta.empty() || d.merged != nil || len(d.pins.fresh) > 0 || !pinned(d.root.Pins, then.rootAt) {
+	if d.sent != nil || d.open != nil || d.next-1 != d.durable || !d.delta.empty() || d.merged != nil || !pinned(d.root.Pins, then.rootAt) {
 		d.mu.Unlock()
 		return errMeanwhile
 	}
 	c := &checkpoint{
 		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.durable, dying: len(d.dying),
-		tree: then.tree, then: then,
+		tree: then.tree, then: then, fresh: slices.Clone(d.pins.fresh),
 		tableBase: then.tableBase, tableDeltas: then.tableDeltas,
 	}
 	// The log up to here is in this root: it has nothing of it that the pin has not.

@@ -3,6 +3,7 @@
 package logdisk
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -52,7 +53,9 @@ func (s snapshots) check(t testing.TB, v *opener, st store.Store, name string, h
 	for b := range blocks {
 		h.at(b, s[name], want)
 		if string(p[b*blockSize:][:blockSize]) != string(want) {
-			t.Fatalf("snapshot %s: block %d is not what it was after operation %d", name, b, s[name])
+			got := p[b*blockSize:][:blockSize]
+			t.Fatalf("snapshot %s: block %d has (%d, %d), after operation %d it was (%d, %d)", name, b, binary.LittleEndian.Uint64(got),
+				binary.LittleEndian.Uint64(got[8:]), s[name], binary.LittleEndian.Uint64(want), binary.LittleEndian.Uint64(want[8:]))
 		}
 	}
 }
