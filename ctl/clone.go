@@ -312,12 +312,13 @@ func (c *cloning) make(ctx context.Context, p *logdisk.Parent, roots uint64, mad
 	return m.Size, nil
 }
 
-// parentHint names the parent in the clone's metadata, as far as there is room.
+// parentHint names the parent in the clone's metadata, as far as there is room:
+// if there is none, it says only that there is a parent.
 func parentHint(name, snap string) string {
-	if s := volume.FormatParent(name, snap); len(s) <= 256 {
+	if s := volume.FormatParent(name, snap); len(s) <= store.MaxMetaValue {
 		return s
 	}
-	return ""
+	return volume.FormatParent("", "")
 }
 
 // undo clears up after an error: the note, the container, the snapshot that was
@@ -511,15 +512,19 @@ func (c *container) protected(ctx context.Context, state lease.State) error {
 	return nil
 }
 
-// parentOf returns where a disk's parent is, or nil. What cannot be read has none.
+// parentOf returns where a disk's parent is, or nil. Of what cannot be read, the
+// container's metadata may name it.
 func (c *container) parentOf(ctx context.Context, state lease.State) *layout.Base {
 	if state.Meta.Version != volume.Version2 || state.Meta.Parent == "" {
 		return nil
 	}
 	o := logdisk.Options{UUID: state.Meta.UUID, Root: state.Meta.Root, Connections: defaultConnections, Timeout: contactPolicy.Timeout}
+	if state.Holder == holderDelete { // its roots may be deleted already
+		o.Timeout = time.Millisecond
+	}
 	base, err := logdisk.ReadBase(ctx, c, o)
-	if err != nil {
-		return nil
+	if name, _ := volume.ParseParent(state.Meta.Parent); err != nil && name != "" {
+		return &layout.Base{URL: layout.SameAccount, Container: name}
 	}
 	return base
 }

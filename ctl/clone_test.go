@@ -662,6 +662,59 @@ func TestCloneParentGone(t *testing.T) {
 	if failed == 0 {
 		t.Error("all of it is read")
 	}
+	end()
+	if r := b.run("verify", "web", "-q"); r.code != exitDamage || !strings.Contains(r.out, "lost: golden/swiftnbd/root/") || !strings.Contains(r.out, "the parent of this clone, golden, snapshot v1, cannot be read: ") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestCloneDeleteAgain interrupts the deletion of a clone, and deletes it again:
+// the note of it goes, too.
+func TestCloneDeleteAgain(t *testing.T) {
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	b.fillLog("golden", 1<<20, 1)
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	ctx, cancel := context.WithCancel(t.Context())
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		if r.Method == http.MethodDelete && r.Container == "web" && r.Object == "" {
+			cancel()
+			return &devswift.Action{Status: 503}
+		}
+		return nil
+	})
+	if r := b.runContext(ctx, "delete", "web", "-y"); r.code != 1 || !strings.Contains(r.err, "delete it again") {
+		t.Errorf("%+v", r)
+	}
+	b.swift.SetFault(nil)
+	if n := len(b.names("web", "swiftnbd/root/")); n > 0 {
+		t.Errorf("%d roots are there still: this test shows little", n)
+	}
+	b.ok("delete", "web", "-y")
+	b.gone("web")
+	if names := b.names("golden", "swiftnbd/child/"); len(names) > 0 {
+		t.Errorf("notes %q", names)
+	}
+}
+
+// TestCloneLongNames has names that do not fit into the metadata of a container.
+func TestCloneLongNames(t *testing.T) {
+	golden, snap := strings.Repeat("g", 200), strings.Repeat("é", 100)
+	b := newBench(t, devswift.Options{}, golden, "web")
+	disk := b.fillLog(golden, 1<<20, 1)
+	b.ok("snapshot", golden, snap)
+	b.ok("clone", golden+"@"+snap, "web")
+	if out := b.ok("list", "web"); !strings.Contains(out, ", clone ") {
+		t.Errorf("%s", out)
+	}
+	if out := b.ok("info", "web"); !strings.Contains(out, golden+"@"+snap+"\n") {
+		t.Errorf("%s", out)
+	}
+	if !bytes.Equal(b.content("web", len(disk)), disk) {
+		t.Error("the clone is not what the disk was")
+	}
+	b.ok("delete", "web", "-y")
+	b.ok("snapshot", "--delete", golden, snap)
 }
 
 // server returns the URL of the Swift.

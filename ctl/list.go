@@ -175,7 +175,9 @@ func (t *tool) printTable(entries []*entry) error {
 			objects = fmt.Sprintf("about %d, %s", e.stored.Objects, humanSize(e.stored.Bytes))
 			if e.meta.Parent != "" {
 				parent, snap := volume.ParseParent(e.meta.Parent)
-				objects += ", clone of " + store.OneLine(parent) + "@" + store.OneLine(snap)
+				if objects += ", clone"; parent != "" {
+					objects += " of " + store.OneLine(parent) + "@" + store.OneLine(snap)
+				}
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", e.name, humanSize(e.meta.Size), objects, e.meta.Version, access, lock)

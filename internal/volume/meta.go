@@ -77,7 +77,8 @@ type Meta struct {
 	UUID [16]byte // the volume's identity
 	Root string   // where to begin to look for the newest root: it may be old, or empty
 	// Parent is what the disk was made a clone of, as FormatParent has it; empty:
-	// of nothing, or it is too long. For people: the root decides.
+	// of nothing. Both names are empty if they are too long. For people: the root
+	// decides.
 	Parent string
 
 	Client string // who holds the lock mark: "HOST:PORT@UNIX", "ctl@UNIX"; empty when nobody
