@@ -369,15 +369,6 @@ func (t *packed) from(at layout.Position) (layout.Position, bool) {
 	return layout.Position{}, false
 }
 
-// memory returns about how many bytes of memory the table takes.
-func (t *packed) memory() int64 {
-	n := int64(cap(t.pages)+cap(t.first)) * 8
-	for _, p := range t.pages {
-		n += 128 + int64(cap(p.rows))*12
-	}
-	return n
-}
-
 // frozenPage is a page as it was at a moment.
 type frozenPage struct {
 	base    uint64
