@@ -230,6 +230,7 @@ func TestJSONList(t *testing.T) {
 var printed = map[string]reflect.Type{
 	"convert": reflect.TypeFor[converted](),
 	"clone":   reflect.TypeFor[cloned](), "flatten": reflect.TypeFor[flattened](),
+	"bench":  reflect.TypeFor[benched](),
 	"delete": reflect.TypeFor[deleted](), "diff": reflect.TypeFor[diffFound](), "download": reflect.TypeFor[downloaded](), "info": reflect.TypeFor[info](),
 	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "revert": reflect.TypeFor[reverted](), "setup": reflect.TypeFor[setUp](),
 	"snapshots": reflect.TypeFor[snapshotFound](), "top": reflect.TypeFor[topped](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),
