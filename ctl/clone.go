@@ -326,6 +326,11 @@ func parentHint(name, snap string) string {
 func (c *cloning) undo(ctx context.Context, child *logdisk.Child, made string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cloneTimeout)
 	defer cancel()
+	if md, err := c.child.contact.Metadata(ctx); err == nil {
+		if _, err := volume.ParseMeta(md.Items); err == nil {
+			return // somebody else has made it: the note is of that, too
+		}
+	}
 	if child != nil {
 		if err := child.Forget(ctx); err != nil {
 			c.fault(fmt.Errorf("%s: a note of the clone stays: %w", c.parent.name, oneLine{err}))
