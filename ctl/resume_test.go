@@ -96,7 +96,7 @@ func TestDownloadResume(t *testing.T) {
 				var mu sync.Mutex
 				left := 1 + r.IntN(most)
 				var file, record []byte // as a sudden end leaves them
-				kill := r.IntN(3) == 0
+				kill, before := r.IntN(3) == 0, complete
 				b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
 					if !isData(q) {
 						return nil
@@ -109,10 +109,10 @@ func TestDownloadResume(t *testing.T) {
 					}
 					if left <= 0 {
 						// Most runs are to come a little further.
-						for n := 0; n < 20 && recorded(path) <= complete; n++ {
+						for n := 0; n < 20 && recorded(path) <= before; n++ {
 							time.Sleep(5 * time.Millisecond)
 						}
-						if recorded(path) > complete || left < -3 {
+						if recorded(path) > before || left < -3 {
 							cancel()
 						}
 					}
@@ -121,6 +121,9 @@ func TestDownloadResume(t *testing.T) {
 				got := b.runContext(ctx, args...)
 				cancel()
 				b.swift.SetFault(nil)
+				mu.Lock() // a request that was interrupted may be in the function still
+				keptRecord, keptFile := record, file
+				mu.Unlock()
 				checkUnlocked(b, "disk")
 				if got.code == 0 {
 					break
@@ -137,13 +140,13 @@ func TestDownloadResume(t *testing.T) {
 					t.Fatalf("%+v, and %+v; %d before", got, was, complete)
 				}
 				checkAlone(t, dir, "image.partial", "image.partial.record")
-				if then, ok := parseDownloadRecord(string(record)); ok && then.at > 0 && then.at <= was.at {
+				if then, ok := parseDownloadRecord(string(keptRecord)); ok && then.at > 0 && then.at <= was.at {
 					// What is behind it may be anything.
-					copy(file[then.at:], noise(len(file)-int(then.at)))
-					if err := os.WriteFile(path+".partial", file, 0o600); err != nil {
+					copy(keptFile[then.at:], noise(len(keptFile)-int(then.at)))
+					if err := os.WriteFile(path+".partial", keptFile, 0o600); err != nil {
 						t.Fatal(err)
 					}
-					if err := os.WriteFile(path+".partial.record", record, 0o600); err != nil {
+					if err := os.WriteFile(path+".partial.record", keptRecord, 0o600); err != nil {
 						t.Fatal(err)
 					}
 					was.at = then.at
