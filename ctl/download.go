@@ -198,11 +198,9 @@ func (t *tool) download(ctx context.Context, name string, o downloading) (err er
 	if err != nil {
 		return err
 	}
-	if !im.there {
-		if err := im.prepare(meta.Size); err != nil {
-			im.abort()
-			return err
-		}
+	if err := im.canHold(meta.Size); err != nil {
+		im.abort()
+		return err
 	}
 
 	held, marked, err := c.mark(ctx, holderDownload, downloadTerm)

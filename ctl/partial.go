@@ -123,6 +123,19 @@ func (im *image) own(old fs.FileInfo) (again bool, err error) {
 	return false, err
 }
 
+// canHold says whether there can be an image of size bytes, before the disk is
+// locked. It leaves what an earlier download has left as it is, and a new file empty:
+// one that is not, and has no record, is somebody else's.
+func (im *image) canHold(size int64) error {
+	if im.there {
+		return nil
+	}
+	if err := im.prepare(size); err != nil || im.kind != imageFile {
+		return err
+	}
+	return im.file.Truncate(0)
+}
+
 // begin makes FILE.partial an image of nothing yet, of size bytes, and drops what
 // an earlier download has left in it.
 func (im *image) begin(size int64) error {

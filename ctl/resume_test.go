@@ -578,6 +578,41 @@ func TestDownloadNotKept(t *testing.T) {
 	checkImage(t, path, content)
 }
 
+// TestDownloadKilledEarly: a download that is killed while it takes the lock leaves
+// nothing that the next one would take for somebody else's.
+func TestDownloadKilledEarly(t *testing.T) {
+	for _, format := range writeFormats {
+		b := newBench(t, devswift.Options{}, "disk")
+		content := b.fill("disk", 16, 4096, map[int][]byte{1: noise(4096)})
+		path := filepath.Join(t.TempDir(), "image")
+		var early []byte
+		looked := false
+		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+			if r.Method == http.MethodPost && r.Container == "disk" && !looked {
+				var err error
+				if early, err = os.ReadFile(path + ".partial"); err != nil {
+					t.Error(err)
+				}
+				looked = true
+			}
+			return nil
+		})
+		b.ok("download", "disk", path, "-O", format)
+		b.swift.SetFault(nil)
+		if !looked {
+			t.Fatal("it took no lock")
+		}
+		if err := os.WriteFile(path+".partial", early, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.ok("download", "disk", path, "-O", format)
+		if format == formatRaw {
+			checkImage(t, path, content)
+		}
+		checkAlone(t, filepath.Dir(path), "image")
+	}
+}
+
 // TestDownloadRecord: the record is read as it was written, and nothing else is.
 func TestDownloadRecord(t *testing.T) {
 	for _, m := range []moment{{}, {disk: "disk 1/ü/5", at: "-", mark: "127.0.0.1:5@1700000000", lease: 1 << 40}, {disk: "a b\nc", at: "%", mark: "%2D"}} {
