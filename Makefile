@@ -39,7 +39,7 @@ MANPAGES   = $(patsubst %.pod,build/%.1,$(notdir $(wildcard plugin/*.pod ctl/*.p
 
 .DELETE_ON_ERROR:
 # Go decides itself what is up to date, so these are built each time.
-.PHONY: all check check-crash check-deb check-race lint lint-all fmt fuzz bench bench-quick quickstart man completions install uninstall dist deb \
+.PHONY: all check check-crash check-deb check-race check-recipes lint lint-all fmt fuzz bench bench-quick quickstart man completions install uninstall dist deb \
         clean help \
         needs $(PLUGIN) $(PROGRAMS)
 
@@ -178,6 +178,10 @@ deb: dist ## build Debian packages in dist/, from the tarball, without network
 
 check-deb: ## lintian, rpmlint, a fresh Debian 12 that installs the packages and serves a disk with them, a container (root, network, minutes)
 	scripts/deb.sh check $(VERSION)
+
+check-recipes: all ## run the recipes of docs/recipes with the real programs (root for nbdfuse, minutes)
+	scripts/deps.sh check recipes
+	$(GO) test -count 1 -timeout 0 -v ./tests/recipes -args -full
 
 clean: ## remove build/ and dist/
 	rm -rf build dist

@@ -17,6 +17,7 @@
 #   rgw         scripts/rgw.sh up
 #   deb         make deb
 #   check-deb   make check-deb
+#   recipes     make check-recipes (build, and the programs of docs/recipes)
 #   check       make check (all of the above, and qemu for the kernel client)
 set -eu
 # nbd-client, mke2fs and e2fsck are in sbin, which a user's PATH may lack.
@@ -98,6 +99,18 @@ cmd:mmdebstrap mmdebstrap
 cmd:buildah buildah
 cmd:rpmbuild rpm
 cmd:rpmlint rpmlint
+EOF
+      ;;
+    recipes) needs quickstart; cat <<'EOF'
+cmd:nbdfuse libnbd-bin
+cmd:fusermount3 fuse3
+cmd:debugfs e2fsprogs
+cmd:qemu-img qemu-utils
+cmd:qemu-io qemu-utils
+cmd:qemu-storage-daemon qemu-system-common
+cmd:certtool gnutls-bin
+cmd:psktool gnutls-bin
+cmd:sfdisk fdisk
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

@@ -33,7 +33,7 @@ func TestManualReadme(t *testing.T) {
 // documents returns the paths of all documents in Markdown, relative to root.
 func documents(t testing.TB, root string) (paths []string) {
 	t.Helper()
-	for _, dir := range []string{"", "docs"} {
+	for _, dir := range []string{"", "docs", "docs/recipes"} {
 		files, err := filepath.Glob(filepath.Join(root, dir, "*.md"))
 		if err != nil {
 			t.Fatal(err)

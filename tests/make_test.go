@@ -94,7 +94,7 @@ func TestMakeHelp(t *testing.T) {
 	}
 	out := runMake(t, "-s", "help")
 	for _, target := range []string{"all", "check", "check-race", "lint", "fmt", "fuzz", "bench", "quickstart", "man",
-		"install", "uninstall", "dist", "deb", "check-deb", "clean", "help"} {
+		"install", "uninstall", "dist", "deb", "check-deb", "check-recipes", "clean", "help"} {
 		if !regexp.MustCompile(`(?m)^` + target + ` +[a-z]`).MatchString(out) {
 			t.Errorf("make help does not tell of %s:\n%s", target, out)
 		}
