@@ -188,9 +188,18 @@ func TestLargeTable(t *testing.T) {
 	if got != live-int64(n) {
 		t.Errorf("the rows have %d blocks, want %d", got, live-int64(n))
 	}
-	d.takeOff(drops, nil)
+	for _, at := range all[:n/2] { // the collector has looked at many
+		d.objects.see(at)
+	}
+	free := d.objects.durable.freeLive
+	seen := d.objects.seen
+	d.objects.seen = nil
+	d.takeOff(drops, seen)
 	if d.objects.live() != live {
 		t.Errorf("%d blocks after the merge, want %d", d.objects.live(), live)
+	}
+	if got := d.objects.durable.freeLive; free >= live || got != live {
+		t.Errorf("the collector may take %d blocks after the merge, want %d; before it were %d", got, live, free)
 	}
 	d.checkSums(t)
 }
@@ -290,7 +299,7 @@ func oldVictims(d *Disk) [][]victim {
 // disks of all kinds.
 func TestVictims(t *testing.T) {
 	rng := newRand(t)
-	some, none := 0, 0
+	some, none, steps := 0, 0, 0
 	for range 400 {
 		o := Options{GC: 1 + rng.IntN(100), Seal: layout.FrameSize * (4 + rng.IntN(1024))}
 		d := newDisk(o)
@@ -306,7 +315,7 @@ func TestVictims(t *testing.T) {
 			}
 			h := held{size: blocks*layout.FrameSize + 200 + 32*rng.Int64N(blocks), live: 1 + blocks*least/100}
 			h.live = min(blocks, h.live+rng.Int64N(blocks-min(blocks, h.live)+1))
-			at := layout.Position{Epoch: 1 + uint32(rng.IntN(3)), N: 1 + uint64(i)}
+			at := layout.Position{Epoch: 1 + uint32(rng.IntN(3)), N: 2 + 2*uint64(i)}
 			d.objects.add(at, h)
 			switch rng.IntN(20) {
 			case 0:
@@ -318,6 +327,26 @@ func TestVictims(t *testing.T) {
 			}
 		}
 		want, got := oldVictims(d), d.victims()
+		// The same, a few rows at a time, while pages are split and joined.
+		c := d.choose()
+		for step := 0; !c.over; step++ {
+			c.take(d.objects.durable.pick(c, 1+rng.IntN(40)))
+			for range 20 {
+				d.objects.add(layout.Position{Epoch: 1 + uint32(rng.IntN(3)), N: 1 + 2*rng.Uint64N(3000)}, held{})
+			}
+			if step%20 == 19 {
+				for at, r := range maps.Collect(d.objects.durable.all()) {
+					if at.N%2 == 1 && r.size == 0 {
+						d.objects.remove(at)
+					}
+				}
+			}
+			steps++
+		}
+		c.close()
+		if !slices.EqualFunc(want, c.groups, slices.Equal) {
+			t.Fatalf("%+v, in steps: %d groups, want %d", o, len(c.groups), len(want))
+		}
 		if len(want) > 0 {
 			some++
 		} else {
@@ -329,8 +358,9 @@ func TestVictims(t *testing.T) {
 		d.checkSums(t)
 		d.cancel(ErrClosed)
 	}
-	if some < 50 || none < 10 {
-		t.Errorf("something was to be collected %d times, and nothing %d times: this test shows little", some, none)
+	t.Logf("something was to be collected %d times, and nothing %d times; %d steps", some, none, steps)
+	if some < 50 || none < 10 || steps < 1000 {
+		t.Error("this test shows little")
 	}
 }
 
@@ -367,6 +397,7 @@ func TestTable(t *testing.T) {
 		expect  map[layout.Position]int64 // what rows are to have
 		shrinks bool
 	)
+	failed := false // the last checkpoint
 	settle := func(written bool) {
 		got := map[layout.Position]int64{}
 		last := layout.Position{}
@@ -380,8 +411,8 @@ func TestTable(t *testing.T) {
 			t.Fatalf("a checkpoint writes %v, want %v", got, expect)
 		}
 		tab.thaw(written)
-		rows = nil
-		if !written {
+		rows, failed = nil, !written
+		if failed {
 			seen.failed++
 		}
 	}
@@ -441,18 +472,19 @@ func TestTable(t *testing.T) {
 			drops := &tally{}
 			expect = map[layout.Position]int64{}
 			whole := rng.IntN(4) == 0
+			all := whole || failed
 			for range rng.IntN(200) {
 				drops.add(pick(), 1)
 			}
 			by := maps.Collect(drops.all())
-			if !whole && !tab.whole {
+			if !all {
 				for at := range gone {
 					expect[at] = 0
 				}
 			}
 			for at, w := range want {
 				live := max(w.live-by[at], 0)
-				if (whole || tab.whole) && live > 0 || !(whole || tab.whole) && (w.changed || by[at] > 0) {
+				if all && live > 0 || !all && (w.changed || by[at] > 0) {
 					expect[at] = live
 				}
 				w.changed = false
@@ -480,8 +512,12 @@ func TestTable(t *testing.T) {
 			}
 		default:
 			at := pick()
-			tab.spoil(at, time.Now().Add(-time.Duration(rng.Int64N(int64(2*badFor)))))
+			age := time.Duration(rng.Int64N(int64(2 * badFor)))
+			tab.spoil(at, time.Now().Add(-age))
 			tab.heal(time.Now())
+			if r, _ := tab.durable.get(at); r.has(rowBad) != (age < badFor) && age.Round(time.Second) != badFor {
+				t.Fatalf("%v could not be read %v ago, and is left alone: %t", at, age, r.has(rowBad))
+			}
 			if tab.see(pick()) && rng.IntN(2) == 0 {
 				for _, at := range tab.seen {
 					tab.unsee(at)
@@ -553,5 +589,64 @@ func TestTally(t *testing.T) {
 		if !maps.Equal(got, want) {
 			t.Fatalf("%d objects, want %d, or others", len(got), len(want))
 		}
+	}
+}
+
+// TestGarbage has garbage of which some may be deleted sooner than what came before
+// it, and deletes that fail.
+func TestGarbage(t *testing.T) {
+	rng := newRand(t)
+	d := newDisk(Options{})
+	defer d.cancel(ErrClosed)
+	left := map[string]int64{}
+	now := time.Now()
+	for i := range 5000 {
+		g := garbage{at: layout.Position{Epoch: 1, N: uint64(i + 1)}, after: now.Add(time.Duration(i) * time.Second), size: 1 + rng.Int64N(100)}
+		if rng.IntN(10) == 0 {
+			g.name = fmt.Sprint("run ", i)
+			g.after = now.Add(time.Duration(rng.IntN(2*i+1)) * time.Second)
+		}
+		d.discard(g)
+		left[g.String()] = g.size
+	}
+	d.checkSums(t)
+	if names := d.garbage.names(); len(names) != len(left) {
+		t.Errorf("%d are known, want %d", len(names), len(left))
+	}
+	for hour := 0; hour < 4; now = now.Add(time.Hour) {
+		hour++
+		for {
+			due := 0
+			for _, g := range d.garbage.list {
+				if !g.after.After(now) {
+					due++
+				}
+			}
+			names := d.garbage.take(now)
+			if len(names) != min(due, deleteAtOnce) {
+				t.Fatalf("%d are to be deleted, of %d that may be", len(names), due)
+			}
+			d.checkSums(t)
+			if d.garbage.names()[""] || len(d.garbage.names()) != len(left) {
+				t.Fatalf("%d are known, want %d", len(d.garbage.names()), len(left))
+			}
+			deleted := rng.IntN(3) > 0
+			for _, name := range names {
+				if _, ok := left[name]; !ok {
+					t.Fatalf("%s is deleted twice", name)
+				}
+				if deleted {
+					delete(left, name)
+				}
+			}
+			d.waste -= d.garbage.done(deleted)
+			d.checkSums(t)
+			if len(names) == 0 {
+				break
+			}
+		}
+	}
+	if len(left) > 0 || d.waste != 0 {
+		t.Errorf("%d are left, %d bytes", len(left), d.waste)
 	}
 }
