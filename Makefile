@@ -179,7 +179,7 @@ deb: dist ## build Debian packages in dist/, from the tarball, without network
 check-deb: ## lintian, rpmlint, a fresh Debian 12 that installs the packages and serves a disk with them, a container (root, network, minutes)
 	scripts/deb.sh check $(VERSION)
 
-check-recipes: all ## run the recipes of docs/recipes with the real programs (root for nbdfuse, minutes)
+check-recipes: all ## run the recipes of docs/recipes with the real programs, some in a virtual machine (root, minutes)
 	scripts/deps.sh check recipes
 	$(GO) test -count 1 -timeout 0 -v ./tests/recipes -args -full
 

@@ -111,6 +111,15 @@ cmd:qemu-storage-daemon qemu-system-common
 cmd:certtool gnutls-bin
 cmd:psktool gnutls-bin
 cmd:sfdisk fdisk
+cmd:qemu-system-x86_64 qemu-system-x86
+file:/bin/busybox busybox-static
+cmd:dpkg-deb dpkg
+cmd:depmod kmod
+cmd:nbd-client nbd-client
+cmd:fstrim util-linux
+cmd:mkfs.ext4 e2fsprogs
+cmd:mkfs.xfs xfsprogs
+cmd:mkfs.btrfs btrfs-progs
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

@@ -1,13 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# kernel.sh DIR: puts Debian's kernel in DIR (vmlinuz, modules/*.ko). The test of
-# the kernel's own NBD client boots it in qemu. The script installs nothing: it
-# downloads the package and unpacks it. If the kernel is there already, it does
-# nothing.
+# kernel.sh DIR: puts Debian's kernel in DIR (vmlinuz, modules/*.ko). The tests of
+# the kernel's own NBD client and of the recipes boot it in qemu. The script
+# installs nothing: it downloads the package and unpacks it. If the kernel is
+# there already, it does nothing.
 set -eu
 [ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
 dir=$1
-[ ! -e "$dir/complete" ] || exit 0
+# The last module that was added here is not in the directory of an older checkout.
+[ ! -e "$dir/complete" ] || [ ! -e "$dir/modules/virtio_console.ko" ] || exit 0
 
 mkdir -p "$dir"
 new=$(mktemp -d "$dir/new.XXXXXX")
@@ -35,7 +36,12 @@ dpkg-deb --fsys-tarfile "${deb[0]}" | tar -x -C "$new" --wildcards \
   './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/virtio/*' \
   './lib/modules/*/kernel/drivers/net/virtio_net.ko*' './lib/modules/*/kernel/drivers/net/net_failover.ko*' \
   './lib/modules/*/kernel/net/core/*' './lib/modules/*/kernel/crypto/*' './lib/modules/*/kernel/lib/*' \
-  './lib/modules/*/kernel/fs/ext4/*' './lib/modules/*/kernel/fs/jbd2/*' './lib/modules/*/kernel/fs/mbcache.ko*'
+  './lib/modules/*/kernel/fs/ext4/*' './lib/modules/*/kernel/fs/jbd2/*' './lib/modules/*/kernel/fs/mbcache.ko*' \
+  './lib/modules/*/kernel/fs/xfs/*' './lib/modules/*/kernel/fs/btrfs/*' './lib/modules/*/kernel/fs/overlayfs/*' \
+  './lib/modules/*/kernel/fs/9p/*' './lib/modules/*/kernel/net/9p/*' './lib/modules/*/kernel/fs/netfs/*' \
+  './lib/modules/*/kernel/fs/fscache/*' './lib/modules/*/kernel/fs/fuse/*' './lib/modules/*/kernel/drivers/md/*' \
+  './lib/modules/*/kernel/arch/x86/crypto/*' './lib/modules/*/kernel/drivers/dax/*' \
+  './lib/modules/*/kernel/drivers/scsi/*' './lib/modules/*/kernel/drivers/char/virtio_console.ko*'
 mkdir -p "$dir/modules"
 find "$new/lib" -name '*.ko' -exec mv -t "$dir/modules" {} +
 [ -e "$dir/modules/nbd.ko" ] || { echo "$0: ${deb[0]##*/} has no uncompressed nbd.ko" >&2; exit 1; }

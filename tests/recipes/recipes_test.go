@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 // Package recipes runs the recipes of docs/recipes, as they stand, with the real
-// programs. They take minutes, and programs that nothing else here needs, so they
+// programs: some on this machine, those that need the kernel's devices in a virtual
+// machine. They take minutes, and programs that nothing else here needs, so they
 // run only with -full (make check-recipes).
 package recipes
 
