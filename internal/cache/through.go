@@ -145,6 +145,14 @@ func (c *Cache) setClean(ch *chunk, wide, r geometry.ByteRange, need int64, data
 	return nil
 }
 
+// Borrow takes n bytes of the cache's memory for its owner, who has the Return of
+// them. Clean chunks are evicted for it, but not what was fetched for a reader who
+// is still to come. It does not wait, and says whether it has got them.
+func (c *Cache) Borrow(n int64) bool { return c.budget.try(n) }
+
+// Return gives n borrowed bytes back.
+func (c *Cache) Return(n int64) { c.budget.giveBack(n) }
+
 // Forget drops what the cache has of the range, and what fetches under way
 // bring of it: the Reader has something else there now. The range must lie on
 // the disk.

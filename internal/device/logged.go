@@ -146,7 +146,7 @@ func (d *loggedDisk) Stats() Stats {
 	return Stats{
 		Hits: s.Hits.Load(), Misses: s.Misses.Load(), Fetches: l.Gets.Load(), Ahead: s.Ahead.Load(),
 		Uploads: l.Uploads.Load(), Deletes: l.Deleted.Load(), Failures: l.Failures.Load(), Evicted: s.Evicted.Load(), Flushes: l.Flushes.Load(),
-		Used: d.Cache().Used() + dirty, Dirty: dirty, FlushTime: d.FlushTime(),
+		Used: d.Cache().Used() - d.Borrowed() + dirty, Dirty: dirty, FlushTime: d.FlushTime(),
 		Logged: true, Objects: use.Objects, Stored: stored, Live: use.Live,
 		Garbage: max(0, stored-use.Live/layout.BlockSize*layout.FrameSize), Log: use.Log,
 		ByClients: l.Bytes.Load(), ByCollector: l.CollectedBytes.Load(), ByMap: l.SaveBytes.Load(), DirtyAge: age(d.OldestDirty()),

@@ -27,6 +27,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,7 @@ type Options struct {
 
 	Cache       int64         // the cache's size, bytes (64 MiB)
 	Seal        int           // bytes of frames after which an object is sealed (those of 4 MiB of data)
-	Tail        int64         // bytes that may be written and not durable (32 MiB)
+	Tail        int64         // bytes that may be written and not durable, and as much again of the cache (32 MiB)
 	Connections int           // uploads at once (16)
 	Readahead   int64         // as cache.Options has it
 	Age         time.Duration // a cut that is older is sealed (5 s)
@@ -193,6 +194,7 @@ type Disk struct {
 	flying    int                // uploads under way
 	wanted    bool               // a flush waits for the open cut
 	crowd     crowd              // of flushes
+	hashes    hashes
 	spareBufs spare
 	rate      float64  // bytes a second that Swift takes; 0: not known
 	failing   *failure // the next failure of an upload
@@ -265,7 +267,10 @@ func newDisk(o Options) *Disk {
 		next: 1, kick: make(chan struct{}, 1), saving: make(chan struct{}, 1), failing: newFailure(),
 	}
 	d.regions = newRegions(0, o.regionShift)
-	d.room.limit = o.Tail
+	d.room.own, d.room.want = o.Tail, o.Tail
+	if o.FlushTime < 0 {
+		d.room.want = math.MaxInt64
+	}
 	d.sealAt.Store(int64(o.Seal))
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	d.behind, d.rest = context.WithCancelCause(d.ctx)

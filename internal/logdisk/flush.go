@@ -120,6 +120,7 @@ func (d *Disk) sync(ctx context.Context) error {
 			held, c.held = c, true
 		}
 	}
+	d.hashGathered(false)
 	d.mu.Unlock()
 	if held != nil {
 		d.hold(ctx, held, hold, failing)

@@ -3,10 +3,8 @@
 package logdisk
 
 import (
-	"context"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"swiftnbd/internal/logdisk/blockmap"
@@ -19,29 +17,7 @@ type cut struct {
 	m     *blockmap.Map // its blocks, with their places in buf
 	spare *spare
 	held  bool // for more flushes: see crowd
-}
-
-// spare keeps the buffers of objects that are durable for the next ones: a fresh
-// buffer's pages cost more than filling them. Disk.mu guards it.
-type spare struct{ free [][]byte }
-
-// take returns an empty buffer of at least size bytes, or nil.
-func (s *spare) take(size int) []byte {
-	n := len(s.free)
-	if n == 0 || cap(s.free[n-1]) < size {
-		return nil
-	}
-	b := s.free[n-1]
-	s.free = s.free[:n-1]
-	return b
-}
-
-// give takes a buffer back that nobody reads any more. It keeps those of full
-// objects only, and few.
-func (s *spare) give(b []byte, seal int) {
-	if cap(b) >= seal && len(s.free) < 4 {
-		s.free = append(s.free, b[:0])
-	}
+	full  bool // it is likely to become as large as an object may be
 }
 
 // openCut returns the open cut with room for n more bytes of frames. d.mu is held.
@@ -50,7 +26,7 @@ func (d *Disk) openCut(n int) *cut {
 		d.seal()
 	}
 	if d.open == nil {
-		d.open = &cut{m: blockmap.New(), spare: &d.spareBufs}
+		d.open = &cut{m: blockmap.New(), spare: &d.spareBufs, full: d.sealAt.Load() >= int64(d.o.Seal)/2}
 		d.open.at = layout.Position{Epoch: d.o.Epoch} // it gets its number when it is sealed
 		d.open.done = make(chan struct{})
 		d.open.opened = time.Now()
@@ -143,11 +119,9 @@ func (c *cut) grow(n, seal int) {
 			size *= 2
 		}
 		var buf []byte
-		if size > seal/16 { // it will be full: with the records of most objects
-			size = max(need, seal) + 64<<10
-			buf = c.spare.take(size)
-		}
-		if buf == nil {
+		if size > seal/16 { // it will be full
+			buf = c.spare.take(max(need, seal)+tailRoom, c.full)
+		} else {
 			buf = make([]byte, 0, size)
 		}
 		c.buf = append(buf, c.buf...)
@@ -221,111 +195,4 @@ func (d *Disk) seal() {
 	d.stats.Sealed.Add(1)
 	d.queue = append(d.queue, o)
 	d.startUploads()
-}
-
-// room bounds what is written and not durable.
-type room struct {
-	mu    sync.Mutex // guards all below
-	limit int64
-	used  int64
-	line  []*roomWaiter
-}
-
-type roomWaiter struct {
-	n    int64
-	wake chan struct{} // closed when n bytes are his
-}
-
-// bound sets the limit.
-func (r *room) bound(limit int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.limit = limit
-	r.letIn()
-}
-
-// crowded says whether somebody waits.
-func (r *room) crowded() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.line) > 0
-}
-
-// try counts n bytes if they are there and nobody waits. What is larger than the
-// limit may come when nothing else is used.
-func (r *room) try(n int64) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.line) > 0 || !r.fits(n) {
-		return false
-	}
-	r.used += n
-	return true
-}
-
-func (r *room) fits(n int64) bool { return r.used == 0 || r.used+n <= r.limit }
-
-// release gives n bytes back.
-func (r *room) release(n int64) {
-	if n == 0 {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.used -= n
-	r.letIn()
-}
-
-func (r *room) letIn() {
-	for len(r.line) > 0 && r.fits(r.line[0].n) {
-		r.used += r.line[0].n
-		close(r.line[0].wake)
-		r.line = r.line[1:]
-	}
-}
-
-// leave takes w out of the line, or gives back what it has got.
-func (r *room) leave(w *roomWaiter) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i, o := range r.line {
-		if o == w {
-			r.line = append(r.line[:i:i], r.line[i+1:]...)
-			r.letIn()
-			return
-		}
-	}
-	r.used -= w.n
-	r.letIn()
-}
-
-// admit waits until n more bytes may be written. It ends with the error of an
-// upload that has failed while it waited.
-func (d *Disk) admit(ctx context.Context, n int64) error {
-	if d.o.Epoch == 0 {
-		return ErrReadOnly
-	}
-	if d.room.try(n) {
-		return nil
-	}
-	d.mu.RLock()
-	failing := d.failing
-	d.mu.RUnlock()
-	w := &roomWaiter{n: n, wake: make(chan struct{})}
-	d.room.mu.Lock()
-	d.room.line = append(d.room.line, w)
-	d.room.letIn()
-	d.room.mu.Unlock()
-	// What holds the room may be the open cut. An upload that ends seals it for
-	// those who are in the line by then; if none is under way, it is our turn.
-	d.mu.Lock()
-	if d.open != nil && len(d.queue) == 0 && d.flying == 0 && d.room.crowded() {
-		d.seal()
-	}
-	d.mu.Unlock()
-	err := d.await(ctx, w.wake, failing)
-	if err != nil {
-		d.room.leave(w)
-	}
-	return err
 }

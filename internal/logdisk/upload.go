@@ -51,7 +51,8 @@ func (d *Disk) upload(o *object) {
 	defer d.wg.Done()
 	defer d.recoverPanic()
 	data := d.encode(o)
-	etag := etagOf(data)
+	etag := d.hash(data)
+	defer d.putEnded()
 	for {
 		// The same bytes under the same name each time: it does not matter
 		// which of the attempts Swift has kept, or when it does so.
@@ -93,7 +94,7 @@ func (d *Disk) measure(n int64, took time.Duration) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	rate := float64(n) * float64(max(d.flying, 1)) / max(took, time.Millisecond).Seconds()
+	rate := float64(n) * float64(max(d.hashes.putting, 1)) / max(took, time.Millisecond).Seconds()
 	// Down quickly, up slowly: a bound that is too small costs little.
 	if d.rate == 0 {
 		d.rate = rate
@@ -105,7 +106,7 @@ func (d *Disk) measure(n int64, took time.Duration) {
 	bytes := int64(d.rate * d.o.FlushTime.Seconds())
 	seal := min(max(bytes/4, leastSeal), int64(d.o.Seal))
 	d.sealAt.Store(seal)
-	d.room.bound(min(max(bytes, 2*seal), d.o.Tail))
+	d.room.bound(max(bytes, 2*seal))
 }
 
 // encode returns the object's bytes. Nobody changes its frames any more, and
@@ -132,6 +133,13 @@ func (d *Disk) encode(o *object) []byte {
 // uploaded notes that the object, of size bytes, is in Swift, and how long its
 // PUT took.
 func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
+	for _, b := range d.noteUploaded(o, size, took) {
+		freeBuffer(b)
+	}
+}
+
+// noteUploaded is uploaded but for the buffers that are not needed any more.
+func (d *Disk) noteUploaded(o *object, size int64, took time.Duration) (old [][]byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	o.size = size
@@ -148,7 +156,8 @@ func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
 		}
 		delete(d.acked, next.at.N)
 		d.durable++
-		d.spareBufs.give(next.buf, d.o.Seal) // its upload has returned
+		most := fewSpare + int(d.Borrowed()/int64(d.o.Seal))/2
+		old = append(old, d.spareBufs.give(next.buf, d.o.Seal, most)) // its upload has returned
 		next.buf, next.records, next.kept = nil, nil, true
 		d.objects.settle(next)
 		if next.live == 0 {
@@ -158,6 +167,7 @@ func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
 		d.crowd.answered(next)
 		close(next.done)
 	}
+	old = append(old, d.giveMemoryBack()...)
 	d.flying--
 	if d.open != nil && len(d.queue) == 0 && (d.wanted || d.room.crowded()) {
 		d.seal()
@@ -166,6 +176,7 @@ func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
 	if d.due() {
 		d.wake()
 	}
+	return old
 }
 
 // failed tells those who wait for uploads that one has failed.
