@@ -292,6 +292,7 @@ func largeOpen(t *testing.T) {
 // heap returns the bytes that are in use.
 func heap() int64 {
 	runtime.GC()
+	runtime.GC() // of pools
 	var s runtime.MemStats
 	runtime.ReadMemStats(&s)
 	return int64(s.HeapAlloc)
