@@ -120,6 +120,9 @@ cmd:fstrim util-linux
 cmd:mkfs.ext4 e2fsprogs
 cmd:mkfs.xfs xfsprogs
 cmd:mkfs.btrfs btrfs-progs
+cmd:lvcreate lvm2
+cmd:cryptsetup cryptsetup-bin
+cmd:lsblk util-linux
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

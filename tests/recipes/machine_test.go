@@ -98,3 +98,6 @@ func modules(t testing.TB, dir string) (version, tree string) {
 
 // TestRecipesKernel runs the recipes with the kernel's own NBD client.
 func TestRecipesKernel(t *testing.T) { there(t, "KERNEL.md") }
+
+// TestRecipesVolumes runs those with LVM and dm-crypt.
+func TestRecipesVolumes(t *testing.T) { there(t, "VOLUMES.md") }
