@@ -423,10 +423,16 @@ func (d *Disk) sweep(ctx context.Context) error {
 			for _, o := range d.dying {
 				dying[o.at] = true
 			}
-			known := d.garbage.names()
+			var known map[string]bool // what is garbage already; nil: not looked at yet
 			keepsObject, keepsRun := d.keeps()
 			for _, info := range page {
-				if !known[info.Name] && d.strayLocked(info, named, dying, keepsObject, keepsRun) {
+				if !d.strayLocked(info, named, dying, keepsObject, keepsRun) {
+					continue
+				}
+				if known == nil {
+					known = d.garbage.names()
+				}
+				if !known[info.Name] {
 					g := garbage{name: info.Name, after: after, size: info.Size}
 					if prefix == layout.GonePrefix || prefix == layout.ChildPrefix { // after the pin's root
 						g.after = after.Add(d.o.Horizon)
