@@ -65,8 +65,9 @@ type DiffOptions struct {
 // and not of the other.
 var errDiffClone = errors.New("it is a clone, or was one, and what has changed is in what it has from its parent: this cannot be compared")
 
-// errDiffChunks says that one of the two moments has chunks of version 1.
-var errDiffChunks = errors.New("it was converted, and what it still has in its objects of version 1 cannot be compared: flatten it first, and compare what comes after")
+// errDiffChunks is errDiffClone of a disk that was converted: one of the two moments
+// has chunks of version 1, and the other has not, or not where it has changed.
+var errDiffChunks = errors.New("it was converted, and what has changed is in its objects of version 1: this cannot be compared")
 
 // Diff compares two moments of a disk.
 type Diff struct {
@@ -77,6 +78,7 @@ type Diff struct {
 	exact  bool
 	pin    *layout.Pin // of From; nil: nothing
 	based  bool        // both have the same base
+	chunks bool        // which is of version 1
 	prefix []layout.Position
 	shared []*runFile // prefix, once they were needed
 	a, b   []*runFile // the own runs
@@ -137,12 +139,13 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	if x.To, to, err = moment(what.To); err != nil {
 		return err
 	}
-	for _, b := range []*layout.Below{from.Below, to.Below} {
-		if b != nil && b.Disk != nil {
+	x.chunks = from.Below != nil && from.Below.Disk != nil || to.Below != nil && to.Below.Disk != nil
+	if x.chunks {
+		if x.pin == nil || from.Below == nil || to.Below == nil {
 			return errDiffChunks
 		}
-	}
-	if from.Below != nil || to.Below != nil {
+		x.based = true // a disk is converted once
+	} else if from.Below != nil || to.Below != nil {
 		// What neither has is the same, as long as it is of the same base.
 		if x.pin == nil || from.Below == nil || to.Below == nil || from.Below.Clone == nil || to.Below.Clone == nil || from.Below.Clone.Root != to.Below.Clone.Root {
 			return errDiffClone

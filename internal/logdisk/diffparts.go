@@ -49,7 +49,10 @@ func (p diffPart) cut(first, end uint64) diffPart {
 // order.
 func (x *Diff) compare(ctx context.Context, tell func(blockmap.Extent) error) error {
 	emit := func(e blockmap.Extent) error {
-		if e.Kind == inBase { // it was reverted to before it had written it
+		switch {
+		case e.Kind == inBase && x.chunks:
+			return errDiffChunks
+		case e.Kind == inBase: // it was reverted to before it had written it
 			return errDiffClone
 		}
 		return tell(e)

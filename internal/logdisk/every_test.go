@@ -141,29 +141,37 @@ func (s *script) everything(d *Disk) error {
 // TestEveryRequest ends a process at each of its requests, has another one take
 // over, and what the first had under way arrive before, meanwhile, or after. It
 // also has each request fail and the process go on.
-func TestEveryRequest(t *testing.T) { everyRequestOf(t, false) }
+func TestEveryRequest(t *testing.T) { everyRequestOf(t, "") }
 
 // TestEveryRequestPaged is TestEveryRequest with little memory for the map.
-func TestEveryRequestPaged(t *testing.T) { everyRequestOf(t, true) }
+func TestEveryRequestPaged(t *testing.T) { everyRequestOf(t, "paged") }
 
-func everyRequestOf(t *testing.T, paged bool) {
+// TestEveryRequestConverted is TestEveryRequest of a disk that was of version 1.
+func TestEveryRequestConverted(t *testing.T) { everyRequestOf(t, "converted") }
+
+func everyRequestOf(t *testing.T, what string) {
 	var (
 		kinds map[string]int
 		n     int64
 	)
-	synctest.Test(t, func(t *testing.T) { n, kinds = everyRequest(t, 1<<40, "late", paged) }) // it ends at none
+	synctest.Test(t, func(t *testing.T) { n, kinds = everyRequest(t, 1<<40, "late", what) }) // it ends at none
 	step := int64(1)
 	if testing.Short() {
 		step = 7
 	}
-	if paged {
+	switch what {
+	case "paged":
 		step *= 5
+	case "converted":
+		if step *= 60; *opsFlag > 0 { // TestModelConverted has the rest
+			step = 1
+		}
 	}
 	ends := 0
 	for k := int64(1); k <= n; k += step {
 		for _, way := range []string{"without effect", "with effect", "late", "fails", "fails, arrives", "fails, arrives late"} {
 			synctest.Test(t, func(t *testing.T) {
-				everyRequest(t, k, way, paged)
+				everyRequest(t, k, way, what)
 				ends++
 			})
 			if t.Failed() {
@@ -179,7 +187,7 @@ func everyRequestOf(t *testing.T, paged bool) {
 	}
 }
 
-func everyRequest(t *testing.T, k int64, way string, paged bool) (used int64, kinds map[string]int) {
+func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds map[string]int) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
 	box := mem.New()
@@ -187,18 +195,21 @@ func everyRequest(t *testing.T, k int64, way string, paged bool) (used int64, ki
 		t.Fatal(err)
 	}
 	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
-	if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
+	s := newScript(t, blocks)
+	if what == "converted" {
+		v = stampedChunks(t, rng, s.h, blocks)
+		box, v.t, s.flushed = v.box, t, s.h.ops
+	} else if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
 		t.Fatal(err)
 	}
 	v.o = Options{
 		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
 		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
 	}
-	if paged {
+	if what == "paged" {
 		v.o.littleMap()
 	}
 	w := newWitness(t, box, horizon)
-	s := newScript(t, blocks)
 	// A first holder that ends badly: there is a log to be read, and a stray.
 	first := newWire(w)
 	d, err := v.open(t.Context(), first)
@@ -318,6 +329,7 @@ func everyRequest(t *testing.T, k int64, way string, paged bool) (used int64, ki
 	if err != nil {
 		t.Fatal(err)
 	}
+	list = slices.DeleteFunc(list, func(o store.ObjectInfo) bool { return ofVersion1(o.Name) })
 	d.mu.RLock()
 	named := d.objects.len() + len(d.root.Runs.Blocks) + len(d.root.Runs.Objects) + 1
 	d.mu.RUnlock()
