@@ -35,6 +35,7 @@ type process struct {
 	holdAt int64 // from this one on writes are under way; 0: none
 	dead   bool
 	held   []func()
+	asked  bool // the conversion's change of the metadata is among them
 }
 
 func (p *process) container(name string) store.Store {
@@ -66,6 +67,7 @@ func (p *process) around(ctx context.Context, op store.Op, call func(context.Con
 	hold := !dead && p.holdAt > 0 && p.n >= p.holdAt && op.Kind.Writes() && op.Kind != "METADATA HINT"
 	if hold && (op.Name != "" || ctx.Value(markKey{}) != nil) {
 		p.held = append(p.held, func() { _ = call(context.Background()) })
+		p.asked = p.asked || op.Name == ""
 	}
 	p.mu.Unlock()
 	switch {
@@ -262,18 +264,31 @@ func TestConvertEveryRequest(t *testing.T) {
 		t.Run(was, func(t *testing.T) {
 			var n int64
 			versions := map[int]int{}
-			synctest.Test(t, func(t *testing.T) { n, _ = convertEvery(t, was, 1<<40, "late", 0) })
+			synctest.Test(t, func(t *testing.T) { n, _, _ = convertEvery(t, was, 1<<40, "late", 0) })
 			if n < 8 || n > 40 {
 				t.Errorf("%d requests", n)
 			}
+			lates := 0
 			for k := int64(1); k <= n; k++ {
+				// The request that changes the version is late in more ways.
+				for i := uint64(0); i < 16; i++ {
+					asked := false
+					synctest.Test(t, func(t *testing.T) { _, _, asked = convertEvery(t, was, k, "late", 100+i) })
+					if t.Failed() {
+						t.Fatalf("request %d, late, %d", k, 100+i)
+					}
+					if !asked {
+						break
+					}
+					lates++
+				}
 				for i, way := range []string{"without effect", "with effect", "late", "late", "late"} {
 					// All of them with another -ops.
 					if *opsFlag == 4000 && int(k)%3 != i%3 || testing.Short() && (k%2 == 0 || i > 2) {
 						continue
 					}
 					synctest.Test(t, func(t *testing.T) {
-						_, version := convertEvery(t, was, k, way, uint64(i))
+						_, version, _ := convertEvery(t, was, k, way, uint64(i))
 						versions[version]++
 					})
 					if t.Failed() {
@@ -282,14 +297,14 @@ func TestConvertEveryRequest(t *testing.T) {
 				}
 			}
 			t.Logf("%d requests; versions after the cut: %v", n, versions)
-			if versions[1] == 0 || versions[2] == 0 {
+			if versions[1] == 0 || versions[2] == 0 || lates < 10 {
 				t.Errorf("%v: this test shows little", versions)
 			}
 		})
 	}
 }
 
-func convertEvery(t *testing.T, was string, k int64, way string, seed uint64) (requests int64, version int) {
+func convertEvery(t *testing.T, was string, k int64, way string, seed uint64) (requests int64, version int, asked bool) {
 	rng := rand.New(rand.NewPCG(uint64(k), seed))
 	c := newConvertible(t, rng, []int64{4096, 16384, 5000}[rng.IntN(3)], 24)
 	if was != "blank" {
@@ -309,7 +324,7 @@ func convertEvery(t *testing.T, was string, k int64, way string, seed uint64) (r
 		t.Fatal(err)
 	}
 	requests = p.n
-	held := p.end(rng)
+	held, asked := p.end(rng), p.asked
 	some := func() {
 		n := rng.IntN(len(held) + 1)
 		for _, land := range held[:n] {
@@ -363,7 +378,7 @@ func convertEvery(t *testing.T, was string, k int64, way string, seed uint64) (r
 			t.Errorf("%s is %q", key, items.Items[key])
 		}
 	}
-	return requests, version
+	return requests, version, asked
 }
 
 // TestConvertRefused: what cannot be converted is left as it is.
