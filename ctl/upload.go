@@ -363,6 +363,14 @@ func (u *upload) look(ctx context.Context) error {
 	if u.was.unit != u.unit {
 		u.was = uploadRecord{}
 	}
+	if u.was.at == 0 && md.Items[volume.KeyUpload] != "" {
+		// It is void: the disk was changed after it. Marks have whole seconds, so
+		// that of this session may be the same as the record's, and the next
+		// session must not take the record for good.
+		if err := (uploadRecord{}).write(ctx, u.store); err != nil {
+			return c.explain(ctx, err)
+		}
+	}
 	switch {
 	case u.was.at > 0:
 		// From now on it is this session's.
@@ -372,9 +380,6 @@ func (u *upload) look(ctx context.Context) error {
 		u.fresh = true
 		return nil
 	case u.o.force:
-		if md.Items[volume.KeyUpload] != "" { // it is void, and our mark may be the same
-			return c.explain(ctx, uploadRecord{}.write(ctx, u.store))
-		}
 		return nil
 	case meta.Version == volume.Version1:
 		return c.empty(ctx, u.store)

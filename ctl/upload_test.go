@@ -218,7 +218,8 @@ func (b *bench) interrupted(n int32, path string, options ...string) string {
 // TestUploadResume: an interrupted upload says how to go on, and goes on from
 // there: the rest alone is sent.
 func TestUploadResume(t *testing.T) {
-	path, content := sparse(t, 64<<20, map[int][]byte{0: noise(30 << 20), 40 << 20: noise(20 << 20)})
+	// Much more than is on its way at once: an interrupt comes before all is read.
+	path, content := sparse(t, 128<<20, map[int][]byte{0: noise(90 << 20), 100 << 20: noise(20 << 20)})
 	for format, options := range formats {
 		if format == "1 in 64 KiB" {
 			continue
@@ -227,7 +228,7 @@ func TestUploadResume(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			said := b.interrupted(map[string]int32{"1": 5, "1, odd": 50, "2": 2}[format], path, options...)
-			if !strings.Contains(said, " MiB of 64 MiB is uploaded: to go on from there, run the same command again") {
+			if !strings.Contains(said, " MiB of 128 MiB is uploaded: to go on from there, run the same command again") {
 				t.Errorf("%q", said)
 			}
 			var sent int64
@@ -236,7 +237,7 @@ func TestUploadResume(t *testing.T) {
 				b.interrupted(3, path)
 			}
 			text := b.ok("upload", path, "disk", "--json")
-			if err := json.Unmarshal([]byte(text), &out); err != nil || out.Resumed == 0 || out.Sent >= 50<<20 || out.Sent+out.Resumed < 40<<20 {
+			if err := json.Unmarshal([]byte(text), &out); err != nil || out.Resumed == 0 || out.Sent >= 110<<20 || out.Sent+out.Resumed < 100<<20 {
 				t.Errorf("%s, %v, %d", text, err, sent)
 			}
 			b.holds("disk", content)
@@ -269,10 +270,10 @@ func TestUploadResumeOther(t *testing.T) {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
-			// Much larger than the cache: an interrupt comes before all is read.
-			path, content := sparse(t, 64<<20, map[int][]byte{0: noise(64 << 20)})
+			// Much larger than what is on its way at once: an interrupt comes before all is read.
+			path, content := sparse(t, 112<<20, map[int][]byte{0: noise(112 << 20)})
 			b.interrupted(3, path, options...)
-			other, otherContent := sparse(t, 64<<20, map[int][]byte{0: noise(1 << 20), 20 << 20: noise(100)})
+			other, otherContent := sparse(t, 112<<20, map[int][]byte{0: noise(1 << 20), 20 << 20: noise(100)})
 			b.fails(1, []string{"a part of another image", "--force replaces it"}, "upload", other, "disk")
 			checkUnlocked(b, "disk")
 			// A short pipe is another image too, and cannot be read twice.
@@ -301,6 +302,11 @@ func TestUploadResumeOther(t *testing.T) {
 				}
 			})
 			b.fails(1, []string{"disk has data"}, "upload", path, "disk")
+			// A session in the same second has the same mark.
+			items := b.items("disk")
+			if was, counts := unfinishedUpload(items, items[volume.KeyLast]); counts {
+				t.Errorf("the record of before the change counts: %+v", was)
+			}
 			b.ok("upload", path, "disk", "--force")
 			b.holds("disk", content)
 		})
