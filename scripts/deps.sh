@@ -123,6 +123,10 @@ cmd:mkfs.btrfs btrfs-progs
 cmd:lvcreate lvm2
 cmd:cryptsetup cryptsetup-bin
 cmd:lsblk util-linux
+cmd:rsync rsync
+cmd:restic restic
+cmd:sqlite3 sqlite3
+file:/usr/lib/postgresql/15/bin/initdb postgresql-15
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

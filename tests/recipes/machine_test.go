@@ -101,3 +101,6 @@ func TestRecipesKernel(t *testing.T) { there(t, "KERNEL.md") }
 
 // TestRecipesVolumes runs those with LVM and dm-crypt.
 func TestRecipesVolumes(t *testing.T) { there(t, "VOLUMES.md") }
+
+// TestRecipesData runs the recipes with programs that keep files on the disk.
+func TestRecipesData(t *testing.T) { there(t, "DATA.md") }
