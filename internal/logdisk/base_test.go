@@ -178,7 +178,7 @@ func TestModelClones(t *testing.T) {
 					}
 					break
 				}
-				if d.base != nil {
+				if hasBase(d) {
 					t.Fatal("a disk that was flattened has a base")
 				}
 				m.flushed = m.h.ops
@@ -760,4 +760,11 @@ func TestVerifyDeadByLog(t *testing.T) {
 			t.Errorf("blind %t: %+v, %v", blind, r, err)
 		}
 	}
+}
+
+// hasBase says whether the disk has one now. A checkpoint may take it away.
+func hasBase(d *Disk) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.base != nil
 }

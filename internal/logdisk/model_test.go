@@ -113,6 +113,8 @@ func (h *past) revert(op, first uint64) {
 // doubt, and that is there; 0: there is none. It was made after a flush, also if
 // nobody has heard of that.
 func (h *past) made(d *Disk) uint64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
 	if h.doubt != "" && findPin(d.root.Pins, h.doubt) != nil {
 		return h.snaps[h.doubt]
 	}
@@ -338,7 +340,7 @@ func model(t *testing.T, paged, converted bool) {
 				break
 			}
 		}
-		if converted && brief && done > ops*2/3 && !gate.Crashed() && d.base != nil {
+		if converted && brief && done > ops*2/3 && !gate.Crashed() && hasBase(d) {
 			if err := flattenAll(t, d); err == nil {
 				flushed = h.ops
 			} else if !gate.Crashed() {
