@@ -349,6 +349,7 @@ func (d *Disk) Close() {
 	d.resting.Wait()
 	d.cache.Close()
 	d.closeBase()
+	d.freeBuffers()
 }
 
 // recoverPanic is deferred in every goroutine of the disk: a panic there is a

@@ -3,6 +3,7 @@
 package logdisk
 
 import (
+	"bytes"
 	"slices"
 	"sync"
 	"testing"
@@ -141,5 +142,38 @@ func TestBuffers(t *testing.T) {
 		t.Error("a buffer of the heap came back")
 	} else {
 		freeBuffer(again)
+	}
+}
+
+// TestBuffersOfTheClosed: a disk that is closed holds no memory outside Go's heap,
+// also with changes that are in no object yet.
+func TestBuffersOfTheClosed(t *testing.T) {
+	held := func() int {
+		mapped.mu.Lock()
+		defer mapped.mu.Unlock()
+		n := len(mapped.all)
+		for _, list := range mapped.cold {
+			n -= len(list)
+		}
+		return n
+	}
+	before := held()
+	v := newVolume(t, 64<<20)
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := bytes.Repeat([]byte{1}, 1<<20)
+	for i := range int64(30) {
+		if err := d.Write(t.Context(), p, i<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if held() == before {
+		t.Error("the disk holds none: this test shows nothing")
+	}
+	d.Close()
+	if n := held() - before; n != 0 {
+		t.Errorf("%d buffers are held by a disk that is closed", n)
 	}
 }
