@@ -126,8 +126,8 @@ func (t *tool) bench(ctx context.Context, name string, most int64, o benchOption
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
 	policy, err := c.policyForBench(ctx, t.policy)
 	if err != nil {

@@ -109,8 +109,8 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 	if c.child, err = t.open(fresh); err != nil {
 		return err
 	}
-	if c.child.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", fresh, c.child.where)
+	if err := c.child.writable(); err != nil {
+		return err
 	}
 	own := ""
 	if snap == "" {
@@ -118,8 +118,8 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 		if err := logdisk.CheckSnapshotName(own); err != nil {
 			return fmt.Errorf("%s: name a snapshot of it, %s@SNAPSHOT: %w", name, name, err)
 		}
-		if c.parent.export.ReadOnly {
-			return fmt.Errorf("%s is read-only in %s: name a snapshot of it, %s@SNAPSHOT", name, c.parent.where, name)
+		if err := c.parent.writable(); err != nil {
+			return fmt.Errorf("%w: name a snapshot of it, %s@SNAPSHOT", err, name)
 		}
 		// What cannot be is said before anything is made.
 		if _, _, err := t.openLog(ctx, name); err != nil {
@@ -396,8 +396,8 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 	if err != nil {
 		return out, err
 	}
-	if c.export.ReadOnly {
-		return out, fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return out, err
 	}
 	if err := state.Held(); err != nil {
 		return out, fmt.Errorf("%s is %w", name, err)

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"swiftnbd/internal/device"
-	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
@@ -60,12 +59,12 @@ func (t *tool) convert(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return c.explain(ctx, err)
+		return err
 	}
 	if state.Meta.Version == volume.Version2 {
 		return fmt.Errorf("%s is of version 2 of the format already: nothing to convert", name)

@@ -81,9 +81,9 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 	if err != nil {
 		return err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return c.explain(ctx, err)
+		return err
 	}
 	// An earlier delete was interrupted. This one finishes it.
 	unfinished := state.Holder == holderDelete

@@ -185,9 +185,9 @@ func (t *tool) download(ctx context.Context, name string, o downloading) (err er
 	if err != nil {
 		return err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return c.explain(ctx, err)
+		return err
 	}
 	meta := state.Meta
 	if err := state.Held(); err != nil {

@@ -133,9 +133,9 @@ func (t *tool) inform(ctx context.Context, name string, full bool) (*info, error
 	if err != nil {
 		return nil, err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return nil, c.explain(ctx, err)
+		return nil, err
 	}
 	g := state.Meta.Geometry
 	in := &info{

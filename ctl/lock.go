@@ -217,6 +217,20 @@ func (c *container) lease(holder string, term time.Duration) lease.Options {
 	}
 }
 
+// inspect finds out how the disk is held.
+func (c *container) inspect(ctx context.Context) (lease.State, error) {
+	state, err := lease.Inspect(ctx, c.lease("", 0))
+	return state, c.explain(ctx, err)
+}
+
+// writable returns an error if the secrets file says that the disk is read-only.
+func (c *container) writable() error {
+	if c.export.ReadOnly {
+		return fmt.Errorf("%s is read-only in %s", c.name, c.where)
+	}
+	return nil
+}
+
 // mark takes the container's lock, for term at a time or for ever. It cannot be
 // interrupted, since a request that was cut short may still have set the mark.
 func (c *container) mark(ctx context.Context, holder string, term time.Duration) (*lease.Held, volume.Meta, error) {

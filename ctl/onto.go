@@ -92,8 +92,8 @@ func (t *tool) onto(ctx context.Context, path, name string, o uploadOptions) err
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
 	in, size, err := t.openStream(path)
 	if err != nil {

@@ -78,12 +78,12 @@ func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOpti
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return c.explain(ctx, err)
+		return err
 	}
 	if err := state.Held(); err != nil {
 		if state.Meta.Version == volume.Version2 && state.Leased && !state.Never {

@@ -59,8 +59,8 @@ func (t *tool) revert(ctx context.Context, name, snap string, yes bool) error {
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
 	if err := state.Held(); err != nil {
 		return fmt.Errorf("%s is %w", name, err)

@@ -102,9 +102,9 @@ func (t *tool) openLog(ctx context.Context, name string) (*container, lease.Stat
 	if err != nil {
 		return nil, lease.State{}, err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return nil, state, c.explain(ctx, err)
+		return nil, state, err
 	}
 	if state.Meta.Version == volume.Version1 {
 		return nil, state, fmt.Errorf("%s: %w", name, device.ErrNoSnapshots)

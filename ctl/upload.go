@@ -4,12 +4,10 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 	"swiftnbd/internal/cache"
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/cloud"
-	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
@@ -149,8 +146,8 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 	if err != nil {
 		return err
 	}
-	if c.export.ReadOnly {
-		return fmt.Errorf("%s is read-only in %s", name, c.where)
+	if err := c.writable(); err != nil {
+		return err
 	}
 	in, err := openInput(ctx, path, o.imageFormat, t.stdin)
 	if err != nil {
@@ -174,107 +171,6 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 		Container: name, Version: state.Meta.Version, Size: u.device.Size(), Image: u.at, Resumed: u.begun,
 		Sent: u.sent.Load(), Seconds: time.Since(begun).Seconds(),
 	}, "Done, %d bytes uploaded, %d of them data that was sent", u.at, u.sent.Load())
-}
-
-// ready finds out how the disk is, and sets it up if it is none.
-func (t *tool) ready(ctx context.Context, c *container, in input, path string, o uploadOptions) (lease.State, error) {
-	state, err := lease.Inspect(ctx, c.lease("", 0))
-	if err == nil {
-		if err := c.checkPolicy(ctx, t.policy, true); err != nil {
-			return state, err
-		}
-	}
-	if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, volume.ErrNotSetUp) {
-		if err := t.setupFor(ctx, c.name, in, path, o); err != nil {
-			return state, err
-		}
-		state, err = lease.Inspect(ctx, c.lease("", 0))
-	}
-	if err != nil {
-		return state, c.explain(ctx, err)
-	}
-	if err := state.Held(); err != nil {
-		return state, fmt.Errorf("%s is %w", c.name, err)
-	}
-	if err := o.fits(c.name, state.Meta, in, path); err != nil || o.force || state.Meta.Version != volume.Version1 || state.Meta.Blank {
-		return state, err
-	}
-	// Of version 1 it can be told without opening the disk that it is to stay as
-	// it is.
-	md, err := c.contact.Metadata(ctx)
-	if err != nil {
-		return state, c.explain(ctx, err)
-	}
-	if _, ok := unfinishedUpload(md.Items, cmp.Or(md.Items[volume.KeyClient], md.Items[volume.KeyLast])); ok {
-		return state, nil
-	}
-	return state, c.empty(ctx, c.contact)
-}
-
-// setupFor sets a disk up for the image.
-func (t *tool) setupFor(ctx context.Context, name string, in input, path string, o uploadOptions) error {
-	size := o.size
-	switch n := in.size(); {
-	case size != "":
-	case n < 0:
-		return fmt.Errorf("%s is not set up, and a pipe does not tell the disk's size: give --size", name)
-	case n == 0:
-		return fmt.Errorf("%s is empty", path)
-	default:
-		size = strconv.FormatInt(n, 10)
-	}
-	if want, err := config.ParseSize(size); err == nil && in.size() > want {
-		return fmt.Errorf("%s has %s, more than --size", path, humanSize(in.size()))
-	}
-	if o.format == "2" {
-		out, err := t.setupLog(ctx, []string{name}, size, o.objectSize, o.force)
-		if err == nil {
-			t.say("Done, %s: version 2, %s", name, humanSize(out.Size))
-		}
-		return err
-	}
-	g, _, err := parseGeometry([]string{name}, size, o.objectSize)
-	if err != nil {
-		return err
-	}
-	if _, err = t.setup(ctx, name, g, o.force); err == nil {
-		t.say("%s", doneSetup(name, g))
-	}
-	return err
-}
-
-// fits returns why the image cannot go into the disk that is there, or why that
-// is not the disk that the options ask for.
-func (o uploadOptions) fits(name string, meta volume.Meta, in input, path string) error {
-	if o.format != "" && o.format != strconv.Itoa(meta.Version) {
-		return fmt.Errorf("%s is set up already, with --format %d", name, meta.Version)
-	}
-	if o.objectSize != "" {
-		n, err := config.ParseSize(o.objectSize)
-		if err != nil {
-			return usagef("--object-size: %w", err)
-		}
-		if n != meta.Geometry.ObjectSize() || meta.Version != volume.Version1 {
-			return fmt.Errorf("%s is set up already, and not with objects of %s", name, humanSize(n))
-		}
-	}
-	if o.size != "" {
-		n, err := config.ParseSize(o.size)
-		if err != nil {
-			return usagef("--size: %w", err)
-		}
-		each := int64(logGrain)
-		if meta.Version == volume.Version1 {
-			each = meta.Geometry.ObjectSize()
-		}
-		if n > meta.Size || meta.Size-n >= each {
-			return fmt.Errorf("%s is set up already, with %s and not %s: resize changes that", name, humanSize(meta.Size), humanSize(n))
-		}
-	}
-	if n := in.size(); n > meta.Size {
-		return fmt.Errorf("%s has %d bytes, the disk %s %d", path, n, name, meta.Size)
-	}
-	return nil
 }
 
 // upload is one run of an upload, with the disk open.

@@ -115,9 +115,9 @@ func (t *tool) verify(ctx context.Context, name string, v verifying) error {
 	if err != nil {
 		return err
 	}
-	state, err := lease.Inspect(ctx, c.lease("", 0))
+	state, err := c.inspect(ctx)
 	if err != nil {
-		return c.explain(ctx, err)
+		return err
 	}
 	if err := state.Held(); err != nil {
 		return fmt.Errorf("%s is %w: not verified, what a server writes meanwhile would look like damage", name, err)

@@ -230,11 +230,7 @@ func (d *Disk) explainGone(ctx context.Context, err error, names ...string) erro
 	if !errors.As(err, new(*AwayError)) && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	at, rerr := d.findRoot(ctx)
-	if rerr != nil {
-		return err
-	}
-	root, rerr := d.readRoot(ctx, at)
+	at, root, rerr := d.readNewest(ctx)
 	if rerr != nil {
 		return err
 	}

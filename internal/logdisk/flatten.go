@@ -170,11 +170,7 @@ func ReadBase(ctx context.Context, s store.Store, o Options) (*layout.Base, erro
 	o.Store, o.Epoch = s, 0
 	d := newDisk(o)
 	defer d.cancel(ErrClosed)
-	at, err := d.findRoot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	root, err := d.readRoot(ctx, at)
+	_, root, err := d.readNewest(ctx)
 	if err != nil || len(root.Bases) == 0 {
 		return nil, err
 	}

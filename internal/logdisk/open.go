@@ -268,6 +268,14 @@ func (d *Disk) readWhole(ctx context.Context, name, by string) ([]byte, error) {
 	return b, d.getKnown(ctx, name, by, 0, b)
 }
 
+// readNewest finds the newest root and reads it.
+func (d *Disk) readNewest(ctx context.Context) (at layout.Position, root layout.Root, err error) {
+	if at, err = d.findRoot(ctx); err == nil {
+		root, err = d.readRoot(ctx, at)
+	}
+	return at, root, err
+}
+
 func (d *Disk) readRoot(ctx context.Context, at layout.Position) (layout.Root, error) {
 	name := layout.RootName(at)
 	b, err := d.readWhole(ctx, name, "the list of the roots, or the container's metadata,")

@@ -118,16 +118,9 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	then.objects.thaw(true)
 	c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
 	c.tableBase += bytes
-	if err := d.writeKept(ctx, c, c.root.Pins); err != nil {
-		return err
-	}
-	// The objects of before and what is kept have those of then among them.
-	c.root.Ended = d.ended(c.root.Ended)
-	if c.bytes, err = c.root.Marshal(); err != nil {
-		return err
-	}
-	d.sent = c
-	return d.putRoot(ctx)
+	// Of the epochs that have ended none is missing in the root: the objects of before
+	// and what is kept have those of then among them.
+	return d.send(ctx, c, c.root.Pins)
 }
 
 // become takes the map of another moment, whose root is the newest now. d.mu is

@@ -214,6 +214,13 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
 		c.tableDeltas += bytes
 	}
+	return d.send(ctx, c, before)
+}
+
+// send completes a checkpoint of which all but the list of what pins need is
+// written, and brings its root to Swift. before has the pins of the root before.
+// saving is held.
+func (d *Disk) send(ctx context.Context, c *checkpoint, before []layout.Pin) (err error) {
 	if err := d.writeKept(ctx, c, before); err != nil {
 		return err
 	}

@@ -144,11 +144,7 @@ func RootSize(ctx context.Context, o Options) (int64, error) {
 	o.Epoch = 0
 	d := newDisk(o)
 	defer d.cancel(ErrClosed)
-	at, err := d.findRoot(ctx)
-	if err != nil {
-		return 0, err
-	}
-	root, err := d.readRoot(ctx, at)
+	_, root, err := d.readNewest(ctx)
 	return root.Size, err
 }
 
@@ -157,11 +153,7 @@ func Snapshots(ctx context.Context, o Options) ([]Snapshot, error) {
 	o.Epoch = 0
 	d := newDisk(o)
 	defer d.cancel(ErrClosed)
-	at, err := d.findRoot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	root, err := d.readRoot(ctx, at)
+	_, root, err := d.readNewest(ctx)
 	if err != nil {
 		return nil, err
 	}

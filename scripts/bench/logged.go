@@ -154,7 +154,7 @@ func (s *suite) logWriteFlush(cloud, state string) line {
 					return 0, err
 				}
 			}
-			f, err := s.flushed(v, fioJob{uri: n.uri, rw: "randwrite", bs: 4096, depth: 1, size: v.size(), runtime: s.short(2 * time.Second)})
+			f, _, err := s.flushed(v, fioJob{uri: n.uri, rw: "randwrite", bs: 4096, depth: 1, size: v.size(), runtime: s.short(2 * time.Second)})
 			if err != nil {
 				return 0, err
 			}
@@ -165,28 +165,20 @@ func (s *suite) logWriteFlush(cloud, state string) line {
 }
 
 // flushed does a job with a flush after each write, and looks that every flush
-// of one client's made a PUT.
-func (s *suite) flushed(v *disk, j fioJob) (fioResult, error) {
-	before, err := v.cloud.counts(v.container)
-	if err != nil {
-		return fioResult{}, err
-	}
+// of one client's made a PUT. It also returns the requests.
+func (s *suite) flushed(v *disk, j fioJob) (fioResult, counts, error) {
 	j.extra = append(j.extra, "--fsync=1")
-	f, err := s.fio(j)
+	f, made, err := s.counted(v, j)
 	if err != nil {
-		return f, err
-	}
-	after, err := v.cloud.counts(v.container)
-	if err != nil {
-		return f, err
+		return f, nil, err
 	}
 	// fio does not flush after its last write. Several clients' flushes may
 	// share a PUT.
 	clients := int64(max(1, j.jobs))
-	if puts := after.minus(before)["PUT"]; puts < f.ios/clients-1 || f.syncs < f.ios-clients {
-		return f, fmt.Errorf("the flush lied: %d PUTs for %d writes and %d flushes", puts, f.ios, f.syncs)
+	if puts := made["PUT"]; puts < f.ios/clients-1 || f.syncs < f.ios-clients {
+		return f, nil, fmt.Errorf("the flush lied: %d PUTs for %d writes and %d flushes", puts, f.ios, f.syncs)
 	}
-	return f, nil
+	return f, made, nil
 }
 
 // logFlushShare has 16 clients write and flush, each for itself.
@@ -211,19 +203,11 @@ func (s *suite) logFlushShare(cloud string) line {
 			if err != nil {
 				return 0, err
 			}
-			before, err := v.cloud.counts(v.container)
+			f, made, err := s.flushed(v, fioJob{uri: n.uri, rw: "randwrite", bs: 4096, depth: 1, jobs: clients, size: v.size(), runtime: s.short(2 * time.Second)})
 			if err != nil {
 				return 0, err
 			}
-			f, err := s.flushed(v, fioJob{uri: n.uri, rw: "randwrite", bs: 4096, depth: 1, jobs: clients, size: v.size(), runtime: s.short(2 * time.Second)})
-			if err != nil {
-				return 0, err
-			}
-			after, err := v.cloud.counts(v.container)
-			if err != nil {
-				return 0, err
-			}
-			puts, flushes = puts+after.minus(before)["PUT"], flushes+f.ios
+			puts, flushes = puts+made["PUT"], flushes+f.ios
 			return f.iops(), n.stop()
 		})
 		if flushes > 0 {

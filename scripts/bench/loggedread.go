@@ -44,19 +44,15 @@ func (s *suite) logColdRandom(fill string) line {
 			if err != nil {
 				return 0, err
 			}
-			before, err := v.cloud.counts(v.container)
+			var took time.Duration
+			made, err := v.counting(func() (err error) {
+				took, err = n.held.readAt(offs, 4096, depth)
+				return err
+			})
 			if err != nil {
 				return 0, err
 			}
-			took, err := n.held.readAt(offs, 4096, depth)
-			if err != nil {
-				return 0, err
-			}
-			after, err := v.cloud.counts(v.container)
-			if err != nil {
-				return 0, err
-			}
-			gets += after.minus(before)["GET"]
+			gets += made["GET"]
 			return float64(count) / took.Seconds(), n.stop()
 		})
 		r.note("%.2f GETs a read", float64(gets)/float64(len(r.Ratios)*count))
@@ -113,19 +109,11 @@ func (s *suite) logScattered(collected bool) line {
 			if err != nil {
 				return 0, err
 			}
-			before, err := v.cloud.counts(v.container)
+			f, made, err := s.counted(v, fioJob{uri: n.uri, rw: "read", bs: 1 << 20, depth: 16, size: part})
 			if err != nil {
 				return 0, err
 			}
-			f, err := s.fio(fioJob{uri: n.uri, rw: "read", bs: 1 << 20, depth: 16, size: part})
-			if err != nil {
-				return 0, err
-			}
-			after, err := v.cloud.counts(v.container)
-			if err != nil {
-				return 0, err
-			}
-			gets += after.minus(before)["GET"]
+			gets += made["GET"]
 			return f.mbps(), n.stop()
 		})
 		r.note("%.0f GETs a MiB", float64(gets)/float64(int64(len(r.Ratios))*part>>20))

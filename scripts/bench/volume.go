@@ -98,3 +98,26 @@ func (v *disk) remove() error {
 	})
 	return err
 }
+
+// counting does something, and returns the requests for the disk's objects that
+// were made meanwhile.
+func (v *disk) counting(do func() error) (counts, error) {
+	before, err := v.cloud.counts(v.container)
+	if err != nil {
+		return nil, err
+	}
+	if err := do(); err != nil {
+		return nil, err
+	}
+	after, err := v.cloud.counts(v.container)
+	return after.minus(before), err
+}
+
+// counted is fio, and counting.
+func (s *suite) counted(v *disk, j fioJob) (f fioResult, made counts, err error) {
+	made, err = v.counting(func() (err error) {
+		f, err = s.fio(j)
+		return err
+	})
+	return f, made, err
+}
