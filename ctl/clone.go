@@ -50,8 +50,8 @@ that may only read the parent, a SNAPSHOT must be given, and no note is made.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.flatten, "flatten", false, "copy what the parent has into the new disk at once, which then needs no parent")
-	f.StringVar(&t.policy, "policy", "", "storage policy (`NAME`) of the container that is created. If not given: the cluster's default")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "with --flatten, show no progress bar")
+	t.policyFlag(cmd)
 	connectionsFlag(cmd, &o.connections)
 	t.jsonFlag(cmd)
 	return cmd
@@ -425,7 +425,7 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 		if err := c.SetMetadata(ctx, map[string]string{volume.KeyParent: ""}); err != nil { // for people
 			t.warn("%s: %v", name, oneLine{err})
 		}
-		if err := t.dropNotes(ctx, c, *base); err != nil {
+		if err := c.dropNotes(ctx, *base); err != nil {
 			switch {
 			case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrNotFound):
 			case errors.Is(err, store.ErrForbidden): // there is perhaps none: these credentials could not write it either
@@ -447,39 +447,36 @@ func (t *tool) flatten(ctx context.Context, name string, connections int, quiet 
 	return out, err
 }
 
-// dropNotes deletes the notes of the clone in its parent.
-func (t *tool) dropNotes(ctx context.Context, c *container, base layout.Base) error {
+// parentOfNotes returns the container of a clone's parent, and where the clone is as
+// the notes there have it.
+func (c *container) parentOfNotes(ctx context.Context, base layout.Base) (parent store.Store, own string, err error) {
 	at, own := "", layout.SameAccount
 	if base.URL != layout.SameAccount {
 		at = base.URL
-		mine, err := c.client.StorageURL(ctx)
-		if err != nil {
-			return err
+		if own, err = c.client.StorageURL(ctx); err != nil {
+			return nil, "", err
 		}
-		own = mine
 	}
-	s, err := c.bases(ctx, at, base.Container)
+	parent, err = c.bases(ctx, at, base.Container)
+	return parent, own, err
+}
+
+// dropNotes deletes the notes of the clone in its parent.
+func (c *container) dropNotes(ctx context.Context, base layout.Base) error {
+	parent, own, err := c.parentOfNotes(ctx, base)
 	if err != nil {
 		return err
 	}
-	return logdisk.DropNotes(ctx, s, own, c.name)
+	return logdisk.DropNotes(ctx, parent, own, c.name)
 }
 
 // noteStays warns of a note of the clone that these credentials may not delete.
 func (t *tool) noteStays(ctx context.Context, c *container, base layout.Base) {
-	at, own := "", layout.SameAccount
-	var err error
-	if base.URL != layout.SameAccount {
-		at = base.URL
-		if own, err = c.client.StorageURL(ctx); err != nil {
-			return
-		}
-	}
-	s, err := c.bases(ctx, at, base.Container)
+	parent, own, err := c.parentOfNotes(ctx, base)
 	if err != nil {
 		return
 	}
-	if there, err := logdisk.Noted(ctx, s, own, c.name); err == nil && there {
+	if there, err := logdisk.Noted(ctx, parent, own, c.name); err == nil && there {
 		t.warn("%s: the note of it in %s stays, and protects a snapshot there: these credentials may not delete it", c.name, base.Container)
 	}
 }

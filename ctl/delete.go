@@ -152,7 +152,7 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 			c.dropLeases(ctx, held.Epoch())
 		}
 		if base != nil {
-			if err := t.dropNotes(ctx, c, *base); err != nil && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
+			if err := c.dropNotes(ctx, *base); err != nil && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
 				t.warn("%s: the note in its parent, %s, stays, which protects a snapshot there: %v", name, base.Container, oneLine{err})
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strings"
 	"time"
 
 	"swiftnbd/internal/lease"
@@ -133,7 +132,7 @@ func (in *info) printLog(line func(key, format string, a ...any)) {
 		line("Converted", "what was not written since is in its objects of version 1, up to %d of %s", *in.Chunks, humanSize(*in.ChunkSize))
 	}
 	if len(in.clones) > 0 {
-		line("Clones", "%s", strings.TrimPrefix(strings.TrimPrefix(logdisk.NameClones(in.clones), "its clones "), "its clone "))
+		line("Clones", "%s", logdisk.ListClones(in.clones))
 	}
 	if in.Root != nil && in.RootMade != nil {
 		line("Root", "%s, written %s: %s of the map, %s", *in.Root, humanTime(*in.RootMade), words.Count(*in.Runs, "run"), humanSize(*in.RunBytes))

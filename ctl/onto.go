@@ -53,7 +53,7 @@ func (r ontoRecord) String() string {
 		if at.IsZero() {
 			return "-"
 		}
-		return strings.TrimPrefix(layout.RootName(at), layout.RootPrefix)
+		return layout.RootText(at)
 	}
 	return fmt.Sprintf("%s %v %s %s %s", ontoTag, r.of, root(r.from), root(r.to), r.mark)
 }
@@ -68,10 +68,10 @@ func parseOntoRecord(item string) (r ontoRecord, ok bool) {
 	if r.of, err = layout.ParseUUID(fields[1]); err != nil {
 		return r, false
 	}
-	if r.from, ok = layout.ParseRootName(layout.RootPrefix + fields[2]); !ok && fields[2] != "-" {
+	if r.from, ok = layout.ParseRootText(fields[2]); !ok && fields[2] != "-" {
 		return r, false
 	}
-	r.to, ok = layout.ParseRootName(layout.RootPrefix + fields[3])
+	r.to, ok = layout.ParseRootText(fields[3])
 	r.mark = fields[4]
 	return r, ok
 }

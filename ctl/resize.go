@@ -25,7 +25,7 @@ import (
 
 // resizeOptions are the options of resize.
 type resizeOptions struct {
-	force, json bool
+	force       bool
 	connections int
 }
 
@@ -58,8 +58,8 @@ it takes a few requests for any size, and snapshots keep their own.`,
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.force, "force", "f", false, "cut off data behind the disk's new end, and delete objects behind its old one")
-	f.BoolVar(&o.json, "json", false, "print a JSON object")
 	connectionsFlag(cmd, &o.connections)
+	t.jsonFlag(cmd)
 	return cmd
 }
 
@@ -106,16 +106,12 @@ func (t *tool) resize(ctx context.Context, name string, size int64, o resizeOpti
 		}
 		return err
 	}
-	return t.sayResized(out, o.json)
+	return t.doneResized(out)
 }
 
-// sayResized prints the result.
-func (t *tool) sayResized(out resized, asJSON bool) error {
-	if asJSON {
-		return t.encode(out)
-	}
-	t.say("Done, %s has %s now, %d bytes; it had %s", out.Container, humanSize(out.Size), out.Size, humanSize(out.Was))
-	return nil
+// doneResized prints the result.
+func (t *tool) doneResized(out resized) error {
+	return t.done(out, "Done, %s has %s now, %d bytes; it had %s", out.Container, humanSize(out.Size), out.Size, humanSize(out.Was))
 }
 
 // growServed makes a disk of version 2 larger by the server that has it.
@@ -144,7 +140,7 @@ func (t *tool) growServed(ctx context.Context, c *container, state lease.State, 
 	if err != nil {
 		return err
 	}
-	return t.sayResized(out, o.json)
+	return t.doneResized(out)
 }
 
 // resizeLog gives a disk of version 2 another size.
@@ -169,7 +165,7 @@ func (t *tool) resizeLog(ctx context.Context, c *container, size int64, o resize
 	case err != nil:
 		return err
 	}
-	return t.sayResized(out, o.json)
+	return t.doneResized(out)
 }
 
 // resizeChunks gives a disk of version 1 another size, and the lock back unless

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -128,7 +127,7 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 	}
 	way := cloud.New(c.client, cloud.Options{
 		Connections: connections, Policy: t.telling(c.name, workPolicy),
-		Watch: func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) },
+		Watch: c.watch,
 	})
 	o := device.Options{
 		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: workPolicy.Timeout,
@@ -201,14 +200,11 @@ func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
 		for _, s := range list {
 			one := snapshotFound{Name: s.Name, Made: s.Made.UTC(), Size: s.Size, Bytes: s.Bytes, Only: s.Only}
 			if !s.Of.IsZero() {
-				one.Of = &copyOf{s.Of.UUID.String(), strings.TrimPrefix(layout.RootName(s.Of.Root), layout.RootPrefix)}
+				one.Of = &copyOf{s.Of.UUID.String(), layout.RootText(s.Of.Root)}
 			}
 			found = append(found, one)
 		}
-		enc := json.NewEncoder(t.stdout)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(found)
+		return t.encode(found)
 	}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

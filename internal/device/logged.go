@@ -29,7 +29,7 @@ func (f *loggedFormat) prepare(_ context.Context, meta volume.Meta, l *lease.Opt
 	if f.size, err = CacheFor(f.o.Cache, meta); err != nil {
 		return err
 	}
-	if root, ok := layout.ParseRootName(layout.RootPrefix + meta.Root); ok {
+	if root, ok := layout.ParseRootText(meta.Root); ok {
 		l.After = int64(root.Epoch)
 	}
 	l.Seen = f.control.Seen

@@ -70,11 +70,11 @@ type momentText struct {
 }
 
 func textOf(m Moment) momentText {
-	return momentText{m.Snapshot, strings.TrimPrefix(layout.RootName(m.Root), layout.RootPrefix), m.Size}
+	return momentText{m.Snapshot, layout.RootText(m.Root), m.Size}
 }
 
 func (t momentText) moment() (m Moment, err error) {
-	at, ok := layout.ParseRootName(layout.RootPrefix + t.Root)
+	at, ok := layout.ParseRootText(t.Root)
 	switch {
 	case !ok:
 		return m, fmt.Errorf("%q is no name of a root", t.Root)

@@ -358,15 +358,10 @@ func (d *Disk) readLows(ctx context.Context, b *base, size int64, lows []low) (h
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i, l := range lows {
-		g.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("internal error in the log: %v", r)
-				}
-			}()
+		g.Go(guarded(func() (err error) {
 			holes[i], err = b.read(gctx, l.first, l.p, size)
 			return err
-		})
+		}))
 	}
 	err = g.Wait() // before holes is looked at
 	return err == nil && !slices.Contains(holes, false), err

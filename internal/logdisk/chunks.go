@@ -173,15 +173,10 @@ func (c *chunks) read(ctx context.Context, first uint64, p []byte, size int64) (
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for k := range holes {
-		g.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("internal error in the log: %v", r)
-				}
-			}()
+		g.Go(guarded(func() (err error) {
 			holes[k], err = piece(gctx, i+geometry.ChunkIndex(k))
 			return err
-		})
+		}))
 	}
 	err = g.Wait()
 	return !slices.Contains(holes, false), err
@@ -246,15 +241,10 @@ func (c *chunks) extents(ctx context.Context, off, n int64, emit func(off, n int
 				if b > 0 {
 					lo = bounds[b-1]
 				}
-				g.Go(func() (err error) {
-					defer func() {
-						if r := recover(); r != nil {
-							err = fmt.Errorf("internal error in the log: %v", r)
-						}
-					}()
+				g.Go(guarded(func() (err error) {
 					found[b] = c.hole(gctx, vol, lo, bounds[b])
 					return nil
-				})
+				}))
 			}
 			_ = g.Wait() // what a bug has left is data
 		} else {

@@ -253,7 +253,7 @@ func (c *Child) Forget(ctx context.Context) error {
 func Children(ctx context.Context, s store.Store, root layout.Position) (notes []layout.Note, err error) {
 	prefix := layout.ChildPrefix
 	if !root.IsZero() {
-		prefix += layout.RootName(root)[len(layout.RootPrefix):] + "-"
+		prefix += layout.RootText(root) + "-"
 	}
 	for page, err := range store.Pages(ctx, s, store.ListOptions{Prefix: prefix}) {
 		if err != nil {
@@ -393,11 +393,19 @@ func (e *ChildrenError) Error() string {
 // NameClones names clones in a message: "its clone a", "its clones a, b and 3
 // more".
 func NameClones(notes []layout.Note) string {
+	if len(notes) == 1 {
+		return "its clone " + ListClones(notes)
+	}
+	return "its clones " + ListClones(notes)
+}
+
+// ListClones lists clones: "a", "a, b and 3 more".
+func ListClones(notes []layout.Note) string {
 	const most = 20
 	var names []string
 	for i, n := range notes {
 		if i == most {
-			return "its clones " + strings.Join(names, ", ") + fmt.Sprintf(" and %d more", len(notes)-most)
+			return strings.Join(names, ", ") + fmt.Sprintf(" and %d more", len(notes)-most)
 		}
 		switch {
 		case n.Container == "":
@@ -409,9 +417,9 @@ func NameClones(notes []layout.Note) string {
 		}
 	}
 	if len(names) == 1 {
-		return "its clone " + names[0]
+		return names[0]
 	}
-	return "its clones " + strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 }
 
 // announce notes that a snapshot is being deleted, and returns its root. One with

@@ -310,7 +310,7 @@ func (d *Disk) Durable() layout.Position {
 func (d *Disk) RootName() string {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return layout.RootName(d.rootAt)[len(layout.RootPrefix):]
+	return layout.RootText(d.rootAt)
 }
 
 // FlushTime returns how long a flush would take now, as far as is known.
@@ -350,6 +350,19 @@ func (d *Disk) Close() {
 	d.cache.Close()
 	d.closeBase()
 	d.freeBuffers()
+}
+
+// guarded returns f for a group of goroutines: a panic in it is a bug, which is the
+// error of what the group does.
+func guarded(f func() error) func() error {
+	return func() (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("internal error in the log: %v", r)
+			}
+		}()
+		return f()
+	}
 }
 
 // recoverPanic is deferred in every goroutine of the disk: a panic there is a

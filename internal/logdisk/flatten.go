@@ -5,7 +5,6 @@ package logdisk
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -40,19 +39,14 @@ func (d *Disk) Flatten(ctx context.Context, add func(n int64)) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(d.o.Connections)
 	for first := uint64(0); first < blocks && gctx.Err() == nil; first += chunkBlocks {
-		g.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("internal error in the log: %v", r)
-				}
-			}()
+		g.Go(guarded(func() (err error) {
 			n := min(chunkBlocks, blocks-first)
 			if err := d.copyUp(gctx, b, first, n); err != nil {
 				return err
 			}
 			add(int64(n) * layout.BlockSize)
 			return nil
-		})
+		}))
 	}
 	err := g.Wait()
 	if err == nil {

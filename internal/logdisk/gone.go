@@ -29,7 +29,7 @@ func (e *GoneError) Error() string {
 		return fmt.Sprintf("the snapshot %s was deleted while it was read: %v", e.Snapshot, e.Err)
 	}
 	return fmt.Sprintf("the disk has gone on, and its moment that is read here, of root %s, is deleted: open it again: %v",
-		layout.RootName(e.Root)[len(layout.RootPrefix):], e.Err)
+		layout.RootText(e.Root), e.Err)
 }
 
 func (e *GoneError) Unwrap() error { return e.Err }

@@ -114,7 +114,7 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 	if err != nil {
 		return err
 	}
-	i.Root = layout.RootName(at)[len(layout.RootPrefix):]
+	i.Root = layout.RootText(at)
 	root, err := d.readRoot(ctx, at)
 	if err != nil {
 		return err

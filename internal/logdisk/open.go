@@ -148,7 +148,7 @@ func (d *Disk) newestRoot(ctx context.Context) (layout.Position, error) {
 // by the listing, and by its name: each root's successor has the next number,
 // and each epoch's first root the number 1.
 func (d *Disk) findRoot(ctx context.Context) (layout.Position, error) {
-	best, _ := layout.ParseRootName(layout.RootPrefix + d.o.Root)
+	best, _ := layout.ParseRootText(d.o.Root)
 	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
 		if err != nil {
 			return best, fmt.Errorf("list the roots: %w", err)

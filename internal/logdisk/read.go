@@ -372,14 +372,9 @@ func (d *Disk) fetch(ctx context.Context, wants []want) error {
 		if j == len(wants) && len(group) == len(wants) {
 			return d.fetchGroup(ctx, group)
 		}
-		g.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("internal error in the log: %v", r)
-				}
-			}()
+		g.Go(guarded(func() (err error) {
 			return d.fetchGroup(ctx, group)
-		})
+		}))
 	}
 	return g.Wait()
 }

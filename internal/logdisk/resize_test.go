@@ -17,6 +17,7 @@ import (
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/faulty"
 	"swiftnbd/internal/store/mem"
+	"swiftnbd/internal/volume"
 )
 
 // randomShape gives a disk that was opened briefly another form, or makes or
@@ -319,9 +320,9 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	md, err := box.Metadata(t.Context())
 	do(err)
 	d.Close()
-	r, err := Verify(t.Context(), Options{Store: w, UUID: v.uuid, Root: md.Items[KeyRoot], Newest: v.epoch, Timeout: time.Second, Horizon: horizon}, VerifyOptions{})
+	r, err := Verify(t.Context(), Options{Store: w, UUID: v.uuid, Root: md.Items[volume.KeyRoot], Newest: v.epoch, Timeout: time.Second, Horizon: horizon}, VerifyOptions{})
 	do(err)
-	if len(r.Damage) > 0 || !r.Judged || r.Strays.Count > 0 || r.Size != 90*blockSize || md.Items[KeySize] != "368640" {
+	if len(r.Damage) > 0 || !r.Judged || r.Strays.Count > 0 || r.Size != 90*blockSize || md.Items[volume.KeySize] != "368640" {
 		t.Errorf("%+v; the container has %v", r, md.Items)
 	}
 	// Without its snapshots it needs no more than it has.

@@ -15,14 +15,7 @@ import (
 
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
-)
-
-// KeyRoot, in the container's metadata, is the name of a root without its prefix:
-// where the search for the newest begins. KeySize is the disk's size, bytes, in
-// decimal: for lists, since the root decides.
-const (
-	KeyRoot = "Swiftnbd-Root"
-	KeySize = "Swiftnbd-Size"
+	"swiftnbd/internal/volume"
 )
 
 const (
@@ -286,7 +279,7 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	d.wakeMerging()
 	// A hint: an old one costs the next start some requests. With it goes the size.
 	err := d.store.SetMetadata(ctx, map[string]string{
-		KeyRoot: layout.RootName(c.at)[len(layout.RootPrefix):], KeySize: strconv.FormatInt(c.root.Size, 10),
+		volume.KeyRoot: layout.RootText(c.at), volume.KeySize: strconv.FormatInt(c.root.Size, 10),
 	})
 	if err != nil {
 		d.o.Log("note the newest root: %v", err)

@@ -18,6 +18,7 @@ import (
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
 )
 
 // Verification
@@ -260,7 +261,7 @@ func (v *verification) list(ctx context.Context) error {
 // readMap reads the newest root, its runs and the log after it. whole says that
 // all of it was there.
 func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
-	hint, _ := layout.ParseRootName(layout.RootPrefix + v.o.Root)
+	hint, _ := layout.ParseRootText(v.o.Root)
 	at, err := v.findRoot(ctx)
 	if errors.Is(err, errNoRoot) {
 		v.damaged(layout.RootPrefix, err)
@@ -286,7 +287,7 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 		return false, err
 	}
 	v.root, v.rootAt, v.size = root, at, root.Size
-	v.r.Root, v.r.Size, v.r.Runs = layout.RootName(at)[len(layout.RootPrefix):], root.Size, int64(len(root.Runs.Blocks))
+	v.r.Root, v.r.Size, v.r.Runs = layout.RootText(at), root.Size, int64(len(root.Runs.Blocks))
 	whole = true
 	v.regions = newRegions(uint64(v.size+layout.BlockSize-1)/layout.BlockSize, v.o.regionShift)
 	for k := range v.regions.n {
@@ -563,7 +564,7 @@ func (v *verification) repair(ctx context.Context, strays []store.ObjectInfo) er
 		if err := v.v.Held(); err != nil {
 			return err
 		}
-		if err := v.store.SetMetadata(ctx, map[string]string{KeyRoot: v.r.Root, KeySize: strconv.FormatInt(v.r.Size, 10)}); err != nil {
+		if err := v.store.SetMetadata(ctx, map[string]string{volume.KeyRoot: v.r.Root, volume.KeySize: strconv.FormatInt(v.r.Size, 10)}); err != nil {
 			return fmt.Errorf("note the newest root: %w", err)
 		}
 		v.r.HintFixed = true

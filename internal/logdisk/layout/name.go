@@ -166,6 +166,13 @@ func ParseRunName(s string) (Position, bool) { return parseName(s, RunPrefix, ru
 // RootName returns the name of a root. p is a position among the roots.
 func RootName(p Position) string { return name(RootPrefix, p, runDigits) }
 
+// RootText returns the name of a root without its prefix, as the container's
+// metadata and messages have it.
+func RootText(p Position) string { return RootName(p)[len(RootPrefix):] }
+
+// ParseRootText is the inverse of RootText. It takes exactly what RootText makes.
+func ParseRootText(s string) (Position, bool) { return ParseRootName(RootPrefix + s) }
+
 // ParseRootName is the inverse of RootName. It takes exactly what RootName makes.
 func ParseRootName(s string) (Position, bool) { return parseName(s, RootPrefix, runDigits) }
 
