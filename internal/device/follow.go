@@ -111,15 +111,16 @@ func (f *followed) look(ctx context.Context, over *followedMoment) {
 // do has a request read one moment. If that is over, it reads the newest one.
 func (f *followed) do(ctx context.Context, request func(d *loggedDisk) error) error {
 	f.look(ctx, nil)
-	m := f.current()
-	err := request(m.loggedDisk)
-	if errors.As(err, new(*logdisk.GoneError)) {
-		m.users.Done()
-		f.look(ctx, m)
+	try := func() (m *followedMoment, err error) {
 		m = f.current()
-		err = request(m.loggedDisk)
+		defer m.users.Done() // also after a panic, which ends this request alone
+		return m, request(m.loggedDisk)
 	}
-	m.users.Done()
+	m, err := try()
+	if errors.As(err, new(*logdisk.GoneError)) {
+		f.look(ctx, m)
+		_, err = try()
+	}
 	return err
 }
 

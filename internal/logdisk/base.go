@@ -142,6 +142,8 @@ func (b *base) open(ctx context.Context) (*Disk, error) {
 		case <-f:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
+		case <-b.of.ctx.Done():
+			return nil, context.Cause(b.of.ctx)
 		}
 	}
 }
@@ -172,7 +174,7 @@ func (b *base) dial(ctx context.Context) (*Disk, error) {
 		return nil, err
 	}
 	o.Store, o.UUID, o.Epoch, o.Snapshot, o.Durable = s, b.from.UUID, 0, "", layout.Position{}
-	o.at, o.baseURL, o.depth = b.clone.Root, b.url, o.depth+1
+	o.at, o.near, o.baseURL, o.depth = b.clone.Root, nil, b.url, o.depth+1
 	o.MapMemory /= 2
 	d := newDisk(o)
 	if err := d.recover(ctx); err != nil {

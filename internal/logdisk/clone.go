@@ -450,16 +450,17 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 	if err := d.store.Put(ctx, name, text, etagOf(text)); err != nil {
 		return root, fmt.Errorf("note that the snapshot goes: %w", err)
 	}
+	if force {
+		return root, nil
+	}
 	notes, err := Children(ctx, d.store, root)
+	if err == nil && len(notes) == 0 {
+		notes, err = recentChildren(ctx, d.store, root)
+	}
 	if err != nil {
 		return root, err
 	}
-	if len(notes) == 0 && !force {
-		if notes, err = recentChildren(ctx, d.store, root); err != nil {
-			return root, err
-		}
-	}
-	if len(notes) > 0 && !force {
+	if len(notes) > 0 {
 		err := &ChildrenError{snapshot, notes}
 		if derr := d.store.Delete(ctx, name); derr != nil && !errors.Is(derr, store.ErrNotFound) {
 			return root, fmt.Errorf("%w; and the note that it goes stays: %w", err, derr)

@@ -331,7 +331,9 @@ func (d *Disk) Context() context.Context { return d.ctx }
 // with cause: the right to write was lost.
 func (d *Disk) Abort(cause error) {
 	d.cancel(cause)
-	d.cache.Abort(cause)
+	if d.cache != nil { // else it is being opened, or only looked at
+		d.cache.Abort(cause)
+	}
 }
 
 // Rest ends what the disk does for itself, the collector and the merges, and

@@ -83,6 +83,9 @@ var errNoRoot = errors.New("the disk has no root: its setup was interrupted, or 
 
 // recover brings the disk to what Swift has of it.
 func (d *Disk) recover(ctx context.Context) (err error) {
+	// The older moment is for now only: it would keep the one before it in memory, and
+	// so on. And a base has runs of its own, whose names may be the same.
+	defer func() { d.o.near = nil }()
 	at := d.o.at
 	if at.IsZero() {
 		if at, err = d.newestRoot(ctx); err != nil {

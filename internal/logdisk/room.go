@@ -15,6 +15,7 @@ type room struct {
 	own      int64      // bytes that are there without the cache's
 	want     int64      // what Swift takes within FlushTime, bytes; it may be more than own
 	borrowed int64      // of the cache, bytes
+	asked    int64      // of it, bytes that it has not lent yet
 	used     int64
 	line     []*roomWaiter
 }
@@ -87,24 +88,26 @@ func (r *room) leave(w *roomWaiter) {
 	r.letIn()
 }
 
-// borrow notes n more bytes of the cache's if Swift takes so much, and if they are
-// not more than most then.
+// borrow notes that n more bytes of the cache's are asked for, if Swift takes so
+// much, and if they are not more than most then. lent comes after it.
 func (r *room) borrow(n, most int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	n += r.asked
 	if r.own+r.borrowed+n > r.want || r.borrowed+n > most {
 		return false
 	}
-	r.borrowed += n
+	r.asked = n
 	return true
 }
 
-// lent notes that the cache has lent n bytes that borrow has noted, or has not.
+// lent notes that the cache has lent n bytes that were asked for, or has not.
 func (r *room) lent(n int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !ok {
-		r.borrowed -= n
+	r.asked -= n
+	if ok {
+		r.borrowed += n
 	}
 	r.letIn()
 }

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"errors"
+	"testing"
+
+	"swiftnbd/internal/logdisk/layout"
+)
+
+// TestNewerOfClone follows a clone whose runs have the names of its parent's: each
+// disk counts its runs from 1. The moment before is not kept.
+func TestNewerOfClone(t *testing.T) {
+	const blocks = 512
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := newFamily()
+	parent := f.disk(t, blocks*blockSize, Options{Cache: 8 << 20, Connections: 8})
+	d, err := parent.open(t.Context(), parent.box)
+	do(err)
+	s := newScript(t, blocks)
+	s.h = parent.h
+	var all []uint64
+	for b := range uint64(blocks) {
+		all = append(all, b)
+	}
+	do(errors.Join(s.write(d, all...), d.Snapshot(t.Context(), "s")))
+	parent.h.snaps["s"] = parent.h.ops
+	runs := map[layout.Position]bool{}
+	for _, r := range d.tree {
+		runs[r.at] = true
+	}
+	d.Close()
+
+	c := f.clone(t, parent, "s")
+	cs := newScript(t, blocks)
+	cs.h = c.h
+	change := func(blocks ...uint64) {
+		t.Helper()
+		d, err := c.open(t.Context(), c.box)
+		do(err)
+		do(errors.Join(cs.write(d, blocks...), d.Drain(t.Context()), d.Save(t.Context())))
+		d.Close()
+	}
+	o := c.o
+	o.Store, o.UUID, o.Timeout = c.box, c.uuid, c.o.Timeout
+	change(3)
+	o.Newest = c.epoch
+	cur, err := Open(t.Context(), o)
+	do(err)
+	same := false
+	for _, r := range cur.tree {
+		same = same || runs[r.at]
+	}
+	if !same {
+		t.Fatalf("no run of the clone has the name of one of its parent's: this test shows nothing")
+	}
+	change(500)
+	o.Newest = c.epoch
+	next, err := OpenNewer(t.Context(), o, cur)
+	do(err)
+	if next == nil {
+		t.Fatal("there is no newer moment")
+	}
+	if next.o.near != nil {
+		t.Error("it holds the moment before in memory")
+	}
+	cs.same(next)
+	next.Close()
+	cur.Close()
+}
+
+// TestRoomWhileAsked: what is asked for and not lent yet is not given back.
+func TestRoomWhileAsked(t *testing.T) {
+	r := room{own: 100, want: 1000}
+	if !r.borrow(50, 100) || r.borrow(60, 100) {
+		t.Fatal("the bound of what is borrowed does not hold")
+	}
+	if n, ok := r.idle(10); n != 0 || !ok {
+		t.Errorf("%d bytes are given back that were never lent", n)
+	}
+	r.lent(50, false)
+	if r.borrowed != 0 || r.asked != 0 {
+		t.Errorf("%+v", r)
+	}
+	r.try(1) // what comes alone may be larger
+	if r.borrow(50, 100); r.try(120) {
+		t.Error("what is not lent yet is used")
+	}
+	r.lent(50, true)
+	if !r.try(120) {
+		t.Error("what is lent is not used")
+	}
+	r.release(121)
+	if n, _ := r.idle(10); n != 50 || r.borrowed != 0 {
+		t.Errorf("%d bytes are given back", n)
+	}
+}
