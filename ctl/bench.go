@@ -35,8 +35,8 @@ import (
 const keyBench = "Swiftnbd-Bench"
 
 const (
-	// benchHold is for how long a run says that it is at work. It says so again
-	// before it is over.
+	// benchHold is for how long a run says that it is at work, beside the time of a
+	// measurement. It says so again between measurements, before that is over.
 	benchHold = 60 * time.Second
 	// benchClean bounds the removal of what was written.
 	benchClean = 2 * time.Minute
@@ -111,6 +111,7 @@ type benching struct {
 	scratch *container  // its container, with retries
 	plain   store.Store // the same, without: a failure is a result
 	holder  string
+	each    time.Duration // that writing or reading may take in a measurement
 	renewed time.Time
 	ahead   time.Duration // Swift's clock is, of ours
 	bar     *progress
@@ -142,6 +143,7 @@ func (t *tool) bench(ctx context.Context, name string, most int64, o benchOption
 		return fmt.Errorf("%s: this Swift takes objects of at most %s", name, humanSize(info.MaxFileSize))
 	}
 	b := &benching{tool: t, holder: lease.Holder(), left: make(map[string]bool), out: benched{Container: name}}
+	b.each = time.Duration(o.seconds / float64(2*len(plan)) * float64(time.Second))
 	if policy != "" {
 		b.out.Policy = &policy
 	}
@@ -159,7 +161,7 @@ func (t *tool) bench(ctx context.Context, name string, most int64, o benchOption
 		return err
 	}
 	b.bar = t.newProgress("Measuring "+name, int64(2*len(plan)), false, o.quiet)
-	err = b.measure(ctx, plan, time.Duration(o.seconds/float64(2*len(plan))*float64(time.Second)))
+	err = b.measure(ctx, plan)
 	b.bar.end(err == nil)
 	if cerr := b.clean(ctx); cerr != nil {
 		t.warn("%s stays: %v: the next bench of %s deletes it", b.scratch.name, oneLine{cerr}, name)
@@ -267,12 +269,11 @@ func parseBenchItem(item string) (holder string, until time.Time) {
 // hold says that we are at work.
 func (b *benching) hold(ctx context.Context) error {
 	b.renewed = time.Now()
-	return b.scratch.contact.SetMetadata(ctx, map[string]string{keyBench: fmt.Sprintf("%s %d", b.holder, time.Now().Add(b.ahead+benchHold).Unix())})
+	return b.scratch.contact.SetMetadata(ctx, map[string]string{keyBench: fmt.Sprintf("%s %d", b.holder, time.Now().Add(b.ahead+benchHold+2*b.each).Unix())})
 }
 
-// measure makes the measurements, one after the other. Writing and reading may take
-// a time of each of them.
-func (b *benching) measure(ctx context.Context, plan []benchCell, each time.Duration) error {
+// measure makes the measurements, one after the other.
+func (b *benching) measure(ctx context.Context, plan []benchCell) error {
 	source := make([]byte, benchSizes[len(benchSizes)-1])
 	random := rand.NewChaCha8([32]byte{1}) // which nobody can compress
 	_, _ = random.Read(source)
@@ -282,7 +283,7 @@ func (b *benching) measure(ctx context.Context, plan []benchCell, each time.Dura
 				return err
 			}
 		}
-		r, names, err := b.cell(ctx, cell, source, each)
+		r, names, err := b.cell(ctx, cell, source)
 		if err == nil {
 			b.out.Results = append(b.out.Results, r)
 			err = b.drop(ctx, names)
@@ -296,7 +297,7 @@ func (b *benching) measure(ctx context.Context, plan []benchCell, each time.Dura
 
 // cell makes one measurement, and returns the names of the objects. Its errors are
 // those after which no other one makes sense.
-func (b *benching) cell(ctx context.Context, cell benchCell, source []byte, each time.Duration) (r benchResult, names []string, err error) {
+func (b *benching) cell(ctx context.Context, cell benchCell, source []byte) (r benchResult, names []string, err error) {
 	r = benchResult{Size: cell.size, Connections: cell.connections}
 	var data [benchBuffers][]byte
 	var tags [benchBuffers]store.ETag
@@ -311,7 +312,7 @@ func (b *benching) cell(ctx context.Context, cell benchCell, source []byte, each
 		names[i] = fmt.Sprintf("%d/%d/%d", cell.size, cell.connections, i)
 	}
 	written := make([]bool, cell.objects)
-	w, err := b.phase(ctx, cell, each, func(ctx context.Context, i int, _ []byte) error {
+	w, err := b.phase(ctx, cell, func(ctx context.Context, i int, _ []byte) error {
 		b.mu.Lock()
 		b.left[names[i]] = true
 		b.mu.Unlock()
@@ -334,7 +335,7 @@ func (b *benching) cell(ctx context.Context, cell benchCell, source []byte, each
 		}
 	}
 	cell.objects = len(there)
-	g, err := b.phase(ctx, cell, each, func(ctx context.Context, i int, p []byte) error {
+	g, err := b.phase(ctx, cell, func(ctx context.Context, i int, p []byte) error {
 		_, err := b.plain.Get(ctx, there[i], p, store.GetOptions{Whole: true})
 		if err == nil && !bytes.Equal(p, data[which[i]%benchBuffers]) {
 			err = errors.New("read object: it has other bytes than were written")
@@ -372,7 +373,7 @@ func (r *benchResult) take(p phaseResult, rate, mean **float64) {
 // phase makes the requests of all objects of a cell, as many at once as it has
 // connections, until all are made or the time is over. Its error is one after which
 // there is no sense in going on.
-func (b *benching) phase(ctx context.Context, cell benchCell, each time.Duration, do func(ctx context.Context, i int, p []byte) error) (r phaseResult, fatal error) {
+func (b *benching) phase(ctx context.Context, cell benchCell, do func(ctx context.Context, i int, p []byte) error) (r phaseResult, fatal error) {
 	r.size = cell.size
 	begun := time.Now()
 	next := 0
@@ -384,7 +385,7 @@ func (b *benching) phase(ctx context.Context, cell benchCell, each time.Duration
 			for {
 				mu.Lock()
 				i := next
-				if i >= cell.objects || fatal != nil || ctx.Err() != nil || time.Since(begun) >= each {
+				if i >= cell.objects || fatal != nil || ctx.Err() != nil || time.Since(begun) >= b.each {
 					mu.Unlock()
 					return
 				}

@@ -508,6 +508,29 @@ func (c *container) protected(ctx context.Context, state lease.State) error {
 	if err != nil {
 		return c.explain(ctx, err)
 	}
+	return c.needed(notes)
+}
+
+// ending is protected once more, under the lock, and for good: no clone can be made
+// from then on.
+func (c *container) ending(ctx context.Context, t *tool, held *lease.Held, state lease.State) error {
+	if state.Meta.Version != volume.Version2 {
+		return nil
+	}
+	notes, withdraw, err := logdisk.AnnounceEnd(ctx, c.logOptions(t, state.Meta, held, state, defaultConnections))
+	if err = c.explain(ctx, err); err == nil {
+		err = c.needed(notes)
+	}
+	if err != nil {
+		if werr := withdraw(context.WithoutCancel(ctx)); werr != nil {
+			t.warn("%s: its snapshots are said to be going until a server has opened it: %v", c.name, oneLine{werr})
+		}
+	}
+	return err
+}
+
+// needed returns why a disk with these clones must not be deleted, or nil.
+func (c *container) needed(notes []layout.Note) error {
 	if len(notes) > 0 {
 		return fmt.Errorf("%s: not deleted: %w; flatten or delete them first, or give --force, and what they have not written themselves is lost", c.name, &logdisk.ChildrenError{Notes: notes})
 	}

@@ -129,6 +129,14 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 	if err != nil {
 		return c.explain(ctx, err)
 	}
+	if !o.force && !unfinished {
+		if err := c.ending(ctx, t, held, state); err != nil {
+			if rerr := c.release(ctx, held); rerr != nil {
+				t.fault(fmt.Errorf("%s stays locked: %w", name, oneLine{rerr}))
+			}
+			return err
+		}
+	}
 
 	if versions.Stack != "" {
 		// Otherwise each DELETE would bring the previous version back. If the

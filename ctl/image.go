@@ -214,18 +214,24 @@ func (im *image) commit() error {
 	if im.path == "standard output" {
 		return nil
 	}
+	if im.kind == imageFile {
+		// Before the lock goes with the file: another download would begin anew in
+		// what is complete.
+		if err := os.Rename(im.temp, im.path); err != nil {
+			im.abort()
+			return err
+		}
+		_ = os.Remove(im.record)
+	}
 	if err := im.file.Close(); err != nil {
-		im.abort()
+		if im.kind != imageFile { // it is whole, and has its name
+			im.abort()
+		}
 		return err
 	}
 	if im.kind != imageFile {
 		return nil
 	}
-	if err := os.Rename(im.temp, im.path); err != nil {
-		im.abort()
-		return err
-	}
-	_ = os.Remove(im.record)
 	// Make the name durable as well. Not every file system can do this, and the
 	// data is there without it.
 	if dir, err := os.Open(filepath.Dir(im.path)); err == nil {

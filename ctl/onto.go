@@ -170,6 +170,12 @@ func (t *tool) openStream(path string) (in io.ReadCloser, size int64, err error)
 // whole disk.
 func (t *tool) readyOnto(ctx context.Context, c *container, h increment.Header) (lease.State, error) {
 	state, err := lease.Inspect(ctx, c.lease("", 0))
+	if err == nil {
+		err = c.checkPolicy(ctx, t.policy, true)
+		if err != nil {
+			return state, err
+		}
+	}
 	if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, volume.ErrNotSetUp) {
 		if h.From != nil {
 			return state, fmt.Errorf("%s is not set up, and has to be a copy of %s@%s: begin with an increment without --since", c.name, h.Disk, h.From.Snapshot)
@@ -232,7 +238,7 @@ func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*de
 	}
 	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, workPolicy), Watch: c.watch})
 	opts := device.Options{
-		Holder: holderUpload, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
+		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
 		Cache: max(uploadCache, logdisk.MinCache()),
 		Log:   func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}

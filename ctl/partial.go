@@ -190,7 +190,7 @@ func (im *image) durable() error {
 
 // worth says whether what there is, is worth being gone on with.
 func (im *image) worth() bool {
-	return im.kind == imageFile && im.begun && (im.was.at > 0 && im.at >= im.was.at || im.fetched >= keptBytes || im.chunks >= keptChunks)
+	return im.kind == imageFile && im.begun && im.at > 0 && (im.was.at > 0 && im.at >= im.was.at || im.fetched >= keptBytes || im.chunks >= keptChunks)
 }
 
 // keep leaves FILE.partial to be gone on with, and closes it. It returns how much

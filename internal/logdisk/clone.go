@@ -446,9 +446,8 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 		}
 	}()
 	name := layout.GoneName(root)
-	text := []byte("A snapshot with this root is being deleted, or was.\n")
-	if err := d.store.Put(ctx, name, text, etagOf(text)); err != nil {
-		return root, fmt.Errorf("note that the snapshot goes: %w", err)
+	if err := putGone(ctx, d.store, root); err != nil {
+		return root, err
 	}
 	if force {
 		return root, nil
@@ -468,6 +467,52 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 		return root, err
 	}
 	return root, nil
+}
+
+// putGone notes that the pin of the root goes.
+func putGone(ctx context.Context, s store.Store, root layout.Position) error {
+	text := []byte("A snapshot with this root is being deleted, or was.\n")
+	if err := s.Put(ctx, layout.GoneName(root), text, etagOf(text)); err != nil {
+		return fmt.Errorf("note that the snapshot goes: %w", err)
+	}
+	return nil
+}
+
+// AnnounceEnd notes in a disk's container that all of its snapshots go, for who has
+// the lock and is about to delete it all. Who makes a clone from then on finds that.
+// It returns the notes of the clones that are there: with any, or after an error,
+// withdraw takes it back.
+func AnnounceEnd(ctx context.Context, o Options) (notes []layout.Note, withdraw func(ctx context.Context) error, err error) {
+	o.Epoch = 0
+	d := newDisk(o)
+	defer d.cancel(ErrClosed)
+	_, root, err := d.readNewest(ctx)
+	if content(err) || errors.Is(err, errNoRoot) || unsupported(err) {
+		err = nil // of what is damaged nobody makes a clone
+	}
+	var names []string
+	for _, pin := range root.Pins {
+		names = append(names, layout.GoneName(pin.Root))
+	}
+	withdraw = func(ctx context.Context) error { return newDisk(o).remove(ctx, names) }
+	if err != nil {
+		return nil, withdraw, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchLimit)
+	for _, pin := range root.Pins {
+		g.Go(guarded(func() error { return putGone(gctx, d.store, pin.Root) }))
+	}
+	if err = g.Wait(); err == nil {
+		notes, err = Children(ctx, d.store, layout.Position{})
+	}
+	for _, pin := range root.Pins {
+		if err != nil || len(notes) > 0 {
+			break
+		}
+		notes, err = recentChildren(ctx, d.store, pin.Root)
+	}
+	return notes, withdraw, err
 }
 
 // announced is called when a snapshot was deleted that was announced, or with the
