@@ -172,25 +172,17 @@ func TestConvertRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := b.writes()
-	for _, c := range []struct {
-		code  int
-		words []string
-		args  []string
-	}{
-		{2, []string{"CONTAINER is missing"}, nil},
-		{2, []string{`"extra" is one argument too many`}, []string{"disk", "extra"}},
-		{1, []string{"log is of version 2 of the format already"}, []string{"log"}},
-		{1, []string{"locked is locked by ctl"}, []string{"locked"}},
-		{1, []string{"absent doesn't exist"}, []string{"absent"}},
-		{1, []string{"plain hasn't been setup"}, []string{"plain"}},
-		{1, []string{"nowhere not found in"}, []string{"nowhere"}},
-		{1, []string{"ro is read-only in"}, []string{"ro"}},
-	} {
-		b.fails(c.code, c.words, append([]string{"convert"}, c.args...)...)
-	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d writes", n-before)
-	}
+	b.refused([]refusal{
+		{2, "CONTAINER is missing", ""},
+		{2, `"extra" is one argument too many`, "disk extra"},
+		{1, "log is of version 2 of the format already", "log"},
+		{1, "locked is locked by ctl", "locked"},
+		{1, "absent doesn't exist", "absent"},
+		{1, "plain hasn't been setup", "plain"},
+		{1, "nowhere not found in", "nowhere"},
+		{1, "ro is read-only in", "ro"},
+	}, "convert")
+	b.unchanged(before)
 	b.fails(1, []string{"half: not converted: an upload to it has not come to its end"}, "convert", "half")
 	checkUnlocked(b, "half")
 	if items := b.items("half"); items[volume.KeyVersion] != "1" || items[volume.KeyLast] != last {

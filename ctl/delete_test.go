@@ -86,15 +86,11 @@ func TestDeleteRefused(t *testing.T) {
 	before := b.writes()
 	b.fails(1, []string{"disk: not deleted", "no terminal", "--yes"}, "delete", "disk")
 	b.fails(1, []string{"plain hasn't been setup"}, "delete", "plain", "--yes")
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 	b.ok("lock", "disk")
 	before = b.writes()
 	b.fails(1, []string{"disk is locked by ctl since "}, "delete", "disk", "-y")
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 }
 
 // TestDeleteInterrupted: the container stays locked, nobody can use what is

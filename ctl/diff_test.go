@@ -98,11 +98,7 @@ func TestDiffVerb(t *testing.T) {
 	end() // a server writes by itself
 	before := b.writes()
 	b.ok("diff", "disk@one", "disk")
-	for _, c := range []struct {
-		code  int
-		words string
-		args  string
-	}{
+	b.refused([]refusal{
 		{2, "disk names no snapshot: expected disk@SNAPSHOT", "disk disk@one"},
 		{2, "CONTAINER is missing", "disk@one"},
 		{2, "are of two disks", "disk@one other"},
@@ -110,12 +106,8 @@ func TestDiffVerb(t *testing.T) {
 		{1, "snapshot none: there is no such snapshot", "disk@none disk"},
 		{1, "snapshot none: there is no such snapshot", "disk@one disk@none"},
 		{1, "old: a disk of version 1 of the format has no snapshots", "old@one old"},
-	} {
-		b.fails(c.code, []string{c.words}, append([]string{"diff"}, strings.Fields(c.args)...)...)
-	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	}, "diff")
+	b.unchanged(before)
 }
 
 // TestDiffManual holds what the manual says of the JSON against the keys.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,6 +199,36 @@ func (b *bench) writes() int {
 	return n
 }
 
+// unchanged fails if requests changed something since there were before of them.
+func (b *bench) unchanged(before int) {
+	b.Helper()
+	if n := b.writes(); n != before {
+		b.Errorf("%d requests changed something", n-before)
+	}
+}
+
+// refusal is what the tool is asked and does not do.
+type refusal struct {
+	code  int
+	words string // separated by "|"
+	args  string // separated by spaces; "''" is an empty one
+}
+
+// refused runs the tool, which has to fail as each of the list says. The first
+// arguments are the same for all.
+func (b *bench) refused(list []refusal, first ...string) {
+	b.Helper()
+	for _, r := range list {
+		args := strings.Fields(r.args)
+		for i, a := range args {
+			if a == "''" {
+				args[i] = ""
+			}
+		}
+		b.fails(r.code, strings.Split(r.words, "|"), slices.Concat(first, args)...)
+	}
+}
+
 // TestExitStatus is the table of what is asked and how it ends.
 func TestExitStatus(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk", "absent", "plain")
@@ -206,11 +237,7 @@ func TestExitStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := b.writes()
-	for _, c := range []struct {
-		code  int
-		words string // separated by "|"
-		args  string // separated by spaces; "''" is an empty one
-	}{
+	b.refused([]refusal{
 		{2, "no command given", ""},
 		{2, `unknown command "lst" (did you mean list?)`, "lst"},
 		{2, `unknown command "nonsense"`, "nonsense"},
@@ -270,18 +297,8 @@ func TestExitStatus(t *testing.T) {
 		{1, "no such file or directory", "download disk /nonexistent/file"},
 		{1, "is a directory", "download disk /"},
 		{1, "certificate", "--cacert /dev/null lock disk"},
-	} {
-		args := strings.Fields(c.args)
-		for i, a := range args {
-			if a == "''" {
-				args[i] = ""
-			}
-		}
-		b.fails(c.code, strings.Split(c.words, "|"), args...)
-	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	})
+	b.unchanged(before)
 
 	for _, args := range [][]string{{"--help"}, {"help"}, {"help", "setup"}, {"list", "-h"}, {"--version"}, {"completion", "bash"}, {"list", "disk"}} {
 		if b.ok(args...) == "" {

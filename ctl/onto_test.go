@@ -267,9 +267,7 @@ func TestIncrementRefused(t *testing.T) {
 		{1, "old: a disk of version 1", []string{"download", "old@b", image, "--since", "a"}},
 		{1, "is a directory", []string{"download", "disk@b", c.dir, "-O", "increment"}},
 	})
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 	checkImage(t, image, c.at["a"])
 	// The disk had to be taken to find out.
 	refused([]refusal{

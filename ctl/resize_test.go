@@ -66,22 +66,14 @@ func TestResizeRefused(t *testing.T) {
 	b.ok("setup", "disk", "4")
 	b.ok("lock", "disk")
 	before := b.writes()
-	for _, c := range []struct {
-		code int
-		want string
-		args string
-	}{
+	b.refused([]refusal{
 		{1, "disk is locked by ctl", "disk 1M"},
 		{1, "absent doesn't exist", "absent 8M"},
 		{2, "SIZE is missing", "disk"},
 		{2, "unknown unit", "disk 8Q"},
 		{2, "no bytes", "disk 0"},
-	} {
-		b.fails(c.code, []string{c.want}, append([]string{"resize"}, strings.Fields(c.args)...)...)
-	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	}, "resize")
+	b.unchanged(before)
 }
 
 // TestResizeInterrupted: a disk that becomes smaller has its new size before any

@@ -115,11 +115,7 @@ func TestResizeLogRefused(t *testing.T) {
 	b.ok("setup", "locked", "--size", "4M", "--format", "2")
 	b.ok("lock", "locked")
 	before := b.writes()
-	for _, c := range []struct {
-		code int
-		want string
-		args string
-	}{
+	b.refused([]refusal{
 		{1, "locked is locked by ctl", "locked 1M"},
 		{1, "absent doesn't exist", "absent 8M"},
 		{2, "no bytes", "disk 0"},
@@ -127,13 +123,9 @@ func TestResizeLogRefused(t *testing.T) {
 		{2, "too large: it can have 9223372036853727232", "disk 9223372036854775807"},
 		{2, "too large: it can have 9223372036853727232", "disk 9223372036853727233"},
 		{2, "too large", "disk 16E"},
-	} {
-		b.fails(c.code, []string{c.want}, append([]string{"resize"}, strings.Fields(c.args)...)...)
-	}
+	}, "resize")
 	b.fails(2, []string{"--size: a disk of 9223372036854775807 bytes is too large"}, "setup", "absent", "--format", "2", "--size", "9223372036854775807")
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 	b.holds("disk", disk)
 	b.writeSecrets("[disk]\nread-only = 1\nusername = test:tester\npassword = testing\nauthurl = " + b.auth + "\n")
 	b.fails(1, []string{"disk is read-only in "}, "resize", "disk", "8M")

@@ -82,27 +82,19 @@ func TestRevertRefused(t *testing.T) {
 	b.ok("snapshot", "locked", "one")
 	b.ok("lock", "locked")
 	before := b.writes()
-	for _, c := range []struct {
-		code int
-		want string
-		args []string
-	}{
-		{1, "disk: snapshot none: there is no such snapshot", []string{"disk", "none", "-y"}},
-		{1, "disk: snapshot none: there is no such snapshot", []string{"disk", "none"}},
-		{1, "disk: not reverted: there is no terminal to ask on, give --yes to revert without being asked", []string{"disk", "one"}},
-		{1, "old: a disk of version 1 of the format has no snapshots", []string{"old", "one", "-y"}},
-		{1, "locked is locked by ctl", []string{"locked", "one", "-y"}},
-		{1, "absent doesn't exist", []string{"absent", "one", "-y"}},
-		{2, "SNAPSHOT is missing", []string{"disk"}},
-		{2, "one argument too many", []string{"disk", "one", "two"}},
-		{2, "snapshot's name", []string{"disk", "a@b", "-y"}},
-		{2, "a snapshot's name is empty", []string{"disk", "", "-y"}},
-	} {
-		b.fails(c.code, []string{c.want}, append([]string{"revert"}, c.args...)...)
-	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.refused([]refusal{
+		{1, "disk: snapshot none: there is no such snapshot", "disk none -y"},
+		{1, "disk: snapshot none: there is no such snapshot", "disk none"},
+		{1, "disk: not reverted: there is no terminal to ask on, give --yes to revert without being asked", "disk one"},
+		{1, "old: a disk of version 1 of the format has no snapshots", "old one -y"},
+		{1, "locked is locked by ctl", "locked one -y"},
+		{1, "absent doesn't exist", "absent one -y"},
+		{2, "SNAPSHOT is missing", "disk"},
+		{2, "one argument too many", "disk one two"},
+		{2, "snapshot's name", "disk a@b -y"},
+		{2, "a snapshot's name is empty", "disk '' -y"},
+	}, "revert")
+	b.unchanged(before)
 	b.holds("disk", disk)
 	b.writeSecrets("[disk]\nread-only = 1\nusername = test:tester\npassword = testing\nauthurl = " + b.auth + "\n")
 	b.fails(1, []string{"disk is read-only in "}, "revert", "disk", "one", "-y")
@@ -124,9 +116,7 @@ func TestRevertAsks(t *testing.T) {
 	if out := p.end(1); !strings.Contains(out, "disk: not confirmed, nothing has been reverted") {
 		t.Errorf("%q", out)
 	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 	b.holds("disk", disk)
 	p = b.start("revert", "disk", "one")
 	p.expect("to go on: ")

@@ -40,11 +40,7 @@ func TestSetupLog(t *testing.T) {
 	b.setItem("locked", volume.KeyClient, "host:1@1000000000")
 	b.put("full", "holiday.jpg", []byte("x"))
 	before, items := b.writes(), b.items("disk")
-	for _, c := range []struct {
-		code  int
-		words string
-		args  string
-	}{
+	b.refused([]refusal{
 		{2, "--format|1 or 2", "setup new --size 1G --format 3"},
 		{2, "CONTAINER is missing", "setup --format 2 --size 1G"},
 		{2, "--size is missing", "setup disk --format 2"},
@@ -58,9 +54,7 @@ func TestSetupLog(t *testing.T) {
 		{1, "full holds objects, such as holiday.jpg", "setup full --size 1G --format 2"},
 		{1, "full holds objects, such as holiday.jpg|--force does not", "setup full --size 1G --format 2 -f"},
 		{1, "locked is locked by host:1|unlock it first", "setup locked --size 1G --format 2 -f"},
-	} {
-		b.fails(c.code, strings.Split(c.words, "|"), strings.Fields(c.args)...)
-	}
+	})
 	if got := b.writes(); got != before || !maps.Equal(b.items("disk"), items) {
 		t.Errorf("%d requests changed something", got-before)
 	}

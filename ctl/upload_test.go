@@ -186,9 +186,7 @@ func TestUploadRefused(t *testing.T) {
 	} {
 		b.fails(c.code, []string{c.want}, append([]string{"upload"}, c.args...)...)
 	}
-	if n := b.writes(); n != before {
-		t.Errorf("%d requests changed something", n-before)
-	}
+	b.unchanged(before)
 	b.ok("lock", "disk")
 	b.fails(1, []string{"disk is locked by ctl since"}, "upload", path, "disk", "--force")
 }
