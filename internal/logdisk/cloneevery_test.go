@@ -139,12 +139,7 @@ func TestCloneEveryRequest(t *testing.T) {
 func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), seed))
-	do := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	do := doer(t)
 	cluster := mem.NewCluster()
 	parent, child := cluster.Container("parent"), cluster.Container("child")
 	for _, box := range []*mem.Container{parent, child} {

@@ -259,12 +259,7 @@ func TestDiffMoved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		do := func(err error) {
-			t.Helper()
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		do := doer(t)
 		for b := uint64(0); b < 40; b++ { // each in an object of its own
 			do(s.write(d, b))
 			do(s.flush(d))

@@ -33,6 +33,16 @@ func newRand(t testing.TB) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 2))
 }
 
+// doer returns a function that ends the test at an error.
+func doer(t testing.TB) func(error) {
+	return func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 const blockSize = layout.BlockSize
 
 // stamp fills a block with who wrote it: its number and the operation's.

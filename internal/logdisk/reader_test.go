@@ -119,12 +119,7 @@ func TestReaderAway(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		do := func(err error) {
-			t.Helper()
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		do := doer(t)
 		do(s.write(d, 1, 2, 3))
 		do(d.Snapshot(t.Context(), "one"))
 		do(s.write(d, 1, 2, 3))

@@ -36,12 +36,7 @@ func (l *lateNotes) List(ctx context.Context, o store.ListOptions) ([]store.Obje
 // and nothing stays of either.
 func TestCloneUnlisted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		do := func(err error) {
-			t.Helper()
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		do := doer(t)
 		cluster := mem.NewCluster()
 		parent, child := cluster.Container("parent"), cluster.Container("child")
 		for _, box := range []*mem.Container{parent, child} {

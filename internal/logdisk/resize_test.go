@@ -163,12 +163,7 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	w := newWitness(t, box, horizon)
 	s := newScript(t, blocks)
 	snaps := snapshots{}
-	do := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	do := doer(t)
 	brief := func(st store.Store) (*Disk, error) {
 		v.o.Brief = true
 		defer func() { v.o.Brief = false }()

@@ -145,12 +145,7 @@ func TestSnapshot(t *testing.T) {
 		w := newWitness(t, v.box, horizon)
 		s := newScript(t, blocks)
 		taken := snapshots{}
-		do := func(err error) {
-			t.Helper()
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		do := doer(t)
 		for round := range 6 {
 			d, err := v.open(t.Context(), w)
 			do(err)
