@@ -215,20 +215,13 @@ func replicasAway(t *testing.T, rng *rand.Rand, listing string, told bool, for_ 
 // written returns a disk that is open after a former holder's, whose log had to
 // be read.
 func written(t *testing.T, blocks uint64) (*opener, *script, *Disk) {
-	box := mem.New()
-	if _, err := box.CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
-	if _, err := Setup(t.Context(), box, v.uuid, int64(blocks)*blockSize); err != nil {
-		t.Fatal(err)
-	}
+	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, int64(blocks)*blockSize)
 	v.o = Options{
 		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
 		Age: time.Second, FlushTime: -1, Timeout: 5 * time.Second, GC: 70, Every: 5 * time.Second,
 	}
 	s := newScript(t, blocks)
-	d, err := v.open(t.Context(), box)
+	d, err := v.open(t.Context(), v.box)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +229,7 @@ func written(t *testing.T, blocks uint64) (*opener, *script, *Disk) {
 		t.Fatal(err)
 	}
 	d.Close()
-	if d, err = v.open(t.Context(), box); err != nil {
+	if d, err = v.open(t.Context(), v.box); err != nil {
 		t.Fatal(err)
 	}
 	s.check(d)

@@ -142,17 +142,13 @@ func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64)
 	do := doer(t)
 	cluster := mem.NewCluster()
 	parent, child := cluster.Container("parent"), cluster.Container("child")
-	for _, box := range []*mem.Container{parent, child} {
-		_, err := box.CreateContainer(t.Context(), nil)
-		do(err)
-	}
+	_, err := child.CreateContainer(t.Context(), nil)
+	do(err)
 	o := Options{
 		Seal: 3 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: time.Minute,
 		Bases: func(_ context.Context, _, name string) (store.Store, error) { return cluster.Container(name), nil },
 	}
-	v := &opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}
-	_, err := Setup(t.Context(), parent, v.uuid, blocks*blockSize)
-	do(err)
+	v := (&opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}).create(t, blocks*blockSize)
 	w := newWitness(t, parent, horizon)
 	s := newScript(t, blocks)
 	d, err := v.open(t.Context(), w)

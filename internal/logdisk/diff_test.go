@@ -111,8 +111,7 @@ func TestDiff(t *testing.T) {
 	var pairs, moves, merges, changed, extra, extraExact int
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 300
-		v := newVolume(t, blocks*blockSize)
-		v.t = t
+		v := newClosing(t, blocks*blockSize)
 		v.o = Options{
 			Seal: 8 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
 			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: 5 * time.Second, regionShift: 4,
@@ -248,8 +247,7 @@ func TestDiff(t *testing.T) {
 func TestDiffMoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 64
-		v := newVolume(t, blocks*blockSize)
-		v.t = t
+		v := newClosing(t, blocks*blockSize)
 		v.o = Options{
 			Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4,
 			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
@@ -312,8 +310,7 @@ func TestDiffMoved(t *testing.T) {
 // TestDiffResized compares moments of a disk that has become smaller and larger.
 func TestDiffResized(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVolume(t, 64*blockSize)
-		v.t = t
+		v := newClosing(t, 64*blockSize)
 		v.o = Options{Seal: 8 * layout.FrameSize, Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70}
 		var names []string
 		at := map[string][]byte{}

@@ -190,17 +190,13 @@ func everyRequestOf(t *testing.T, what string) {
 func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds map[string]int) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
-	box := mem.New()
-	if _, err := box.CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
 	s := newScript(t, blocks)
+	var v *opener
 	if what == "converted" {
 		v = stampedChunks(t, rng, s.h, blocks)
-		box, v.t, s.flushed = v.box, t, s.h.ops
-	} else if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
-		t.Fatal(err)
+		v.t, s.flushed = t, s.h.ops
+	} else {
+		v = (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
 	}
 	v.o = Options{
 		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
@@ -209,7 +205,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 	if what == "paged" {
 		v.o.littleMap()
 	}
-	w := newWitness(t, box, horizon)
+	w := newWitness(t, v.box, horizon)
 	// A first holder that ends badly: there is a log to be read, and a stray.
 	first := newWire(w)
 	d, err := v.open(t.Context(), first)
@@ -325,7 +321,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 	s.check(d)
 	time.Sleep(26 * time.Hour) // it has looked for strays again, and deleted them
 	s.same(d)
-	list, err := box.List(t.Context(), store.ListOptions{})
+	list, err := v.box.List(t.Context(), store.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

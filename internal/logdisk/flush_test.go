@@ -48,8 +48,7 @@ type commits struct {
 // last flushed block has to be there.
 func commit(t *testing.T, clients int, long, think time.Duration, takes func() time.Duration) (c commits) {
 	rng := newRand(t)
-	v := newVolume(t, 256*blockSize)
-	v.t = t
+	v := newClosing(t, 256*blockSize)
 	f := &far{Store: v.box, takes: takes}
 	d, err := v.open(t.Context(), f)
 	if err != nil {
@@ -168,8 +167,7 @@ func TestGroupCommit(t *testing.T) {
 func TestCrowdGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const put = 20 * time.Millisecond
-		v := newVolume(t, 256*blockSize)
-		v.t = t
+		v := newClosing(t, 256*blockSize)
 		d, err := v.open(t.Context(), &far{Store: v.box, takes: func() time.Duration { return put }})
 		if err != nil {
 			t.Fatal(err)
@@ -217,8 +215,7 @@ func TestCrowdGone(t *testing.T) {
 func TestHeldFlushLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const put = 40 * time.Millisecond
-		v := newVolume(t, 256*blockSize)
-		v.t = t
+		v := newClosing(t, 256*blockSize)
 		d, err := v.open(t.Context(), &far{Store: v.box, takes: func() time.Duration { return put }})
 		if err != nil {
 			t.Fatal(err)

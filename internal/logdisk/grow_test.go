@@ -34,8 +34,7 @@ func (s *slowRoot) Put(ctx context.Context, name string, data []byte, etag store
 func TestGrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const was, now = 64, 1000 // blocks
-		v := newVolume(t, was*blockSize)
-		v.t = t
+		v := newClosing(t, was*blockSize)
 		v.o = Options{Cache: 8 << 20, GC: 70}
 		gate := faulty.NewGate(v.box)
 		slow := &slowRoot{Store: gate}

@@ -77,8 +77,7 @@ func TestHashTogether(t *testing.T) {
 			runtime.GC()
 			runtime.GC()
 			synctest.Test(t, func(t *testing.T) {
-				v := newVolume(t, 64*blocks*blockSize)
-				v.t = t
+				v := newClosing(t, 64*blocks*blockSize)
 				v.o = Options{Seal: blocks * layout.FrameSize, Tail: 64 << 20, Cache: leastLender - 1, Age: time.Hour, FlushTime: -1}
 				if tc.room > 0 {
 					v.o.Tail = int64(tc.room*blocks) * layout.FrameSize

@@ -245,7 +245,20 @@ func (o *Options) littleMap() {
 
 func newVolume(t testing.TB, size int64) *opener {
 	t.Helper()
-	v := &opener{box: mem.New(), uuid: layout.NewUUID()}
+	return (&opener{box: mem.New(), uuid: layout.NewUUID()}).create(t, size)
+}
+
+// newClosing is newVolume whose disks are closed at the end of the test.
+func newClosing(t testing.TB, size int64) *opener {
+	t.Helper()
+	v := newVolume(t, size)
+	v.t = t
+	return v
+}
+
+// create makes the volume, with its container, and returns v.
+func (v *opener) create(t testing.TB, size int64) *opener {
+	t.Helper()
 	if _, err := v.box.CreateContainer(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,7 @@ func readers(t *testing.T, paged bool) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 200
-		v := newVolume(t, blocks*blockSize)
-		v.t = t
+		v := newClosing(t, blocks*blockSize)
 		v.o = Options{
 			// A write is in one object: 16 blocks are the most that one has here.
 			Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
@@ -111,8 +110,7 @@ func readers(t *testing.T, paged bool) {
 // a snapshot that was deleted is named.
 func TestReaderAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVolume(t, 64*blockSize)
-		v.t = t
+		v := newClosing(t, 64*blockSize)
 		v.o = Options{Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70}
 		s := newScript(t, 64)
 		d, err := v.open(t.Context(), v.box)

@@ -39,14 +39,10 @@ func TestCloneUnlisted(t *testing.T) {
 		do := doer(t)
 		cluster := mem.NewCluster()
 		parent, child := cluster.Container("parent"), cluster.Container("child")
-		for _, box := range []*mem.Container{parent, child} {
-			_, err := box.CreateContainer(t.Context(), nil)
-			do(err)
-		}
-		o := Options{Cache: 8 << 20, GC: 70, Horizon: horizon}
-		v := &opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}
-		_, err := Setup(t.Context(), parent, v.uuid, 64*blockSize)
+		_, err := child.CreateContainer(t.Context(), nil)
 		do(err)
+		o := Options{Cache: 8 << 20, GC: 70, Horizon: horizon}
+		v := (&opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}).create(t, 64*blockSize)
 		s := newScript(t, 64)
 		f := &lateNotes{Store: parent}
 		d, err := v.open(t.Context(), f)

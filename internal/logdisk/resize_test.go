@@ -145,14 +145,7 @@ func TestEveryRequestOfAShape(t *testing.T) {
 func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (requests int64) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
-	box := mem.New()
-	if _, err := box.CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
-	if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
-		t.Fatal(err)
-	}
+	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
 	v.o = Options{
 		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
 		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: 5 * time.Minute,
@@ -160,7 +153,7 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	if paged {
 		v.o.littleMap()
 	}
-	w := newWitness(t, box, horizon)
+	w := newWitness(t, v.box, horizon)
 	s := newScript(t, blocks)
 	snaps := snapshots{}
 	do := doer(t)
@@ -310,9 +303,9 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	for name := range snaps {
 		snaps.check(t, v, w, name, s.h, blocks)
 	}
-	atRest(t, d, box)
+	atRest(t, d, v.box)
 	do(d.Save(t.Context()))
-	md, err := box.Metadata(t.Context())
+	md, err := v.box.Metadata(t.Context())
 	do(err)
 	d.Close()
 	r, err := Verify(t.Context(), Options{Store: w, UUID: v.uuid, Root: md.Items[volume.KeyRoot], Newest: v.epoch, Timeout: time.Second, Horizon: horizon}, VerifyOptions{})
@@ -328,7 +321,7 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	}
 	time.Sleep(26 * time.Hour)
 	s.same(d)
-	atRest(t, d, box)
+	atRest(t, d, v.box)
 	return requests
 }
 

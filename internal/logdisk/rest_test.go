@@ -43,8 +43,7 @@ func (h *holder) Get(ctx context.Context, name string, p []byte, o store.GetOpti
 // is said about it, and the last checkpoint is made all the same.
 func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVolume(t, 64*blockSize)
-		v.t = t
+		v := newClosing(t, 64*blockSize)
 		v.o = Options{Cache: 8 << 20, Checkpoint: 1000, GC: 70, Log: func(format string, args ...any) {
 			t.Errorf("it says: %s", fmt.Sprintf(format, args...))
 		}}

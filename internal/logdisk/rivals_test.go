@@ -38,14 +38,7 @@ func TestRivals(t *testing.T) {
 func rivals(t *testing.T, rng *rand.Rand, paged bool) {
 	const blocks = 192
 	began := time.Now()
-	box := mem.New()
-	if _, err := box.CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	v := &opener{box: box, uuid: layout.UUID{1}, t: t}
-	if _, err := Setup(t.Context(), box, v.uuid, blocks*blockSize); err != nil {
-		t.Fatal(err)
-	}
+	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
 	v.o = Options{
 		Seal: 4 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 15,
 		Age: 2 * time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: 10 * time.Second,
@@ -53,7 +46,7 @@ func rivals(t *testing.T, rng *rand.Rand, paged bool) {
 	if paged {
 		v.o.littleMap()
 	}
-	w := newWitness(t, box, horizon)
+	w := newWitness(t, v.box, horizon)
 	s := newScript(t, blocks)
 	var ops, flushes, opened, late int
 	var deleted, moved int64
@@ -135,7 +128,7 @@ func rivals(t *testing.T, rng *rand.Rand, paged bool) {
 	s.check(d)
 	time.Sleep(52 * time.Hour) // it has looked for strays after the last has arrived
 	s.same(d)
-	list, err := box.List(t.Context(), store.ListOptions{})
+	list, err := v.box.List(t.Context(), store.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,8 +39,7 @@ func TestBorrow(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVolume(t, 1024*blocks*blockSize)
-				v.t = t
+				v := newClosing(t, 1024*blocks*blockSize)
 				v.o = Options{Seal: object, Tail: tc.tail * object, Cache: tc.cache, Age: time.Hour, FlushTime: tc.flushTime, Connections: 1000}
 				d, err := v.open(t.Context(), &far{Store: v.box, takes: func() time.Duration { return put }})
 				if err != nil {

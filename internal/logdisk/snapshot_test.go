@@ -136,8 +136,7 @@ func randomSnapshot(t *testing.T, rng *rand.Rand, v *opener, d *Disk, h *past, b
 func TestSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 64
-		v := newVolume(t, blocks*blockSize)
-		v.t = t
+		v := newClosing(t, blocks*blockSize)
 		v.o = Options{
 			Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
 			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
