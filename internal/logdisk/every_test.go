@@ -187,6 +187,21 @@ func everyRequestOf(t *testing.T, what string) {
 	}
 }
 
+// failAt has request k of the gate fail, with its effect or without as way says.
+// One that arrives late has it when at most so many more have begun.
+func failAt(gate *faulty.Store, rng *rand.Rand, k int64, way string, late int64) {
+	gate.SetDriver(func(op faulty.Op) faulty.Fault {
+		if op.N != k {
+			return faulty.Fault{}
+		}
+		f := faulty.Fault{Err: faulty.Reset(op.Op), After: way == "fails, arrives"}
+		if way == "fails, arrives late" {
+			f.Late = 1 + rng.Int64N(late)
+		}
+		return f
+	})
+}
+
 func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds map[string]int) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
@@ -230,16 +245,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 		line.holdAt = k
 	case "fails", "fails, arrives", "fails, arrives late":
 		s1 = gate
-		gate.SetDriver(func(op faulty.Op) faulty.Fault {
-			if op.N != k {
-				return faulty.Fault{}
-			}
-			f := faulty.Fault{Err: faulty.Reset(op.Op), After: way == "fails, arrives"}
-			if way == "fails, arrives late" {
-				f.Late = 1 + rng.Int64N(30)
-			}
-			return f
-		})
+		failAt(gate, rng, k, way, 30)
 	default:
 		gate.CrashAt(k, way == "with effect")
 		s1 = gate

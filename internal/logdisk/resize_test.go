@@ -216,16 +216,7 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 		line.holdAt = line.n + k
 		line.mu.Unlock()
 	case "fails", "fails, arrives", "fails, arrives late":
-		gate.SetDriver(func(op faulty.Op) faulty.Fault {
-			if op.N != from+k {
-				return faulty.Fault{}
-			}
-			f := faulty.Fault{Err: faulty.Reset(op.Op), After: way == "fails, arrives"}
-			if way == "fails, arrives late" {
-				f.Late = 1 + rng.Int64N(10)
-			}
-			return f
-		})
+		failAt(gate, rng, from+k, way, 10)
 	default:
 		gate.CrashAt(from+k, way == "with effect")
 	}
