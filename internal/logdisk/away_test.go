@@ -216,10 +216,8 @@ func replicasAway(t *testing.T, rng *rand.Rand, listing string, told bool, for_ 
 // be read.
 func written(t *testing.T, blocks uint64) (*opener, *script, *Disk) {
 	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, int64(blocks)*blockSize)
-	v.o = Options{
-		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
-		Age: time.Second, FlushTime: -1, Timeout: 5 * time.Second, GC: 70, Every: 5 * time.Second,
-	}
+	v.o = smallOptions()
+	v.o.Timeout, v.o.Every = 5*time.Second, 5*time.Second
 	s := newScript(t, blocks)
 	d, err := v.open(t.Context(), v.box)
 	if err != nil {

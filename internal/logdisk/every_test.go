@@ -213,10 +213,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 	} else {
 		v = (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
 	}
-	v.o = Options{
-		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
-		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
-	}
+	v.o = smallOptions()
 	if what == "paged" {
 		v.o.littleMap()
 	}

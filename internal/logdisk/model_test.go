@@ -243,6 +243,14 @@ func (o *Options) littleMap() {
 	o.MapMemory, o.regionShift = 6<<10, 4
 }
 
+// smallOptions returns options with which few blocks make many objects.
+func smallOptions() Options {
+	return Options{
+		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
+		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
+	}
+}
+
 func newVolume(t testing.TB, size int64) *opener {
 	t.Helper()
 	return (&opener{box: mem.New(), uuid: layout.NewUUID()}).create(t, size)

@@ -146,10 +146,8 @@ func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (re
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
 	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
-	v.o = Options{
-		Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
-		Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: 5 * time.Minute,
-	}
+	v.o = smallOptions()
+	v.o.Every = 5 * time.Minute
 	if paged {
 		v.o.littleMap()
 	}

@@ -137,10 +137,7 @@ func TestSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 64
 		v := newClosing(t, blocks*blockSize)
-		v.o = Options{
-			Seal: 3 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6,
-			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
-		}
+		v.o = smallOptions()
 		w := newWitness(t, v.box, horizon)
 		s := newScript(t, blocks)
 		taken := snapshots{}
