@@ -159,11 +159,7 @@ func TestCloneRefused(t *testing.T) {
 	b.ok("snapshot", "golden", "v1")
 	b.ok("setup", "old", "--size", "1M")
 	b.ok("setup", "there", "--size", "1M", "--format", "2")
-	for _, name := range []string{"full", "plain"} {
-		if _, err := b.store(name).CreateContainer(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
+	b.create("full", "plain")
 	b.put("full", "holiday.jpg", []byte("x"))
 	content := map[string]int{}
 	for _, name := range []string{"golden", "old", "there", "full", "plain"} {
@@ -340,9 +336,7 @@ func TestCloneTwice(t *testing.T) {
 	b := newBench(t, devswift.Options{Latency: time.Millisecond}, "golden", "web", "web2")
 	disk := b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")
-	if _, err := b.store("web2").CreateContainer(t.Context(), nil); err != nil { // all of them find it
-		t.Fatal(err)
-	}
+	b.create("web2") // all of them find it
 	cloneGrace = 500 * time.Millisecond
 	defer func() { cloneGrace = 50 * time.Millisecond }()
 	for _, name := range []string{"web", "web2"} {

@@ -168,9 +168,7 @@ func TestConvertRefused(t *testing.T) {
 	b.ok("setup", "half", "16")
 	last := b.items("half")[volume.KeyLast]
 	b.setItem("half", volume.KeyUpload, uploadRecord{unit: 65536, at: 65536, sum: "x", mark: last}.String())
-	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	b.create("plain")
 	before := b.writes()
 	b.refused([]refusal{
 		{2, "CONTAINER is missing", ""},

@@ -79,9 +79,7 @@ func TestDelete(t *testing.T) {
 func TestDeleteRefused(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk", "plain")
 	b.scatter("disk", 3)
-	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	b.create("plain")
 	b.put("plain", "holiday.jpg", []byte("x"))
 	before := b.writes()
 	b.fails(1, []string{"disk: not deleted", "no terminal", "--yes"}, "delete", "disk")

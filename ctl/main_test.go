@@ -160,6 +160,16 @@ func (b *bench) store(name string) store.Store {
 	return b.client.Container(name)
 }
 
+// create makes containers that are not set up.
+func (b *bench) create(names ...string) {
+	b.Helper()
+	for _, name := range names {
+		if _, err := b.store(name).CreateContainer(b.Context(), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // put stores an object.
 func (b *bench) put(container, name string, data []byte) {
 	b.Helper()
@@ -233,9 +243,7 @@ func (b *bench) refused(list []refusal, first ...string) {
 func TestExitStatus(t *testing.T) {
 	b := newBench(t, devswift.Options{}, "disk", "absent", "plain")
 	b.ok("setup", "disk", "16")
-	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	b.create("plain")
 	before := b.writes()
 	b.refused([]refusal{
 		{2, "no command given", ""},

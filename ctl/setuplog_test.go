@@ -32,11 +32,7 @@ func TestSetupLog(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 	b.ok("setup", "first", "16", "--format", "1")
-	for _, name := range []string{"full", "empty", "locked"} {
-		if _, err := b.store(name).CreateContainer(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
+	b.create("full", "empty", "locked")
 	b.setItem("locked", volume.KeyClient, "host:1@1000000000")
 	b.put("full", "holiday.jpg", []byte("x"))
 	before, items := b.writes(), b.items("disk")
@@ -71,9 +67,7 @@ func TestSetupLogNeedsALease(t *testing.T) {
 	for _, exists := range []bool{false, true} {
 		b := newBench(t, devswift.Options{}, "disk")
 		if exists {
-			if _, err := b.store("disk").CreateContainer(t.Context(), nil); err != nil {
-				t.Fatal(err)
-			}
+			b.create("disk")
 		}
 		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
 			if r.Method == http.MethodPut && strings.Count(r.Path, "/") == 3 && !strings.HasSuffix(r.Path, "/disk") {

@@ -158,9 +158,7 @@ func TestUploadRefused(t *testing.T) {
 	b.ok("setup", "log", "--size", "4M", "--format", "2")
 	b.put("disk", chunked.ObjectName(1), noise(1<<20))
 	b.setItem("disk", volume.KeyLast, "server:1@1")
-	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	b.create("plain")
 	b.put("plain", "photo", noise(10))
 	before := b.writes()
 	for _, c := range []struct {

@@ -95,11 +95,7 @@ func TestSetupOverSomething(t *testing.T) {
 		}
 	}
 
-	for _, name := range []string{"foreign", "empty"} {
-		if _, err := b.store(name).CreateContainer(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
+	b.create("foreign", "empty")
 	b.put("foreign", "holiday.jpg", []byte("x"))
 	b.fails(1, []string{"foreign is not a swiftnbd container and holds objects, such as holiday.jpg"}, "setup", "foreign", "8")
 	b.ok("setup", "-f", "foreign", "8")
@@ -234,9 +230,7 @@ func TestList(t *testing.T) {
 	b.ok("setup", "broken", "5")
 	b.setItem("locked", volume.KeyClient, "127.0.0.1:51120@1700000000")
 	b.setItem("broken", volume.KeyObjects, "some")
-	if _, err := b.store("plain").CreateContainer(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
+	b.create("plain")
 
 	faults := func(r result) {
 		t.Helper()
