@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,4 +91,24 @@ func (d *disk) takeOver() string {
 	}
 	d.n, _ = harness.TakeOver(d.t, harness.Options{Params: d.params}, holder)
 	return d.n.URI
+}
+
+// killAtWork has so many clients work, each on a connection of its own, and kills
+// nbdkit after a moment. Work is told which of how many it is, and returns an error
+// that should not have been.
+func (d *disk) killAtWork(uri string, rng *rand.Rand, clients int, work func(c *client, rng *rand.Rand, k, n int) error) {
+	d.t.Helper()
+	var wg sync.WaitGroup
+	for k := range clients {
+		c := mustDial(d.t, uri)
+		seed := rng.Uint64()
+		wg.Go(func() {
+			if err := work(c, rand.New(rand.NewPCG(seed, 2)), k, clients); err != nil {
+				d.t.Error(err)
+			}
+		})
+	}
+	time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
+	d.n.Kill(d.t)
+	wg.Wait()
 }

@@ -10,9 +10,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"swiftnbd/tests/harness"
 )
@@ -342,20 +340,7 @@ func TestKillPrefix(t *testing.T) {
 				uri := serve()
 				serve = d.takeOver
 				check(uri)
-				var wg sync.WaitGroup
-				for k := range tc.clients {
-					c := mustDial(t, uri)
-					seed := rng.Uint64()
-					wg.Go(func() {
-						if err := h.work(c, rand.New(rand.NewPCG(seed, 2)), k, tc.clients); err != nil {
-							t.Error(err)
-						}
-					})
-				}
-				time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
-				d.n.Server.Signal(t, syscall.SIGKILL)
-				d.n.Server.Wait(t)
-				wg.Wait()
+				d.killAtWork(uri, rng, tc.clients, h.work)
 				if t.Failed() {
 					return
 				}

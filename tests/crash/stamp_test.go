@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 )
 
 // stamps is a disk of blocks, each of which holds the number of its last
@@ -205,22 +203,7 @@ func TestKill(t *testing.T) {
 				uri := serve()
 				serve = d.takeOver
 				s.check(t, mustDial(t, uri))
-				var wg sync.WaitGroup
-				for k := range tc.clients {
-					c := mustDial(t, uri)
-					seed := rng.Uint64()
-					wg.Add(1)
-					go func() {
-						defer wg.Done()
-						if err := s.work(c, rand.New(rand.NewPCG(seed, 2)), k, tc.clients); err != nil {
-							t.Error(err)
-						}
-					}()
-				}
-				time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
-				d.n.Server.Signal(t, syscall.SIGKILL)
-				d.n.Server.Wait(t)
-				wg.Wait()
+				d.killAtWork(uri, rng, tc.clients, s.work)
 				if t.Failed() {
 					return
 				}
