@@ -20,16 +20,11 @@ var header = Header{
 	To:   Moment{"tuesday, late", layout.Position{Epoch: 5, N: 1}, 2<<30 + 512},
 }
 
-// sample returns an increment with some records.
-func sample(t testing.TB, h Header) ([]byte, []Record) {
+// writeAll writes records.
+func writeAll(t testing.TB, w *Writer, records []Record) {
 	t.Helper()
-	var b bytes.Buffer
-	w, err := NewWriter(&b, h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	records := []Record{{0, 4096, bytes.Repeat([]byte{7}, 4096)}, {8192, 1 << 30, nil}, {1<<30 + 8192, 3, []byte("abc")}, {h.To.Size - 512, 512, make([]byte, 512)}}
 	for _, r := range records {
+		var err error
 		if r.Data == nil {
 			err = w.Zero(r.Off, r.Len)
 		} else {
@@ -39,6 +34,18 @@ func sample(t testing.TB, h Header) ([]byte, []Record) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// sample returns an increment with some records.
+func sample(t testing.TB, h Header) ([]byte, []Record) {
+	t.Helper()
+	var b bytes.Buffer
+	w, err := NewWriter(&b, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := []Record{{0, 4096, bytes.Repeat([]byte{7}, 4096)}, {8192, 1 << 30, nil}, {1<<30 + 8192, 3, []byte("abc")}, {h.To.Size - 512, 512, make([]byte, 512)}}
+	writeAll(t, w, records)
 	if err := w.End(); err != nil {
 		t.Fatal(err)
 	}
@@ -176,15 +183,6 @@ func FuzzReader(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range records {
-			if r.Data == nil {
-				err = w.Zero(r.Off, r.Len)
-			} else {
-				err = w.Data(r.Off, r.Data)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		writeAll(t, w, records)
 	})
 }
