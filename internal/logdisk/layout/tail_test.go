@@ -32,12 +32,12 @@ func withCRC(b []byte) []byte {
 	return le.AppendUint32(b, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// wantDamaged fails unless err is a DamagedError whose text has all parts.
-func wantDamaged(t testing.TB, err error, parts ...string) {
+// wantError fails unless err is an E whose text has all parts; what says what E is.
+func wantError[E error](t testing.TB, what string, err error, parts ...string) {
 	t.Helper()
-	var d *DamagedError
-	if !errors.As(err, &d) {
-		t.Errorf("expected damage %q, got %v", parts, err)
+	var e E
+	if !errors.As(err, &e) {
+		t.Errorf("expected %s %q, got %v", what, parts, err)
 		return
 	}
 	for _, p := range parts {
@@ -47,19 +47,16 @@ func wantDamaged(t testing.TB, err error, parts ...string) {
 	}
 }
 
+// wantDamaged fails unless err is a DamagedError whose text has all parts.
+func wantDamaged(t testing.TB, err error, parts ...string) {
+	t.Helper()
+	wantError[*DamagedError](t, "damage", err, parts...)
+}
+
 // wantUnsupported fails unless err is an UnsupportedError whose text has all parts.
 func wantUnsupported(t testing.TB, err error, parts ...string) {
 	t.Helper()
-	var u *UnsupportedError
-	if !errors.As(err, &u) {
-		t.Errorf("expected a later program's %q, got %v", parts, err)
-		return
-	}
-	for _, p := range parts {
-		if !strings.Contains(err.Error(), p) {
-			t.Errorf("%q does not say %q", err, p)
-		}
-	}
+	wantError[*UnsupportedError](t, "a later program's", err, parts...)
 }
 
 // randomObject returns the records and the footer of an object with that much
