@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"swiftnbd/internal/config"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/logdisk/layout"
@@ -393,176 +392,6 @@ func TestCloneLarge(t *testing.T) {
 	})
 }
 
-// accounts has two users of one Swift: the owner of golden, who lets the other
-// one read it, and the other one, whose the clone is.
-func accounts(t *testing.T) *bench {
-	t.Helper()
-	b := newBench(t, devswift.Options{Users: []devswift.User{{Account: "test", Name: "tester", Key: "testing"}, {Account: "other", Name: "guest", Key: "pass"}}}, "golden")
-	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\n[golden]\nusername = test:tester\npassword = testing\n" +
-		"[web]\nusername = other:guest\npassword = pass\n[web2]\nusername = other:guest\npassword = pass\n")
-	return b
-}
-
-// TestCloneTwoAccounts has the parent in another account, whose ACL lets the
-// clone's user read it, and nothing else.
-func TestCloneTwoAccounts(t *testing.T) {
-	b := accounts(t)
-	const size = 2 << 20
-	disk := b.fillLog("golden", size, 1)
-	b.ok("snapshot", "golden", "v1")
-	other := func() *bench { // who has the clone
-		c := *b
-		c.client, c.login = nil, config.Login{AuthURL: b.auth, Version: 1, Username: "other:guest", Password: "pass"}
-		return &c
-	}()
-
-	// Without the right to read it there is no clone.
-	b.fails(1, []string{"web: not cloned: ", "permission denied"}, "clone", "golden@v1", "web")
-	other.gone("web")
-	if names := b.notes("golden"); len(names) > 0 {
-		t.Errorf("notes %q", names)
-	}
-	allow(t, b, "golden", "other:guest")
-	// Here the tool has both credentials: the note is the owner's to write.
-	if out := b.ok("clone", "golden@v1", "web"); out != "Done, web: a clone of golden@v1, 2 MiB\n" {
-		t.Errorf("%q", out)
-	}
-	if !bytes.Equal(other.content("web", size), disk) {
-		t.Error("the clone is not what the disk was")
-	}
-	path := filepath.Join(t.TempDir(), "image")
-	b.ok("download", "web", path)
-	checkImage(t, path, disk)
-	if out := b.ok("info", "web"); !strings.Contains(out, "golden@v1, at "+b.server()+"/v1/AUTH_test\n") {
-		t.Errorf("%s", out)
-	}
-	b.fails(1, []string{"snapshot v1 is needed by its clone web (at " + b.server() + "/v1/AUTH_other)"}, "snapshot", "--delete", "golden", "v1")
-
-	// With the guest's credentials alone nothing protects it.
-	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = other:guest\npassword = pass\n[golden]\nstorage-url = " + b.server() + "/v1/AUTH_test\n[web]\n[web2]\n")
-	r := b.run("clone", "golden@v1", "web2")
-	if r.code != 0 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "web2: nothing protects the parent") {
-		t.Errorf("%+v", r)
-	}
-	if !bytes.Equal(other.content("web2", size), disk) {
-		t.Error("the clone is not what the disk was")
-	}
-	r = b.run("clone", "golden", "web3")
-	if r.code != 1 {
-		t.Errorf("%+v", r)
-	}
-	// The guest may not delete the note.
-	if out := b.ok("flatten", "web2"); out != "Done, web2 has all of its data itself\n" {
-		t.Errorf("%q", out)
-	}
-	r = b.run("flatten", "web")
-	if r.code != 0 || !strings.Contains(r.err, "web: the note of it in golden stays, ") {
-		t.Errorf("%+v", r)
-	}
-
-	// The right to read is taken away: the clone that is flattened does not mind.
-	allow(t, b, "golden", "")
-	if !bytes.Equal(other.content("web2", size), disk) {
-		t.Error("the clone is not what the disk was")
-	}
-}
-
-// allow sets who may read a container of the test's own account.
-func allow(t *testing.T, b *bench, container, who string) {
-	t.Helper()
-	b.store(container)
-	if err := b.client.Login(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s := b.client.Session()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.StorageURL+"/"+container, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Auth-Token", s.Token.Reveal())
-	req.Header.Set("X-Container-Read", who)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusNoContent {
-		t.Fatal(resp.Status)
-	}
-}
-
-// TestCloneCut cuts the verb off from Swift at each of its requests, which then
-// has its effect or not, and runs it again.
-func TestCloneCut(t *testing.T) {
-	b := newBench(t, devswift.Options{}, "golden", "web")
-	const size = 256 << 10
-	disk := b.fillLog("golden", size, 1)
-	b.ok("snapshot", "golden", "v1")
-	cut := func(k int, after bool, args ...string) (requests int) {
-		var n atomic.Int64
-		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
-			if !strings.HasPrefix(r.Path, "/v1/") {
-				return nil
-			}
-			switch i := int(n.Add(1)); {
-			case i == k:
-				return &devswift.Action{Status: http.StatusForbidden, After: after}
-			case i > k:
-				return &devswift.Action{Status: http.StatusForbidden}
-			}
-			return nil
-		})
-		b.run(args...)
-		b.swift.SetFault(nil)
-		return int(n.Load())
-	}
-	for _, args := range [][]string{{"clone", "golden@v1", "web"}, {"clone", "golden", "web"}} {
-		first := 1
-		total := cut(1<<30, false, args...)
-		if strings.Contains(args[1], "@") && total >= 10 {
-			t.Errorf("%d requests", total)
-		} else if !strings.Contains(args[1], "@") {
-			first = total - 3 // the snapshot is there by then
-		}
-		b.ok("delete", "web", "-y")
-		for k := first; k <= total; k++ {
-			for _, after := range []bool{false, true} {
-				if after != (k%2 == 0) && testing.Short() {
-					continue
-				}
-				cut(k, after, args...)
-				if l := b.run("list", "web", "--json"); !strings.Contains(l.out, `"set_up": true`) {
-					if a := b.run(args...); a.code != 0 {
-						t.Fatalf("%q, cut at request %d, %t: %+v", args, k, after, a)
-					}
-				}
-				if !bytes.Equal(b.content("web", size), disk) {
-					t.Fatalf("%q, cut at request %d: the clone is not what the disk was", args, k)
-				}
-				snap := "v1"
-				if !strings.Contains(args[1], "@") {
-					var in info
-					if err := json.Unmarshal([]byte(b.ok("info", "web", "--json")), &in); err != nil {
-						t.Fatal(err)
-					}
-					snap = *in.ParentSnap
-				}
-				b.fails(1, []string{"snapshot " + snap + " is needed by its clone web"}, "snapshot", "--delete", "golden", snap)
-				if r := b.run("verify", "golden"); r.code != 0 && r.code != exitStrays {
-					t.Errorf("%+v", r)
-				}
-				b.ok("delete", "web", "-y")
-				if names := b.notes("golden"); len(names) > 0 {
-					t.Fatalf("%q, cut at request %d: notes %q", args, k, names)
-				}
-			}
-		}
-	}
-	if !bytes.Equal(b.content("golden", size), disk) {
-		t.Error("the parent is not what it was")
-	}
-}
-
 // TestFlattenAgain interrupts flatten, runs it again, and flattens a clone that
 // has snapshots.
 func TestFlattenAgain(t *testing.T) {
@@ -710,9 +539,6 @@ func TestCloneLongNames(t *testing.T) {
 	b.ok("delete", "web", "-y")
 	b.ok("snapshot", "--delete", golden, snap)
 }
-
-// server returns the URL of the Swift.
-func (b *bench) server() string { return strings.TrimSuffix(b.auth, "/auth/v1.0") }
 
 // TestCloneDiff lists what has changed in a clone. What neither moment has
 // written is their parent's, and has not changed.
