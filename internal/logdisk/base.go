@@ -98,6 +98,11 @@ func (d *Disk) setBase(root layout.Root) error {
 	return nil
 }
 
+// without returns what a root requires, less one feature.
+func without(requires []string, feature string) []string {
+	return slices.DeleteFunc(slices.Clone(requires), func(f string) bool { return f == feature })
+}
+
 // baseBlocks returns how many blocks of the base are seen. d.mu is held.
 func (d *Disk) baseBlocks() uint64 {
 	if d.base == nil {

@@ -61,7 +61,7 @@ func (d *Disk) Flatten(ctx context.Context, add func(n int64)) error {
 	}
 	return d.edit(ctx, func(c *checkpoint) error {
 		c.root.Below = nil
-		c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeatureClone })
+		c.root.Requires = without(c.root.Requires, layout.FeatureClone)
 		return nil
 	})
 }

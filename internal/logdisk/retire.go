@@ -104,7 +104,7 @@ func (d *Disk) retireChunks(ctx context.Context, r *retirement) error {
 	}
 	return d.edit(ctx, func(c *checkpoint) error {
 		if c.root.Below == nil {
-			c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeatureChunks })
+			c.root.Requires = without(c.root.Requires, layout.FeatureChunks)
 		}
 		return nil
 	})

@@ -83,7 +83,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	// Bases has what any of the pins may need.
 	c.root.Below = then.root.Below
 	// If a pin needs chunks, this is required already.
-	c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeatureClone })
+	c.root.Requires = without(c.root.Requires, layout.FeatureClone)
 	if c.root.Below != nil && c.root.Below.Clone != nil {
 		c.root.Requires = append(c.root.Requires, layout.FeatureClone)
 	}
