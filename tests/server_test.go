@@ -65,6 +65,17 @@ func (s *oldServer) background(t testing.TB, more ...string) *harness.Process {
 	return harness.Adopt(t, "swiftnbd-server", s.pidFile(t))
 }
 
+// serves waits until a server in the foreground serves. Its pid file is there
+// before, for the lock, and has its process id from then on.
+func (s *oldServer) serves(t testing.TB, p *harness.Process) {
+	t.Helper()
+	p.Until(t, s.pid)
+	harness.Eventually(t, "the pid file has the server's id", func() bool {
+		text, _ := os.ReadFile(s.pid)
+		return string(text) == fmt.Sprintf("%d\n", p.Pid)
+	})
+}
+
 // pidFile returns the process id in the pid file.
 func (s *oldServer) pidFile(t testing.TB) int {
 	t.Helper()
@@ -163,11 +174,7 @@ func TestServerForeground(t *testing.T) {
 			t.Parallel()
 			s := newOldServer(t)
 			p := harness.Start(t, s.command(t, "-f", "-v"))
-			p.Until(t, s.pid)
-			harness.Eventually(t, "the pid file has the server's id", func() bool {
-				text, _ := os.ReadFile(s.pid)
-				return string(text) == fmt.Sprintf("%d\n", p.Pid)
-			})
+			s.serves(t, p)
 			s.roundTrip(t, uint64(i), s.names[1])
 			p.Signal(t, sig)
 			if status := p.Wait(t); status != 0 {
@@ -462,7 +469,7 @@ func TestServerCloud(t *testing.T) {
 	}
 	s.noPidFile(t)
 	p := harness.Start(t, command("mine"))
-	p.Until(t, s.pid)
+	s.serves(t, p)
 	s.roundTrip(t, 1, s.names[0])
 	p.Signal(t, syscall.SIGTERM)
 	if status := p.Wait(t); status != 0 {
