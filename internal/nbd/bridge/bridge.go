@@ -80,11 +80,13 @@ type Bridge struct {
 	next    uint64              // the number of the next request
 	pending map[uint64]*request // not answered yet, by number
 	journal journal
-	flusher bool          // a flush of our own is under way
-	failed  bool          // the last one failed
-	gone    bool          // the client has left
-	settled chan struct{} // closed when the client has left and all is answered
-	ended   bool
+	flusher bool // a flush of our own is under way
+	failed  bool // the last one failed
+	gone    bool // the client has left
+	// lastFlush says that the flush after the client's last change was sent.
+	lastFlush bool
+	settled   chan struct{} // closed when the client has left and all is answered
+	ended     bool
 }
 
 // request is one request of the client, or of our own.
@@ -250,9 +252,6 @@ func (b *Bridge) read(client io.Reader) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.gone = true
-	if b.journal.len() > 0 && !b.flusher {
-		b.flushLocked()
-	}
 	b.settleLocked()
 }
 
@@ -457,10 +456,15 @@ func (b *Bridge) flushAgain() {
 	}
 }
 
-// settleLocked ends the bridge when the client has left and nothing is under
-// way.
+// settleLocked ends the bridge when the client has left, nothing is under way,
+// and what was not flushed has been, or the last flush has failed.
 func (b *Bridge) settleLocked() {
 	if !b.gone || len(b.pending) > 0 {
+		return
+	}
+	if b.journal.len() > 0 && !b.lastFlush {
+		b.lastFlush = true
+		b.flushLocked()
 		return
 	}
 	select {

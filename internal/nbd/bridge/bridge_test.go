@@ -605,6 +605,34 @@ func TestFlushesItself(t *testing.T) {
 	}
 }
 
+// TestLeavesBesideFlush lets the client leave while a flush of the bridge's own
+// is under way that does not cover the last write: that is flushed, too.
+func TestLeavesBesideFlush(t *testing.T) {
+	h := newHost(t)
+	h.held = make(chan bool)
+	held := h.held
+	c, wait := begin(t, h, Options{Keep: 64 << 10})
+	data := bytes.Repeat([]byte{7}, 4096)
+	for i := range 16 { // with what is noted of each, above what is kept
+		c.must(t, nbd.Write, 0, 4096*i, 4096, data)
+	}
+	<-held
+	h.mu.Lock()
+	h.held = nil
+	h.mu.Unlock()
+	c.must(t, nbd.Write, 0, 0, 4096, bytes.Repeat([]byte{8}, 4096))
+	ended := make(chan error, 1)
+	go func() { ended <- wait() }()
+	time.Sleep(50 * time.Millisecond) // the bridge has seen it leave; or the test is weaker
+	held <- true
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if h.durable[0] != 8 {
+		t.Error("what was written last is not in Swift")
+	}
+}
+
 // TestFollows is the rule of sessions by itself.
 func TestFollows(t *testing.T) {
 	ours := session{"a:1@10", "z:1@1"}
