@@ -13,6 +13,7 @@ type Use struct {
 	Objects int64 // data objects that the map needs
 	Bytes   int64 // of them, as far as they are durable
 	Live    int64 // bytes of the disk that have data
+	Used    int64 // bytes of the objects that these have, about where they are compressed
 	Garbage int64 // bytes of objects that wait for being deleted
 	Log     int64 // data objects after the newest root
 	Map     int64 // bytes of memory that the map takes
@@ -24,6 +25,7 @@ func (d *Disk) Use() Use {
 	defer d.mu.RUnlock()
 	return Use{
 		Objects: int64(d.objects.len()), Bytes: d.objects.durable.bytes, Live: d.objects.live() * layout.BlockSize,
+		Used:    d.objects.durable.used + d.objects.writingLive*layout.FrameSize,
 		Garbage: d.waste, Log: int64(d.durable - d.savedN), Map: d.mapBytes(),
 	}
 }
@@ -80,7 +82,7 @@ func (d *Disk) choose() *choice {
 	defer d.mu.Unlock()
 	d.objects.heal(time.Now())
 	t := &d.objects.durable
-	bytes, live := t.freeBytes, t.freeLive*layout.FrameSize
+	bytes, live := t.freeBytes, t.freeLive
 	small := int64(0)
 	for _, n := range t.classes[nWasting:] {
 		small += n
@@ -130,7 +132,7 @@ func (t *packed) pick(c *choice, rows int) (found []victim) {
 					continue
 				}
 				size, live := int64(r.size), r.live()
-				found = append(found, victim{keyAt(key), size, live, use(live, size)})
+				found = append(found, victim{keyAt(key), size, live, use(live, size, r.density())})
 			}
 		}
 	}

@@ -115,12 +115,11 @@ func (d *Disk) wastes() bool {
 	return len(d.dying) > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
 }
 
-// move is a run of blocks that the collector copies.
+// move is what the collector copies: a run of live blocks that become frames, or a
+// compressed record as a whole.
 type move struct {
-	first  uint64
-	count  uint64
-	source blockmap.Value
-	p      []byte
+	want                   // what is copied
+	live []blockmap.Extent // the blocks of it that the map has
 }
 
 // collectOnce collects some groups of objects, and returns how many objects it
@@ -181,19 +180,18 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
 		d.mu.Unlock()
 		return 0, nil // what was in them was written again, or cannot be read
 	}
-	slices.SortFunc(moves, func(a, b move) int { return cmp.Compare(a.first, b.first) })
+	slices.SortFunc(moves, func(a, b move) int { return cmp.Compare(a.First, b.First) })
 	var o object
 	f := layout.Footer{Collected: true, UUID: d.o.UUID}
+	var live int64
+	packed := false
 	for _, m := range moves {
-		place := uint32(len(o.buf))
-		for i := range m.count {
-			o.buf = append(o.buf, make([]byte, layout.FrameSize)...)
-			layout.PutFrame(o.buf[len(o.buf)-layout.FrameSize:], m.p[i*layout.BlockSize:][:layout.BlockSize], m.first+i, &d.o.UUID)
+		r := m.record(&o, &d.o.UUID)
+		o.records = append(o.records, r)
+		packed = packed || r.Kind == layout.Zstd
+		for _, e := range m.live {
+			live += int64(e.Count)
 		}
-		o.records = append(o.records, layout.Record{
-			First: m.first, Count: uint32(m.count), Kind: layout.Data, Place: place, Bytes: uint32(m.count * layout.FrameSize),
-			Source: m.source.At, SourcePlace: m.source.Place,
-		})
 	}
 	d.mu.Lock()
 	d.collected++
@@ -207,13 +205,21 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
 	d.stats.CollectedBytes.Add(int64(len(data)))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.objects.add(o.at, held{size: int64(len(data))})
-	for _, r := range o.records {
-		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: layout.Data, At: o.at, Place: r.Place}}
+	h := held{size: int64(len(data))}
+	if packed {
+		// By the blocks that are live now: what is dead in a record that was moved as
+		// a whole cannot be had back by moving it once more.
+		h.density = densityOf(live, h.size)
+	}
+	d.objects.add(o.at, h)
+	for i, r := range o.records {
+		e := extentOfRecord(o.at, r)
 		// What nobody has written since it was found is there still.
-		for s := range watch.Lookup(e.First, e.Count) {
-			d.relocate(part(e, s.First, s.First+s.Count), r.Source)
-			d.stats.Moved.Add(int64(s.Count))
+		for _, l := range moves[i].live {
+			for s := range watch.Lookup(l.First, l.Count) {
+				d.relocate(part(e, s.First, s.First+s.Count), r.Source)
+				d.stats.Moved.Add(int64(s.Count))
+			}
 		}
 	}
 	d.phantom(list)
@@ -225,14 +231,37 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
 	return len(list), nil
 }
 
+// record appends the bytes of a move to the object, and returns its record.
+func (m *move) record(o *object, u *layout.UUID) layout.Record {
+	r := layout.Record{
+		First: m.First, Count: uint32(m.Count), Kind: layout.Data, Place: uint32(len(o.buf)),
+		Source: m.At, SourcePlace: m.Place, Unpacked: m.Kind == layout.Zstd && !m.raw,
+	}
+	if m.raw {
+		r.Kind = layout.Zstd
+		o.buf = append(o.buf, m.p...)
+	} else {
+		for i := range m.Count {
+			o.buf = append(o.buf, make([]byte, layout.FrameSize)...)
+			layout.PutFrame(o.buf[len(o.buf)-layout.FrameSize:], m.p[i*layout.BlockSize:][:layout.BlockSize], m.First+i, u)
+		}
+	}
+	r.Bytes = uint32(len(o.buf)) - r.Place
+	return r
+}
+
 // fetchMoves reads what is to be moved, and leaves out what cannot be read.
 func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move) ([]move, error) {
 	fetch := func(moves []move) error {
 		wants := make([]want, len(moves))
 		for i := range moves {
 			m := &moves[i]
-			m.p = make([]byte, m.count*layout.BlockSize)
-			wants[i] = want{m.source.At, int64(m.source.Place), m.first, m.p}
+			if m.raw {
+				m.p = make([]byte, m.Bytes)
+			} else {
+				m.p = make([]byte, m.Count*layout.BlockSize)
+			}
+			wants[i] = m.want
 		}
 		return d.fetch(ctx, wants)
 	}
@@ -243,7 +272,7 @@ func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move) ([]m
 	// One of them, but which?
 	var good []move
 	for _, v := range list {
-		of := slices.DeleteFunc(slices.Clone(moves), func(m move) bool { return m.source.At != v.at })
+		of := slices.DeleteFunc(slices.Clone(moves), func(m move) bool { return m.At != v.at })
 		if err := fetch(of); err == nil {
 			good = append(good, of...)
 		} else if !d.spare(v.at, err) {
@@ -273,29 +302,46 @@ func unreadable(err error) bool {
 		errors.Is(err, store.ErrNotFound) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// there yields those of the blocks that the map has in the object, the first of
-// them at place and the others behind it. d.mu is held, for reading at least.
-func (d *Disk) there(first, count uint64, at layout.Position, place uint32) iter.Seq[blockmap.Extent] {
+// there yields those of the blocks of an object's record that the map has in it.
+// d.mu is held, for reading at least.
+func (d *Disk) there(at layout.Position, r layout.Record) iter.Seq[blockmap.Extent] {
 	return func(yield func(blockmap.Extent) bool) {
-		for e := range d.m.Lookup(first, count) {
-			if e.Kind == layout.Data && e.At == at && uint64(e.Place) == uint64(place)+(e.First-first)*layout.FrameSize && !yield(e) {
+		all := extentOfRecord(at, r)
+		for e := range d.m.Lookup(all.First, all.Count) {
+			if e.Value == all.From(e.First-all.First) && !yield(e) {
 				return
 			}
 		}
 	}
 }
 
-// still returns those blocks of an object's records that the map has there.
-func (d *Disk) still(at layout.Position, records []layout.Record) (moves []move) {
+// still returns how many blocks of an object's records the map has there.
+func (d *Disk) still(at layout.Position, records []layout.Record) (blocks int64) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for _, r := range records {
-		if r.Kind != layout.Data {
+		if !stored(r.Kind) {
 			continue
 		}
-		for e := range d.there(r.First, uint64(r.Count), at, r.Place) {
-			moves = append(moves, move{first: e.First, count: e.Count, source: e.Value})
+		for e := range d.there(at, r) {
+			blocks += int64(e.Count)
 		}
+	}
+	return blocks
+}
+
+// movesOf returns how the live blocks of an object's record are moved. A compressed
+// record is moved as a whole, unless the frames of what is live are shorter.
+func movesOf(at layout.Position, r layout.Record, live []blockmap.Extent) (moves []move) {
+	var blocks uint64
+	for _, e := range live {
+		blocks += e.Count
+	}
+	if r.Kind == layout.Zstd && blocks*layout.FrameSize >= uint64(r.Bytes) {
+		return []move{{want: want{Extent: extentOfRecord(at, r), raw: true}, live: live}}
+	}
+	for i, e := range live {
+		moves = append(moves, move{want: want{Extent: e}, live: live[i : i+1 : i+1]})
 	}
 	return moves
 }
@@ -306,7 +352,7 @@ func (d *Disk) watch(tails []logged) *blockmap.Map {
 	w := blockmap.New()
 	for _, t := range tails {
 		for _, r := range t.records {
-			if r.Kind == layout.Data {
+			if stored(r.Kind) {
 				w.Set(r.First, uint64(r.Count), blockmap.Value{Kind: layout.Zeroes}, nil)
 			}
 		}
@@ -336,7 +382,7 @@ func (d *Disk) find(ctx context.Context, list []victim, tails []logged) (moves [
 	var records []record
 	for i, v := range list {
 		for _, r := range tails[i].records {
-			if r.Kind == layout.Data {
+			if stored(r.Kind) {
 				records = append(records, record{v.at, r})
 			}
 		}
@@ -347,8 +393,8 @@ func (d *Disk) find(ctx context.Context, list []victim, tails []logged) (moves [
 	slices.SortFunc(records, func(a, b record) int { return cmp.Compare(a.First, b.First) })
 	look := func(records []record) (found []move) {
 		for _, r := range records {
-			for e := range d.there(r.First, uint64(r.Count), r.at, r.Place) {
-				found = append(found, move{first: e.First, count: e.Count, source: e.Value})
+			if live := slices.Collect(d.there(r.at, r.Record)); len(live) > 0 {
+				found = append(found, movesOf(r.at, r.Record, live)...)
 			}
 		}
 		return found

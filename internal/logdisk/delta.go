@@ -91,18 +91,37 @@ func (d *delta) all() iter.Seq[layout.Entry] {
 }
 
 func entryOf(e blockmap.Extent, blind bool) layout.Entry {
-	return layout.Entry{First: e.First, Count: e.Count, Kind: e.Kind, At: e.At, Place: e.Place, Blind: blind}
+	return layout.Entry{First: e.First, Count: e.Count, Kind: e.Kind, At: e.At, Place: e.Place, Bytes: e.Bytes, Skip: e.Skip, Blind: blind}
 }
 
 func extentOf(e layout.Entry) blockmap.Extent {
-	return blockmap.Extent{First: e.First, Count: e.Count, Value: blockmap.Value{Kind: e.Kind, At: e.At, Place: e.Place}}
+	return blockmap.Extent{First: e.First, Count: e.Count, Value: blockmap.Value{Kind: e.Kind, At: e.At, Place: e.Place, Bytes: e.Bytes, Skip: e.Skip}}
+}
+
+// extentOfRecord returns what a record of the object says of its blocks.
+func extentOfRecord(at layout.Position, r layout.Record) blockmap.Extent {
+	e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: r.Kind, At: at, Place: r.Place}}
+	if r.Kind == layout.Zstd {
+		e.Bytes = r.Bytes
+	}
+	return e
+}
+
+// stored says whether blocks of the kind have bytes in a data object.
+func stored(k layout.Kind) bool { return k == layout.Data || k == layout.Zstd }
+
+// placeEnd returns where the bytes end that an extent has in its object, or those of
+// the record that it is in.
+func placeEnd(e blockmap.Extent) int64 {
+	if e.Kind == layout.Zstd {
+		return int64(e.Place) + int64(e.Bytes)
+	}
+	return int64(e.Place) + int64(e.Count)*layout.FrameSize
 }
 
 // part cuts an extent to the blocks [first, end), which lie in it.
 func part(e blockmap.Extent, first, end uint64) blockmap.Extent {
-	if e.Kind == layout.Data {
-		e.Place += uint32(first-e.First) * layout.FrameSize
-	}
+	e.Value = e.From(first - e.First)
 	e.First, e.Count = first, end-first
 	return e
 }

@@ -196,7 +196,7 @@ func (x *Diff) openRuns(ctx context.Context, names []layout.Position) ([]*runFil
 func (x *Diff) Changes(ctx context.Context, emit func(Change) error) error {
 	var last Change
 	err := x.compare(ctx, func(e blockmap.Extent) error {
-		c := Change{Hole: e.Kind != layout.Data}
+		c := Change{Hole: !stored(e.Kind)}
 		c.Off, c.Len = x.bytesOf(e)
 		if last.Len > 0 && last.Off+last.Len == c.Off && last.Hole == c.Hole {
 			last.Len += c.Len

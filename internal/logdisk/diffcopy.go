@@ -32,7 +32,7 @@ const (
 func (x *Diff) Copy(ctx context.Context, connections int, put func(off, n int64, p []byte) error) error {
 	var window []blockmap.Extent
 	err := x.compare(ctx, func(e blockmap.Extent) error {
-		if e.Kind != layout.Data {
+		if !stored(e.Kind) {
 			off, n := x.bytesOf(e)
 			return put(off, n, nil)
 		}
@@ -120,22 +120,22 @@ func (x *Diff) copyWindow(ctx context.Context, window []blockmap.Extent, connect
 // request reads.
 func groupsOf(window []blockmap.Extent) func(yield func([]blockmap.Extent) bool) {
 	slices.SortFunc(window, func(a, b blockmap.Extent) int {
-		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Place, b.Place))
+		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Place, b.Place), cmp.Compare(a.First, b.First))
 	})
 	const most = copyBytes / layout.FrameSize // blocks
 	return func(yield func([]blockmap.Extent) bool) {
 		for i := 0; i < len(window); {
 			e := window[i]
 			i++
-			for ; e.Count > most; e = part(e, e.First+most, e.First+e.Count) {
+			for ; e.Kind == layout.Data && e.Count > most; e = part(e, e.First+most, e.First+e.Count) {
 				if !yield([]blockmap.Extent{part(e, e.First, e.First+most)}) {
 					return
 				}
 			}
 			group := []blockmap.Extent{e}
-			begin, end := int64(e.Place), int64(e.Place)+int64(e.Count)*layout.FrameSize
+			begin, end := int64(e.Place), placeEnd(e)
 			for ; i < len(window) && window[i].At == e.At; i++ {
-				next := int64(window[i].Place) + int64(window[i].Count)*layout.FrameSize
+				next := max(end, placeEnd(window[i]))
 				if int64(window[i].Place)-end > joinGap || next-begin > copyBytes {
 					break
 				}
@@ -160,7 +160,7 @@ func (x *Diff) fetchCopy(ctx context.Context, c *copied) error {
 		wants, p := make([]want, 0, len(c.extents)), c.p
 		for _, e := range c.extents {
 			n := e.Count * layout.BlockSize
-			wants = append(wants, want{e.At, int64(e.Place), e.First, p[:n]})
+			wants = append(wants, want{Extent: e, p: p[:n]})
 			p = p[n:]
 		}
 		err := x.d.fetch(ctx, wants)

@@ -92,12 +92,12 @@ func (x *Diff) judge(p diffPart) verdict {
 		return same
 	case x.pin == nil || !x.exact:
 		return changed
-	case p.b.Kind != layout.Data:
+	case !stored(p.b.Kind):
 		if hasA {
 			return changed
 		}
 		return askFrom
-	case p.b.At.N >= layout.FirstCollected && !(hasA && p.a.Kind != layout.Data):
+	case p.b.At.N >= layout.FirstCollected && !(hasA && !stored(p.a.Kind)):
 		return trace
 	case !hasA && x.pin.HasObject(p.b.At):
 		return askFrom
@@ -119,10 +119,16 @@ func equal(a, b blockmap.Extent) bool {
 	if a.Kind == inBase || b.Kind == inBase { // it is the same base
 		return a.Kind == b.Kind
 	}
-	if a.Kind != layout.Data && b.Kind != layout.Data {
+	if !stored(a.Kind) && !stored(b.Kind) {
 		return true
 	}
-	return a.Value == b.Value
+	return samePlace(a, b)
+}
+
+// samePlace says whether two extents of the same blocks are at the same place. At
+// the place of a compressed record each block is at most once.
+func samePlace(a, b blockmap.Extent) bool {
+	return a.Kind == b.Kind && a.At == b.At && a.Place == b.Place
 }
 
 // settle decides about parts, which are in order, and emits those that may have
@@ -178,7 +184,7 @@ func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) 
 			return nil
 		}
 		for _, w := range q.was {
-			if w.Value == q.a.Value {
+			if samePlace(w, q.a) {
 				return nil
 			}
 		}
@@ -350,8 +356,12 @@ func (x *Diff) step(p diffPart) (parts []diffPart) {
 		// The record that has the place.
 		i := sort.Search(len(list), func(i int) bool { return uint64(list[i].Place)+uint64(list[i].Bytes) > uint64(e.Place) })
 		end := p.end
-		ok := i < len(list) && list[i].Kind == layout.Data && list[i].Place <= e.Place &&
-			list[i].First+uint64((e.Place-list[i].Place)/layout.FrameSize) == at && !list[i].Source.IsZero()
+		ok := i < len(list) && list[i].Kind == e.Kind && !list[i].Source.IsZero()
+		if ok && e.Kind == layout.Data {
+			ok = list[i].Place <= e.Place && list[i].First+uint64((e.Place-list[i].Place)/layout.FrameSize) == at
+		} else if ok {
+			ok = list[i].Place == e.Place && list[i].First <= at && at < list[i].End()
+		}
 		if !ok {
 			q := p.cut(at, end)
 			q.verdict = x.ending(q)
@@ -360,11 +370,15 @@ func (x *Diff) step(p diffPart) (parts []diffPart) {
 		r := list[i]
 		end = min(end, r.End())
 		q := p.cut(at, end)
-		q.was = append(q.was, blockmap.Extent{First: at, Count: end - at, Value: blockmap.Value{
-			Kind: layout.Data, At: r.Source, Place: r.SourcePlace + (e.Place - r.Place),
-		}})
+		was := blockmap.Extent{First: at, Count: end - at, Value: blockmap.Value{Kind: r.Kind, At: r.Source, Place: r.SourcePlace}}
+		if r.Unpacked {
+			was.Kind = layout.Zstd
+		} else {
+			was.Place += e.Place - r.Place
+		}
+		q.was = append(q.was, was)
 		switch {
-		case q.a.Count > 0 && q.a.Value == q.place().Value:
+		case q.a.Count > 0 && samePlace(q.a, q.place()):
 			q.verdict = same
 		case r.Source.N >= layout.FirstCollected:
 			q.verdict = trace

@@ -85,6 +85,7 @@ type Options struct {
 	Timeout     time.Duration // how long Swift may fail before a client sees it (30 s)
 	Pause       time.Duration // the pause after a failed upload (1 s)
 	Checkpoint  int           // objects of log between checkpoints (1000)
+	Compress    bool          // what is written is compressed where that saves bytes
 	Brief       bool          // it is opened for one change: nothing is collected
 	GC          int           // percent: garbage is collected when less of the log is live; 0: never
 	Every       time.Duration // the pause between looks at how much is garbage (1 s)
@@ -228,12 +229,14 @@ type object struct {
 	changed bool   // live has, since the last checkpoint began
 	kept    bool   // it is durable: objects has all that is to be known of it
 	buf     []byte // its frames while they are in memory; nil: they are in Swift
+	density uint8  // see objects
 
-	records  []layout.Record
-	reserved int64         // of room
-	opened   time.Time     // when its first change came
-	done     chan struct{} // closed when it is durable
-	flushes  int           // how many wait for it
+	records  []layout.Record // of buf
+	packed   []layout.Record // as they are in Swift; nil: as in buf
+	reserved int64           // of room
+	opened   time.Time       // when its first change came
+	done     chan struct{}   // closed when it is durable
+	flushes  int             // how many wait for it
 }
 
 // failure is broadcast to all that wait for uploads.

@@ -63,6 +63,18 @@ type Inspection struct {
 	Full bool
 	Data Objects // all data objects, as far as a listing shows them
 	Live int64   // bytes of the disk that have data
+	// Compressed says that some of the data objects have compressed records.
+	Compressed bool
+	Used       int64 // bytes of the data objects that these have, about where they are compressed
+}
+
+// Ratio returns how many bytes of objects the live data takes for each byte of
+// frames, percent; 100: nothing is compressed.
+func (i *Inspection) Ratio() float64 {
+	if i.Live == 0 {
+		return 100
+	}
+	return 100 * float64(i.Used) / float64(i.Live/layout.BlockSize*layout.FrameSize)
 }
 
 // Use returns how much of the log's bytes is in use, percent.
@@ -70,12 +82,12 @@ func (i *Inspection) Use() float64 {
 	if i.Data.Bytes == 0 {
 		return 100
 	}
-	return 100 * float64(i.Live/layout.BlockSize*layout.FrameSize) / float64(i.Data.Bytes)
+	return 100 * float64(i.Used) / float64(i.Data.Bytes)
 }
 
 // Garbage returns how many bytes of the data objects have no live block.
 func (i *Inspection) Garbage() int64 {
-	return max(0, i.Data.Bytes-i.Live/layout.BlockSize*layout.FrameSize)
+	return max(0, i.Data.Bytes-i.Used)
 }
 
 const (
@@ -160,7 +172,14 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 		return err
 	}
 	i.Full, i.Size = true, d.size
-	i.Live = d.Use().Live
+	use := d.Use()
+	i.Live, i.Used = use.Live, use.Used
+	for _, o := range d.objects.all() {
+		if o.density != 0 {
+			i.Compressed = true
+			break
+		}
+	}
 	if sizes, err = d.sizes(ctx, layout.LogPrefix); err != nil {
 		return err
 	}

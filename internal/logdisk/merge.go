@@ -237,7 +237,7 @@ func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops *tally
 			if top.Count == 0 {
 				top = p
 			} else {
-				if top.Blind && p.Kind == layout.Data && drops != nil {
+				if top.Blind && stored(p.Kind) && drops != nil {
 					drops.add(p.At, int64(p.Count))
 				}
 				top.Blind = p.Blind
@@ -269,8 +269,11 @@ func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops *tally
 
 // entryPart cuts an entry to the blocks [first, end), which lie in it.
 func entryPart(e layout.Entry, first, end uint64) layout.Entry {
-	if e.Kind == layout.Data {
+	switch e.Kind {
+	case layout.Data:
 		e.Place += uint32(first-e.First) * layout.FrameSize
+	case layout.Zstd:
+		e.Skip += uint32(first - e.First)
 	}
 	e.First, e.Count = first, end-first
 	return e
@@ -281,9 +284,6 @@ func continues(e, next layout.Entry) bool {
 	if e.End() != next.First {
 		return false
 	}
-	if e.Kind == layout.Data {
-		e.Place += uint32(e.Count) * layout.FrameSize
-	}
-	e.First, e.Count = next.First, next.Count
+	e = entryPart(e, next.First, next.End())
 	return e == next
 }

@@ -45,11 +45,19 @@ func doer(t testing.TB) func(error) {
 
 const blockSize = layout.BlockSize
 
-// stamp fills a block with who wrote it: its number and the operation's.
+// stamp fills a block with who wrote it: its number and the operation's. Of each
+// third operation, what comes after the first stamp cannot be compressed.
 func stamp(p []byte, block, op uint64) {
+	x := block<<32 ^ op
 	for i := 0; i < len(p); i += 16 {
-		binary.LittleEndian.PutUint64(p[i:], block)
-		binary.LittleEndian.PutUint64(p[i+8:], op)
+		first, second := block, op
+		if op%3 == 0 && i > 0 {
+			x += 0x9e3779b97f4a7c15
+			first = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+			second = (first ^ first>>27) * 0x94d049bb133111eb
+		}
+		binary.LittleEndian.PutUint64(p[i:], first)
+		binary.LittleEndian.PutUint64(p[i+8:], second)
 	}
 }
 
@@ -327,7 +335,7 @@ func model(t *testing.T, paged, converted bool) {
 		v.o.littleMap()
 	}
 	crashes, sessions, reshaped := 0, 0, 0
-	var loads, merges int64
+	var loads, merges, packed int64
 	done := 0
 	for done < ops {
 		sessions++
@@ -336,6 +344,7 @@ func model(t *testing.T, paged, converted bool) {
 			gate.CrashAt(gate.Ops()+1+rng.Int64N(200), rng.IntN(2) == 0)
 		}
 		v.o.Brief = rng.IntN(4) == 0 // for a change of its form
+		v.o.Compress = rng.IntN(3) > 0
 		d, err := v.open(t.Context(), gate)
 		brief := v.o.Brief
 		v.o.Brief = false
@@ -399,6 +408,7 @@ func model(t *testing.T, paged, converted bool) {
 		d.Close()
 		loads += d.stats.MapGets.Load()
 		merges += int64(d.merges)
+		packed += d.stats.CompressFrom.Load()
 	}
 	t.Logf("%d sessions, %d crashes, %d changes of the form, %d reads of the map, %d merges", sessions, crashes, reshaped, loads, merges)
 	if reshaped == 0 && done >= 4000 {
@@ -406,6 +416,9 @@ func model(t *testing.T, paged, converted bool) {
 	}
 	if paged && (loads < int64(sessions) || merges == 0) {
 		t.Error("hardly any reads of the map, or no merges: this test shows little")
+	}
+	if packed == 0 {
+		t.Error("nothing was compressed: this test shows little")
 	}
 	if crashes == 0 {
 		t.Error("no crash: this test shows little")

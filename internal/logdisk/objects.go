@@ -40,14 +40,16 @@ func newObjects(seal, gc int) objects {
 type held struct {
 	size int64 // bytes in Swift; 0: not known
 	live int64 // blocks of it that the map has, or more: see delta
+
+	density uint8 // 0: its blocks are frames, or it is not known
 }
 
 func (t *objects) get(at layout.Position) (h held, ok bool) {
 	if o := t.writing[at]; o != nil {
-		return held{o.size, o.live}, true
+		return held{o.size, o.live, o.density}, true
 	}
 	r, ok := t.durable.get(at)
-	return held{int64(r.size), r.live()}, ok
+	return r.held(), ok
 }
 
 func (t *objects) has(at layout.Position) bool {
@@ -66,12 +68,12 @@ func (t *objects) live() int64 { return t.durable.live + t.writingLive }
 func (t *objects) all() iter.Seq2[layout.Position, held] {
 	return func(yield func(layout.Position, held) bool) {
 		for at, r := range t.durable.all() {
-			if !yield(at, held{int64(r.size), r.live()}) {
+			if !yield(at, r.held()) {
 				return
 			}
 		}
 		for at, o := range t.writing {
-			if !yield(at, held{o.size, o.live}) {
+			if !yield(at, held{o.size, o.live, o.density}) {
 				return
 			}
 		}
@@ -92,6 +94,7 @@ func (t *objects) settle(o *object) {
 	if o.changed {
 		r.bits = rowChanged
 	}
+	r.setDensity(o.density)
 	r.add(o.live)
 	t.durable.insert(o.at, r)
 }
@@ -100,6 +103,7 @@ func (t *objects) settle(o *object) {
 func (t *objects) add(at layout.Position, h held) {
 	set := func(r *row) {
 		r.size = rowSize(h.size)
+		r.setDensity(h.density)
 		r.add(h.live - r.live())
 	}
 	if _, ok := t.durable.change(at, set); !ok {
@@ -124,6 +128,11 @@ func rowSize(size int64) uint32 { return uint32(min(max(size, 0), layout.MaxObje
 func (t *objects) setSize(at layout.Position, size int64) bool {
 	_, ok := t.durable.change(at, func(r *row) { r.size = rowSize(size) })
 	return ok
+}
+
+// setDensity notes the density of a durable object.
+func (t *objects) setDensity(at layout.Position, d uint8) {
+	t.durable.change(at, func(r *row) { r.setDensity(d) })
 }
 
 // count adds blocks to an object's count of live ones, and returns it; false:
@@ -158,7 +167,7 @@ func (t *objects) remove(at layout.Position) held {
 		delete(t.bad, at)
 	}
 	t.gone = append(t.gone, layout.ObjectKey(at))
-	return held{int64(r.size), r.live()}
+	return r.held()
 }
 
 // spoil has the collector leave an object alone for a while.
@@ -226,6 +235,8 @@ type tableRow struct {
 	live int64   // blocks; 0: the object is not needed
 	size int64   // bytes; 0: not known yet
 	o    *object // that was being written, or nil
+
+	density uint8
 }
 
 // freeze returns what is to be written, which is all if whole. thaw comes after it.
@@ -273,7 +284,7 @@ func (r *tableRows) all() iter.Seq[tableRow] {
 				if !r.whole && blocks == 0 && !(p.changed && e.has(rowChanged)) {
 					continue
 				}
-				line := tableRow{at: keyAt(key), live: e.live() - blocks, size: int64(e.size)}
+				line := tableRow{at: keyAt(key), live: e.live() - blocks, size: int64(e.size), density: e.density()}
 				for len(other) > 0 && other[0].at.Less(line.at) {
 					if !yield(other[0]) {
 						return
@@ -310,5 +321,5 @@ func (r *tableRows) get(at layout.Position) (h held, ok bool) {
 	if !ok {
 		return held{}, false
 	}
-	return held{int64(p.rows[j].size), p.rows[j].live()}, true
+	return p.rows[j].held(), true
 }

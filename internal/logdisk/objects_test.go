@@ -39,7 +39,7 @@ func (t *packed) check() error {
 		}
 	}
 	if len(t.first) != len(t.pages) || sums.n != t.n || sums.bytes != t.bytes || sums.live != t.live || sums.freeBytes != t.freeBytes ||
-		sums.freeLive != t.freeLive || sums.classes != t.classes {
+		sums.freeLive != t.freeLive || sums.used != t.used || sums.classes != t.classes {
 		return fmt.Errorf("%d pages, %d rows, %d bytes, %d blocks; to take: %d bytes, %d blocks, %v; the rows have %d, %d, %d; %d, %d, %v", len(t.first),
 			t.n, t.bytes, t.live, t.freeBytes, t.freeLive, t.classes, sums.n, sums.bytes, sums.live, sums.freeBytes, sums.freeLive, sums.classes)
 	}
@@ -202,14 +202,14 @@ func TestLargeTable(t *testing.T) {
 	for _, at := range all[:n/2] { // the collector has looked at many
 		d.objects.see(at)
 	}
-	free := d.objects.durable.freeLive
+	free := d.objects.durable.freeLive / layout.FrameSize
 	seen := d.objects.seen
 	d.objects.seen = nil
 	d.takeOff(drops, seen)
 	if d.objects.live() != live {
 		t.Errorf("%d blocks after the merge, want %d", d.objects.live(), live)
 	}
-	if got := d.objects.durable.freeLive; free >= live || got != live {
+	if got := d.objects.durable.freeLive / layout.FrameSize; free >= live || got != live {
 		t.Errorf("the collector may take %d blocks after the merge, want %d; before it were %d", got, live, free)
 	}
 	d.checkSums(t)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,10 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 		return nil, err
 	}
 	if o.Epoch != 0 {
+		if o.Compress && !slices.Contains(d.root.Requires, layout.FeatureZstd) {
+			// The root is in Swift before any compressed record is.
+			d.root.Requires = append(slices.Clone(d.root.Requires), layout.FeatureZstd)
+		}
 		if err := d.save(ctx); err != nil {
 			d.Close()
 			return nil, err
@@ -355,13 +360,13 @@ func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Positio
 		if err := served(e); err != nil {
 			return err
 		}
-		if e.Kind == layout.Data {
+		if stored(e.Kind) {
 			d.objects.ensure(e.At)
 			d.objects.count(e.At, int64(e.Count))
 			counts[e.At] += int64(e.Count)
 		}
-		d.m.Set(e.First, e.Count, blockmap.Value{Kind: e.Kind, At: e.At, Place: e.Place}, func(old blockmap.Extent) {
-			if !e.Blind && old.Kind == layout.Data {
+		d.m.Set(e.First, e.Count, extentOf(e).Value, func(old blockmap.Extent) {
+			if !e.Blind && stored(old.Kind) {
 				counts[old.At] -= int64(old.Count)
 			}
 			d.replaced(old)
@@ -558,9 +563,9 @@ func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (l 
 func (d *Disk) apply(at layout.Position, l logged) {
 	d.objects.ensure(at)
 	d.objects.setSize(at, l.size)
+	d.objects.setDensity(at, densityOfRecords(l.records, l.size))
 	for _, r := range l.records {
-		e := blockmap.Extent{First: r.First, Count: uint64(r.Count), Value: blockmap.Value{Kind: r.Kind, At: at, Place: r.Place}}
-		d.install(e)
+		d.install(extentOfRecord(at, r))
 	}
 	d.evict()
 	// A disk that is served only grows. An object that was sealed before the root

@@ -35,8 +35,9 @@ type packed struct {
 	n     int
 	bytes int64 // of the objects
 	live  int64 // blocks
+	used  int64 // bytes that these have, about
 	// Of the objects that the collector may take:
-	freeBytes, freeLive int64 // bytes; blocks
+	freeBytes, freeLive int64 // bytes; how many of them are live, about
 	classes             [nClasses]int64
 
 	gen    uint64 // of changes: one for each freeze
@@ -71,7 +72,7 @@ type page struct {
 type row struct {
 	off  uint32 // of its key from the page's base
 	size uint32 // bytes; 0: not known
-	bits int32  // blocks that the map has of it, or more (see delta), above the flags
+	bits int32  // blocks that the map has of it, or more (see delta), above the density and the flags
 }
 
 const (
@@ -79,18 +80,29 @@ const (
 	rowBad                 // it could not be read lately
 	rowSeen                // its count was found to be too high
 	rowFlags   = rowChanged | rowBad | rowSeen
-	rowShift   = 3
+	rowDensity = 3 // from this bit on: 7 of them
+	rowShift   = 10
 )
 
 func (r row) live() int64      { return int64(r.bits >> rowShift) }
 func (r row) has(f int32) bool { return r.bits&f != 0 }
+func (r row) density() uint8   { return uint8(r.bits >> rowDensity & layout.MaxDensity) }
+
+func (r *row) setDensity(d uint8) {
+	r.bits = r.bits&^(layout.MaxDensity<<rowDensity) | int32(d)<<rowDensity
+}
+
+// used returns how many bytes the live blocks have, about.
+func (r row) used() int64 { return min(weigh(r.live(), r.density()), int64(r.size)) }
+
+func (r row) held() held { return held{int64(r.size), r.live(), r.density()} }
 
 // add adds blocks to the count, which stays within what a row can have: an object
 // has 2^20 blocks.
 func (r *row) add(blocks int64) {
 	const most = 1<<(31-rowShift) - 1
 	n := min(max(r.live()+blocks, -most), most)
-	r.bits = int32(n)<<rowShift | r.bits&rowFlags
+	r.bits = int32(n)<<rowShift | r.bits&(1<<rowShift-1)
 }
 
 // keyAt is the inverse of layout.ObjectKey.
@@ -99,7 +111,7 @@ func keyAt(key uint64) layout.Position {
 }
 
 // use returns how much of an object is live, percent.
-func use(live, size int64) int64 { return live * layout.FrameSize * 100 / size }
+func use(live, size int64, density uint8) int64 { return weigh(live, density) * 100 / size }
 
 // class returns the collector's class of a row, or noClass. free says whether
 // the collector may take it.
@@ -108,8 +120,8 @@ func (t *packed) class(r row) (class int, free bool) {
 	if size == 0 || live <= 0 || r.has(rowBad|rowSeen) {
 		return noClass, false
 	}
-	switch u := use(live, size); {
-	case size < t.seal/4 && u >= t.gc:
+	switch u := use(live, size, r.density()); {
+	case asFrames(size, r.density()) < t.seal/4 && u >= t.gc:
 		return nWasting + int(min(u/useStep, nSmall-1)), true
 	case u < idleUse:
 		return int(u / useStep), true
@@ -121,10 +133,11 @@ func (t *packed) class(r row) (class int, free bool) {
 func (t *packed) account(p *page, r row, sign int64) {
 	t.bytes += sign * int64(r.size)
 	t.live += sign * r.live()
+	t.used += sign * r.used()
 	class, free := t.class(r)
 	if free {
 		t.freeBytes += sign * int64(r.size)
-		t.freeLive += sign * r.live()
+		t.freeLive += sign * weigh(r.live(), r.density())
 	}
 	if class != noClass {
 		t.classes[class] += sign

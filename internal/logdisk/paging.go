@@ -287,7 +287,7 @@ func (d *Disk) mapBytes() int64 {
 
 // install puts an extent of an object into the map. d.mu is held.
 func (d *Disk) install(e blockmap.Extent) {
-	if e.Kind == layout.Data {
+	if stored(e.Kind) {
 		d.count(e.At, int64(e.Count))
 	}
 	d.regions.grow(e.First + e.Count)
@@ -329,7 +329,7 @@ func (d *Disk) count(at layout.Position, blocks int64) {
 
 // replaced notes that the map does not have the extent any more. d.mu is held.
 func (d *Disk) replaced(e blockmap.Extent) {
-	if e.Kind == layout.Data {
+	if stored(e.Kind) {
 		d.count(e.At, -int64(e.Count))
 	}
 }

@@ -82,7 +82,7 @@ func (d *Disk) holes(first, count int64) bool {
 // hasData says whether blocks that view has yielded have data, as far as is known
 // of the base. d.mu is held, for reading at least.
 func (d *Disk) hasData(e blockmap.Extent) bool {
-	return e.Kind == layout.Data || e.Kind == inBase && !d.base.holes(e.First, e.Count)
+	return stored(e.Kind) || e.Kind == inBase && !d.base.holes(e.First, e.Count)
 }
 
 // Extents tells emit what the range is made of, in ascending order and without
@@ -106,7 +106,7 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, emit func(off, n int64
 			for e := range d.view(first, to-first) {
 				lo := max(off, int64(e.First)*layout.BlockSize)
 				hi := min(off+n, int64(e.First+e.Count)*layout.BlockSize)
-				hole := e.Kind != layout.Data
+				hole := !stored(e.Kind)
 				var base *base
 				if e.Kind == inBase {
 					base = d.base
@@ -184,7 +184,7 @@ func (r reader) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []
 func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geometry.ByteRange {
 	type span struct {
 		at     layout.Position
-		lo, hi int64 // places of first frames
+		lo, hi int64 // places of the first bytes and of the last
 	}
 	var (
 		d      = r.d
@@ -205,9 +205,7 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 			e.Kind = layout.Zeroes // costs nothing, as these
 		}
 		for k := range e.Count {
-			v := e.Value
-			v.Place += uint32(k) * layout.FrameSize
-			blocks[int64(e.First+k)-int64(i)*chunkBlocks-first] = v
+			blocks[int64(e.First+k)-int64(i)*chunkBlocks-first] = e.From(k)
 		}
 	}
 	if b := d.besideInBase(i, lo, hi, func(block int64) bool {
@@ -221,19 +219,21 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 		if v.Kind == inBase { // with requests of its own, which may fail
 			return needed
 		}
-		if v.Kind != layout.Data {
+		if !stored(v.Kind) {
 			return true
 		}
+		// A compressed record comes with all of its blocks.
 		place := int64(v.Place)
+		last := place + int64(v.Bytes)
 		for k := range spans {
 			s := &spans[k]
 			if s.at == v.At && place >= s.lo-joinGap && place <= s.hi+joinGap {
-				s.lo, s.hi = min(s.lo, place), max(s.hi, place)
+				s.lo, s.hi = min(s.lo, place), max(s.hi, last)
 				return true
 			}
 		}
 		if needed {
-			spans = append(spans, span{v.At, place, place})
+			spans = append(spans, span{v.At, place, last})
 		}
 		return needed
 	}
@@ -250,15 +250,14 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 }
 
 // want is a run of blocks whose frames lie beside each other in an object in
-// Swift.
+// Swift, or that are in one compressed record there.
 type want struct {
-	at    layout.Position
-	place int64  // of the first frame
-	first uint64 // block
-	p     []byte // where the blocks go
+	blockmap.Extent
+	p   []byte // where the blocks go
+	raw bool   // the bytes of the compressed record go there, and all of it is wanted
 }
 
-func (w want) end() int64 { return w.place + int64(len(w.p))/layout.BlockSize*layout.FrameSize }
+func (w want) end() int64 { return placeEnd(w.Extent) }
 
 // read fills p, which is whole blocks, with the blocks from first on.
 func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err error) {
@@ -317,14 +316,14 @@ func (d *Disk) look(first uint64, p []byte) (wants []want, lows []low, hole bool
 			lows = append(lows, low{e.First, to})
 			continue
 		}
-		if e.Kind != layout.Data {
+		if !stored(e.Kind) {
 			clear(to)
 			continue
 		}
 		hole = false
 		buf := d.inMemory(e.At)
-		if buf == nil {
-			wants = append(wants, want{e.At, int64(e.Place), e.First, to})
+		if buf == nil { // see relabel: nothing compressed is in memory
+			wants = append(wants, want{Extent: e, p: to})
 			continue
 		}
 		for i := range e.Count {
@@ -358,14 +357,14 @@ const (
 // are wanted.
 func (d *Disk) fetch(ctx context.Context, wants []want) error {
 	slices.SortFunc(wants, func(a, b want) int {
-		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.place, b.place))
+		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Place, b.Place), cmp.Compare(a.First, b.First))
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i := 0; i < len(wants); {
-		j := i + 1
-		for j < len(wants) && wants[j].at == wants[i].at && wants[j].place-wants[j-1].end() <= joinGap {
-			j++
+		j, end := i+1, wants[i].end()
+		for ; j < len(wants) && wants[j].At == wants[i].At && int64(wants[j].Place)-end <= joinGap; j++ {
+			end = max(end, wants[j].end())
 		}
 		group := wants[i:j]
 		i = j
@@ -384,8 +383,12 @@ var fetchBufs = sync.Pool{New: func() any { return new([]byte) }}
 
 // fetchGroup fetches wants of one object with one request.
 func (d *Disk) fetchGroup(ctx context.Context, group []want) error {
-	at, from := group[0].at, group[0].place
-	n := int(group[len(group)-1].end() - from)
+	at, from := group[0].At, int64(group[0].Place)
+	end := from
+	for _, w := range group {
+		end = max(end, w.end())
+	}
+	n := int(end - from)
 	lent := fetchBufs.Get().(*[]byte)
 	defer fetchBufs.Put(lent) // Get has returned, so nothing writes into it
 	if cap(*lent) < n {
@@ -396,10 +399,23 @@ func (d *Disk) fetchGroup(ctx context.Context, group []want) error {
 		return err
 	}
 	for _, w := range group {
-		frames := buf[w.place-from:]
+		frames := buf[int64(w.Place)-from:]
+		if w.raw {
+			if _, err := layout.CheckCompressed(frames[:w.Bytes], w.First, &d.o.UUID); err != nil {
+				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+			}
+			copy(w.p, frames)
+			continue
+		}
+		if w.Kind == layout.Zstd {
+			if err := unpack(frames[:w.Bytes], w.Extent, &d.o.UUID, w.p); err != nil {
+				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+			}
+			continue
+		}
 		for i := range len(w.p) / layout.BlockSize {
 			frame := frames[i*layout.FrameSize:][:layout.FrameSize]
-			if err := layout.CheckFrame(frame, w.first+uint64(i), &d.o.UUID); err != nil {
+			if err := layout.CheckFrame(frame, w.First+uint64(i), &d.o.UUID); err != nil {
 				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
 			}
 			copy(w.p[i*layout.BlockSize:][:layout.BlockSize], frame)

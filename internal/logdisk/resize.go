@@ -155,7 +155,7 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 			if e.Kind == inBase {
 				lows = append(lows, [2]uint64{e.First, e.First + e.Count})
 			}
-			if e.Kind != layout.Data {
+			if !stored(e.Kind) {
 				continue
 			}
 			if data == 0 {

@@ -162,7 +162,7 @@ func (r *runFile) entries(page int, b []byte) iter.Seq2[layout.Entry, error] {
 
 // served says whether we know what to do with an entry.
 func served(e layout.Entry) error {
-	if e.Remove || e.Base != 0 || e.Kind == layout.Zstd || e.Kind == layout.Encrypted {
+	if e.Remove || e.Base != 0 || e.Kind == layout.Encrypted {
 		return &layout.UnsupportedError{What: "run", Why: fmt.Sprintf("block %d: kind %v, base %d", e.First, e.Kind, e.Base)}
 	}
 	return nil

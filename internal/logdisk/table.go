@@ -40,6 +40,9 @@ func (d *Disk) writeTable(ctx context.Context, rows iter.Seq[tableRow]) (names [
 			if e.Size, err = d.sizeOf(ctx, r); err != nil {
 				return nil, 0, err
 			}
+			if e.Density = d.densityOf(r); e.Density == 0 && e.Live > e.Size-layout.FooterSize {
+				e.Density = densityOf(r.live, e.Size)
+			}
 		}
 		if w == nil {
 			at = d.nextRun()
@@ -79,6 +82,16 @@ func (d *Disk) sizeOf(ctx context.Context, r tableRow) (int64, error) {
 	defer d.mu.Unlock()
 	d.objects.setSize(r.at, size)
 	return size, nil
+}
+
+// densityOf returns an object's density, as far as it is known.
+func (d *Disk) densityOf(r tableRow) uint8 {
+	if r.o == nil {
+		return r.density
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return r.o.density
 }
 
 // readTable reads the table that a root names. The disk has no object yet.
@@ -127,7 +140,7 @@ func (d *Disk) takeTable(name layout.Position, b []byte) error {
 		case e.Remove:
 			d.objects.durable.remove(e.At)
 		default:
-			d.objects.add(e.At, held{e.Size, e.Live / layout.FrameSize})
+			d.objects.add(e.At, held{e.Size, e.Live / layout.FrameSize, e.Density})
 		}
 	}
 	return nil
@@ -138,7 +151,7 @@ func (d *Disk) takeTable(name layout.Position, b []byte) error {
 func (d *Disk) countTree(ctx context.Context) error {
 	groups := sortedRuns(d.tree)
 	return d.mergeEntries(ctx, groups, true, nil, func(e layout.Entry) bool {
-		if e.Kind == layout.Data {
+		if stored(e.Kind) {
 			d.mu.Lock()
 			d.objects.ensure(e.At)
 			d.objects.count(e.At, int64(e.Count))

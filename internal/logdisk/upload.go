@@ -30,6 +30,9 @@ type Stats struct {
 	MapBytes  atomic.Int64 // of them
 
 	CollectedBytes atomic.Int64 // of objects that the collector has written
+
+	CompressFrom atomic.Int64 // bytes of the frames that were compressed
+	CompressTo   atomic.Int64 // of the records that they became
 }
 
 // Stats returns the counters.
@@ -50,7 +53,10 @@ func (d *Disk) startUploads() {
 func (d *Disk) upload(o *object) {
 	defer d.wg.Done()
 	defer d.recoverPanic()
-	data := d.encode(o)
+	data, packed := d.encode(o)
+	if packed {
+		defer freeBuffer(data)
+	}
 	etag := d.hash(data)
 	defer d.putEnded()
 	for {
@@ -110,14 +116,29 @@ func (d *Disk) measure(n int64, took time.Duration) {
 }
 
 // encode returns the object's bytes. Nobody changes its frames any more, and
-// what is added lies behind what readers look at.
-func (d *Disk) encode(o *object) []byte {
+// what is added lies behind what readers look at. packed says that they are in a
+// buffer of their own.
+func (d *Disk) encode(o *object) (data []byte, packed bool) {
+	if d.o.Compress {
+		data, o.packed = d.pack(o)
+	}
 	d.mu.RLock()
 	f := layout.Footer{
 		LastOfCut: true, UUID: d.o.UUID,
 		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size, Sealed: time.Now(),
 	}
 	d.mu.RUnlock()
+	if o.packed != nil {
+		full := cap(data)
+		out := layout.AppendTail(data, o.packed, f)
+		if cap(out) != full { // the tail did not fit
+			freeBuffer(data)
+		}
+		d.mu.Lock()
+		o.density = densityOfRecords(o.packed, int64(len(out)))
+		d.mu.Unlock()
+		return out, true
+	}
 	for _, r := range o.records {
 		if r.Kind != layout.Data {
 			continue
@@ -127,7 +148,7 @@ func (d *Disk) encode(o *object) []byte {
 			layout.PutFrame(frame, frame[:layout.BlockSize], r.First+i, &d.o.UUID)
 		}
 	}
-	return layout.AppendTail(o.buf, o.records, f)
+	return layout.AppendTail(o.buf, o.records, f), false
 }
 
 // uploaded notes that the object, of size bytes, is in Swift, and how long its
@@ -158,7 +179,8 @@ func (d *Disk) noteUploaded(o *object, size int64, took time.Duration) (old [][]
 		d.durable++
 		most := fewSpare + int(d.Borrowed()/int64(d.o.Seal))/2
 		old = append(old, d.spareBufs.give(next.buf, d.o.Seal, most)) // its upload has returned
-		next.buf, next.records, next.kept = nil, nil, true
+		d.relabel(next)
+		next.buf, next.records, next.packed, next.kept = nil, nil, nil, true
 		d.objects.settle(next)
 		if next.live == 0 {
 			d.dead(next.at)

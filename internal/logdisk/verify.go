@@ -476,7 +476,7 @@ func (v *verification) place() {
 	}
 	for e := range v.m.All() {
 		f := v.bad[e.At]
-		if e.Kind != layout.Data || f == nil {
+		if !stored(e.Kind) || f == nil {
 			continue
 		}
 		only := v.parts[e.At]

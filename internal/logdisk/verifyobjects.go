@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 )
 
@@ -119,9 +120,7 @@ func (v *verification) checkObject(ctx context.Context, at layout.Position) (siz
 	if o, ok := v.objects.get(at); ok {
 		live = o.live
 	}
-	for _, m := range v.still(at, l.records) {
-		live -= int64(m.count)
-	}
+	live -= v.still(at, l.records)
 	if live != 0 {
 		return size, 0, &layout.DamagedError{What: "map", Why: fmt.Sprintf("it has %d blocks in this object where it has no frames of theirs", live)}
 	}
@@ -129,8 +128,38 @@ func (v *verification) checkObject(ctx context.Context, at layout.Position) (siz
 		return size, 0, nil
 	}
 	bad := &badFrames{blocks: map[uint64]bool{}}
+	// wrong notes that what is kept of a block is damaged.
+	wrong := func(e blockmap.Extent, err error) {
+		value, ok := v.m.Get(e.First)
+		if ok && value == e.Value {
+			bad.blocks[e.First] = true
+			bad.first = cmp.Or(bad.first, err)
+			return
+		}
+		if v.inSnapshot(e) {
+			bad.first = cmp.Or(bad.first, err)
+			return
+		}
+		v.found.Lock()
+		defer v.found.Unlock()
+		v.r.DeadFrames++
+	}
 	for _, r := range l.records {
-		if r.Kind != layout.Data {
+		if !stored(r.Kind) {
+			continue
+		}
+		all := extentOfRecord(at, r)
+		if r.Kind == layout.Zstd {
+			p := make([]byte, r.Bytes)
+			if err := v.getKnown(ctx, name, "the map", int64(r.Place), p); err != nil {
+				return size, frames, err
+			}
+			frames += int64(r.Count)
+			if err := checkRecord(p, r, &v.o.UUID); err != nil {
+				for b := r.First; b < r.End(); b++ {
+					wrong(part(all, b, b+1), err)
+				}
+			}
 			continue
 		}
 		for first, left := r.First, uint64(r.Count); left > 0; {
@@ -142,23 +171,9 @@ func (v *verification) checkObject(ctx context.Context, at layout.Position) (siz
 			}
 			for i := range n {
 				frames++
-				err := layout.CheckFrame(p[i*layout.FrameSize:][:layout.FrameSize], first+i, &v.o.UUID)
-				if err == nil {
-					continue
+				if err := layout.CheckFrame(p[i*layout.FrameSize:][:layout.FrameSize], first+i, &v.o.UUID); err != nil {
+					wrong(part(all, first+i, first+i+1), err)
 				}
-				value, ok := v.m.Get(first + i)
-				if !ok || value.Kind != layout.Data || value.At != at || int64(value.Place) != place+int64(i)*layout.FrameSize {
-					if v.inSnapshot(first+i, at, place+int64(i)*layout.FrameSize) {
-						bad.first = cmp.Or(bad.first, err)
-						continue
-					}
-					v.found.Lock()
-					v.r.DeadFrames++
-					v.found.Unlock()
-					continue
-				}
-				bad.blocks[first+i] = true
-				bad.first = cmp.Or(bad.first, err)
 			}
 			first, left = first+n, left-n
 		}

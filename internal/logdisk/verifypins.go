@@ -99,10 +99,10 @@ func (v *verification) checkKept() {
 	}
 }
 
-// inSnapshot says whether a snapshot has the block at the place.
-func (v *verification) inSnapshot(block uint64, at layout.Position, place int64) bool {
+// inSnapshot says whether a snapshot has the block, which is one, at its place.
+func (v *verification) inSnapshot(e blockmap.Extent) bool {
 	for _, m := range v.pinned.maps {
-		if value, ok := m.Get(block); ok && value.Kind == layout.Data && value.At == at && int64(value.Place) == place {
+		if value, ok := m.Get(e.First); ok && value == e.Value {
 			return true
 		}
 	}

@@ -48,12 +48,15 @@ import (
 
 // Value says where a run of blocks is. Block i of a run of kind Data has its
 // frame at Place + i*layout.FrameSize in the object At. Of the kinds that are read
-// whole (compressed), all blocks of a record have the record's Place. Zeroes
-// and Trimmed have no place: the map clears their At and Place.
+// whole (compressed), Place and Bytes say where the bytes of the record are, and
+// block i is the record's block Skip + i. Zeroes and Trimmed have no place: the map
+// clears all but their Kind, and of Data it clears Bytes and Skip.
 type Value struct {
 	Kind  layout.Kind
 	At    layout.Position
 	Place uint32
+	Bytes uint32 // less than maxBytes
+	Skip  uint32
 }
 
 // Extent is a run of blocks in one state. Blocks that the map does not have
@@ -97,14 +100,17 @@ func (m *Map) Set(first, count uint64, v Value, replaced func(Extent)) {
 		return
 	}
 	v = v.clean()
-	if v.placed() && (count > layout.MaxObjectSize || uint64(v.Place)+count*v.stride() > layout.MaxObjectSize) {
+	if v.placed() && (count > layout.MaxObjectSize || uint64(v.step())+count*v.stride() > layout.MaxObjectSize) {
 		panic(fmt.Sprintf("blockmap: %d blocks from place %d do not fit in an object", count, v.Place))
 	}
 	if v.At.N > layout.MaxN {
 		panic(fmt.Sprintf("blockmap: no object has the position %v", v.At))
 	}
+	if v.Bytes >= maxBytes {
+		panic(fmt.Sprintf("blockmap: no record has %d bytes", v.Bytes))
+	}
 	id := m.sources.take(v, count)
-	m.change(first, count, id, v.Place, replaced)
+	m.change(first, count, id, v.step(), replaced)
 	m.blocks += count
 }
 
@@ -130,12 +136,12 @@ func (m *Map) Replace(first, count uint64, old, v Value) (n uint64) {
 	for e := range m.Lookup(first, count) {
 		// The places of e's blocks and those that are asked for go up by the
 		// same steps: either all of e's blocks match, or none does.
-		if e.Value == old.from(e.First-first) {
+		if e.Value == old.From(e.First-first) {
 			hits = append(hits, e)
 		}
 	}
 	for _, e := range hits {
-		m.Set(e.First, e.Count, v.from(e.First-first), nil)
+		m.Set(e.First, e.Count, v.From(e.First-first), nil)
 		n += e.Count
 	}
 	return n
@@ -218,25 +224,44 @@ func (m *Map) mustChange(first, count uint64) {
 }
 
 func (v Value) clean() Value {
-	if !v.placed() {
+	switch {
+	case !v.placed():
 		return Value{Kind: v.Kind}
+	case v.Kind == layout.Data:
+		v.Bytes, v.Skip = 0, 0
 	}
 	return v
 }
 
 func (v Value) placed() bool { return v.Kind != layout.Zeroes && v.Kind != layout.Trimmed }
 
-// stride is how far apart the places of neighbours are.
-func (v Value) stride() uint64 {
+// step is what a step or a cell has of the value: what differs from one of its
+// blocks to the next.
+func (v Value) step() uint32 {
 	if v.Kind == layout.Data {
-		return layout.FrameSize
+		return v.Place
 	}
-	return 0
+	return v.Skip
 }
 
-// from returns the value of the block that is n blocks after v's.
-func (v Value) from(n uint64) Value {
-	v.Place += uint32(n * v.stride())
+// stride is how far apart the steps of neighbours are.
+func (v Value) stride() uint64 {
+	switch {
+	case !v.placed():
+		return 0
+	case v.Kind == layout.Data:
+		return layout.FrameSize
+	}
+	return 1
+}
+
+// From returns the value of the block that is n blocks after v's.
+func (v Value) From(n uint64) Value {
+	if v.Kind == layout.Data {
+		v.Place += uint32(n * layout.FrameSize)
+	} else if v.placed() {
+		v.Skip += uint32(n)
+	}
 	return v
 }
 
@@ -249,7 +274,7 @@ type joiner struct {
 func (j *joiner) add(e Extent) bool {
 	l := &j.last
 	if l.Count > 0 {
-		if l.First+l.Count == e.First && l.from(l.Count) == e.Value {
+		if l.First+l.Count == e.First && l.From(l.Count) == e.Value {
 			l.Count += e.Count
 			return true
 		}

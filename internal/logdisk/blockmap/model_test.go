@@ -106,7 +106,7 @@ func (tr *trial) lost(first, count uint64) (told func(Extent), check func()) {
 		if !ok {
 			continue
 		}
-		if k := len(had); k > 0 && had[k-1].First+had[k-1].Count == b && had[k-1].from(had[k-1].Count) == v {
+		if k := len(had); k > 0 && had[k-1].First+had[k-1].Count == b && had[k-1].From(had[k-1].Count) == v {
 			had[k-1].Count++
 			continue
 		}
@@ -160,7 +160,7 @@ func (tr *trial) set(first, count uint64) {
 		check()
 	}
 	for i := range count {
-		tr.want[first+i] = v.clean().from(i)
+		tr.want[first+i] = v.clean().From(i)
 	}
 }
 
@@ -197,8 +197,8 @@ func (tr *trial) replace(first, count uint64) {
 	v := tr.newValue(count)
 	var n uint64
 	for i := range count {
-		if have, ok := tr.want[first+i]; ok && have == old.clean().from(i) {
-			tr.want[first+i] = v.clean().from(i)
+		if have, ok := tr.want[first+i]; ok && have == old.clean().From(i) {
+			tr.want[first+i] = v.clean().From(i)
 			n++
 		}
 	}
@@ -219,7 +219,7 @@ func (tr *trial) lookup(first, count uint64) {
 			}
 		}
 		for i := range e.Count {
-			if v, ok := tr.want[next]; !ok || v != e.from(i) {
+			if v, ok := tr.want[next]; !ok || v != e.From(i) {
 				tr.t.Fatalf("block %d is %v (%v), and a lookup yielded %v", next, v, ok, e)
 			}
 			next++
@@ -252,11 +252,11 @@ func (tr *trial) compare(m *Map, want plain) {
 	var last Extent
 	extents, n := 0, 0
 	for e := range m.All() {
-		if extents > 0 && (e.First < last.First+last.Count || e.First == last.First+last.Count && last.from(last.Count) == e.Value) {
+		if extents > 0 && (e.First < last.First+last.Count || e.First == last.First+last.Count && last.From(last.Count) == e.Value) {
 			tr.t.Fatalf("All yielded %v after %v", e, last)
 		}
 		for i := range e.Count {
-			if v, ok := want[e.First+i]; !ok || v != e.from(i) {
+			if v, ok := want[e.First+i]; !ok || v != e.From(i) {
 				tr.t.Fatalf("block %d is %v (%v), All yielded %v", e.First+i, v, ok, e)
 			}
 			n++
@@ -349,7 +349,7 @@ func (l list) cut(first, end uint64) (before, in, after list) {
 		}{{&before, 0, first}, {&in, first, end}, {&after, end, MaxBlocks}} {
 			from, to := max(e.First, part.from), min(e.First+e.Count, part.to1)
 			if from < to {
-				*part.to = append(*part.to, Extent{from, to - from, e.from(from - e.First)})
+				*part.to = append(*part.to, Extent{from, to - from, e.From(from - e.First)})
 			}
 		}
 	}
@@ -358,7 +358,7 @@ func (l list) cut(first, end uint64) (before, in, after list) {
 
 func (l list) joined() (out list) {
 	for _, e := range l {
-		if k := len(out); k > 0 && out[k-1].First+out[k-1].Count == e.First && out[k-1].from(out[k-1].Count) == e.Value {
+		if k := len(out); k > 0 && out[k-1].First+out[k-1].Count == e.First && out[k-1].From(out[k-1].Count) == e.Value {
 			out[k-1].Count += e.Count
 			continue
 		}

@@ -13,8 +13,8 @@ import (
 
 // A source is an object, and the kind in which blocks are in it. Steps and
 // cells name it by a number, its id. The first ids stand for no object. An id
-// with the bit idWhole is of a kind that is read whole: its blocks all have
-// the same place.
+// with the bit idWhole is of a kind that is read whole: its source is one record
+// of an object, and a step has the number of its first block within the record.
 const (
 	idAbsent  = 0
 	idZeroes  = 1
@@ -23,18 +23,30 @@ const (
 	idWhole   = 1 << 31
 )
 
+const (
+	kindBits = 3
+	// maxBytes is more than the bytes of any record that is read whole.
+	maxBytes = 1 << (32 - kindBits)
+)
+
 // strideOf is Value.stride by id.
 func strideOf(id uint32) uint32 {
-	if id < idFirst || id >= idWhole {
+	switch {
+	case id < idFirst:
 		return 0
+	case id >= idWhole:
+		return 1
 	}
 	return layout.FrameSize
 }
 
 type source struct {
-	e, n uint32
-	kind layout.Kind
+	e, n  uint32
+	place uint32 // of a record that is read whole, otherwise 0
+	form  uint32 // the kind, and above it the bytes of such a record
 }
+
+func (s source) kind() layout.Kind { return layout.Kind(s.form & (1<<kindBits - 1)) }
 
 const pageSources = 256
 
@@ -102,7 +114,11 @@ func (t *sources) value(id, place uint32) Value {
 		return Value{Kind: layout.Trimmed}
 	}
 	s := t.at(id)
-	return Value{s.kind, layout.Position{Epoch: s.e, N: uint64(s.n)}, place}
+	v := Value{Kind: s.kind(), At: layout.Position{Epoch: s.e, N: uint64(s.n)}, Place: place}
+	if v.Kind != layout.Data {
+		v.Place, v.Bytes, v.Skip = s.place, s.form>>kindBits, place
+	}
+	return v
 }
 
 func (t *sources) at(id uint32) *source {
@@ -119,7 +135,10 @@ func (t *sources) take(v Value, count uint64) uint32 {
 	case layout.Trimmed:
 		return idTrimmed
 	}
-	s := source{v.At.Epoch, uint32(v.At.N), v.Kind}
+	s := source{e: v.At.Epoch, n: uint32(v.At.N), form: uint32(v.Kind)}
+	if v.Kind != layout.Data {
+		s.place, s.form = v.Place, s.form|v.Bytes<<kindBits
+	}
 	if 4*(t.live+1) > 3*len(t.index) {
 		t.reindex(max(16, 2*len(t.index)))
 	}
@@ -214,7 +233,7 @@ func (t *sources) leave(id uint32) {
 
 // hash returns where in the index a source belongs.
 func (t *sources) hash(s source) uint32 {
-	hi, lo := bits.Mul64((uint64(s.e)<<32|uint64(s.n))^0x9e3779b97f4a7c15, uint64(s.kind)^0xd6e8feb86659fd93)
+	hi, lo := bits.Mul64((uint64(s.e)<<32|uint64(s.n))^0x9e3779b97f4a7c15, (uint64(s.place)<<32|uint64(s.form))^0xd6e8feb86659fd93)
 	h := (hi ^ lo) * 0xff51afd7ed558ccd
 	return uint32(h>>32) & uint32(len(t.index)-1)
 }

@@ -15,7 +15,15 @@ const (
 	entryRemove = 16 // it removes its key from older runs
 	entryBlind  = 32 // what older runs have of its blocks is counted still
 	objectDied  = 1
+	// objectDense is 0 with a density.
+	objectDense = 3
+
+	// maxLive bounds the live bytes of an object with compressed records.
+	maxLive = MaxRecords * MaxCompressed * FrameSize
 )
+
+// MaxDensity is the largest ObjectEntry.Density.
+const MaxDensity = 127
 
 // Entry maps a range of blocks.
 type Entry struct {
@@ -105,10 +113,14 @@ func (e Entry) appendFields(b []byte) []byte {
 // ObjectEntry is what the map knows of a data object.
 type ObjectEntry struct {
 	At     Position
-	Remove bool     // older runs have nothing of this object; nothing else is set
-	Size   int64    // bytes of the object
-	Live   int64    // bytes of its data that the current map needs
-	Died   Position // once Live is 0: the position since when. Otherwise the zero value
+	Remove bool  // older runs have nothing of this object; nothing else is set
+	Size   int64 // bytes of the object
+	Live   int64 // bytes of its data that the current map needs; FrameSize for each block, also of compressed records
+	// Density says of an object with compressed records how much smaller its blocks
+	// are there, for the collector: one has about FrameSize / 2^((Density-1)/10) bytes.
+	// 0: they are frames.
+	Density uint8
+	Died    Position // once Live is 0: the position since when. Otherwise the zero value
 }
 
 // ObjectKey is the key of the object at a position in a run of objects. Keys are
@@ -125,13 +137,15 @@ func (e ObjectEntry) check() error {
 	case !e.At.named():
 		return fmt.Errorf("position %v", e.At)
 	case e.Remove:
-		if e.Size != 0 || e.Live != 0 || !e.Died.IsZero() {
+		if e.Size != 0 || e.Live != 0 || e.Density != 0 || !e.Died.IsZero() {
 			return errors.New("a size or an end for an object that is removed")
 		}
 		return nil
 	case e.Size < FooterSize || e.Size > MaxObjectSize:
 		return fmt.Errorf("an object of %d bytes", e.Size)
-	case e.Live < 0 || e.Live > e.Size-FooterSize:
+	case e.Density > MaxDensity || e.Density != 0 && e.Live == 0:
+		return fmt.Errorf("density %d, and %d live bytes", e.Density, e.Live)
+	case e.Live < 0 || e.Density == 0 && e.Live > e.Size-FooterSize || e.Live > maxLive:
 		return fmt.Errorf("%d live bytes of %d", e.Live, e.Size)
 	case e.Live > 0 && !e.Died.IsZero():
 		return fmt.Errorf("%d live bytes, and dead since %v", e.Live, e.Died)
@@ -152,6 +166,12 @@ func (e ObjectEntry) beside() bool {
 func (e ObjectEntry) appendFields(b []byte) []byte {
 	if e.Remove {
 		return binary.AppendUvarint(b, entryRemove)
+	}
+	if e.Live > 0 && e.Density != 0 {
+		b = binary.AppendUvarint(b, objectDense)
+		b = binary.AppendUvarint(b, uint64(e.Size))
+		b = binary.AppendUvarint(b, uint64(e.Density))
+		return binary.AppendUvarint(b, uint64(e.Live))
 	}
 	if e.Live > 0 {
 		b = binary.AppendUvarint(b, 0)
@@ -248,6 +268,14 @@ func (f *fields) object(last uint64, first bool) (e ObjectEntry) {
 	case 0:
 		e.Size = int64(f.next(MaxObjectSize))
 		if e.Live = int64(f.next(MaxObjectSize)); e.Live == 0 && f.err == nil {
+			f.err = errors.New("no live bytes, and not dead")
+		}
+	case objectDense:
+		e.Size = int64(f.next(MaxObjectSize))
+		if e.Density = uint8(f.next(MaxDensity)); e.Density == 0 && f.err == nil {
+			f.err = errors.New("a density of 0")
+		}
+		if e.Live = int64(f.next(maxLive)); e.Live == 0 && f.err == nil {
 			f.err = errors.New("no live bytes, and not dead")
 		}
 	case objectDied:

@@ -23,7 +23,7 @@ const (
 )
 
 // features are the names that a root may require of us.
-var features = []string{FeaturePins, FeatureClone, FeatureChunks}
+var features = []string{FeaturePins, FeatureClone, FeatureChunks, FeatureZstd}
 
 // FeaturePins is required by a root with pins: who does not know them would
 // delete what they need.
@@ -38,6 +38,10 @@ const FeatureClone = "clone"
 // them would read zeroes. A root without a Below.Disk that requires it says that
 // they may be there still.
 const FeatureChunks = "chunks"
+
+// FeatureZstd is required by a root of a disk that has, or may get, records of
+// kind Zstd: to who does not know them they would be zeroes.
+const FeatureZstd = "zstd"
 
 // SameAccount is Base.URL of a container in the account of the container that
 // names it.

@@ -35,6 +35,9 @@ type Record struct {
 	// what lies below the map.
 	Source      Position
 	SourcePlace uint32
+	// Unpacked says of a record of kind Data that its blocks were taken out of the
+	// record of kind Zstd whose bytes begin at SourcePlace.
+	Unpacked bool
 }
 
 // End returns the block after the record's last.
@@ -77,7 +80,11 @@ func AppendTail(dst []byte, records []Record, f Footer) []byte {
 		r, b := &records[i], table[i*size:(i+1)*size]
 		le.PutUint64(b, r.First)
 		le.PutUint32(b[8:], r.Count)
-		le.PutUint32(b[12:], uint32(r.Kind))
+		form := uint32(r.Kind)
+		if f.Collected && r.Unpacked {
+			form |= uint32(Zstd) << 8
+		}
+		le.PutUint32(b[12:], form)
 		le.PutUint32(b[16:], r.Place)
 		le.PutUint32(b[20:], r.Bytes)
 		le.PutUint64(b[24:], 0)
@@ -248,7 +255,8 @@ func parseRecords(t []byte, f Footer) ([]Record, error) {
 	records := make([]Record, f.Records)
 	for i := range records {
 		b := t[i*size : (i+1)*size]
-		if b[13]|b[14]|b[15] != 0 || le.Uint64(b[24:]) != 0 {
+		unpacked := f.Collected && Kind(b[12]) == Data && Kind(b[13]) == Zstd
+		if !unpacked && b[13] != 0 || b[14]|b[15] != 0 || le.Uint64(b[24:]) != 0 {
 			return nil, unsupported(object, "record %d: bytes 13 to 15 or 24 to 31 are not zero", i)
 		}
 		r := &records[i]
@@ -257,6 +265,7 @@ func parseRecords(t []byte, f Footer) ([]Record, error) {
 		r.Kind = Kind(b[12])
 		r.Place = le.Uint32(b[16:])
 		r.Bytes = le.Uint32(b[20:])
+		r.Unpacked = unpacked
 		if f.Collected {
 			r.Source = Position{Epoch: le.Uint32(b[32:]), N: le.Uint64(b[40:])}
 			r.SourcePlace = le.Uint32(b[36:])
@@ -366,11 +375,13 @@ func (r *Record) checkSource(i int, at Position) error {
 	switch {
 	case !r.Kind.Stored():
 		return damaged(object, "record %d: the collector has copied %v", i, r.Kind)
+	case r.Unpacked && (r.Kind != Data || r.Source.IsZero()):
+		return damaged(object, "record %d: %v taken out of compressed data at %v", i, r.Kind, r.Source)
 	case r.Source.IsZero() && r.SourcePlace == 0: // from below
 		return nil
 	case !r.Source.named() || !r.Source.Less(at):
 		return damaged(object, "record %d: copied from %v to %v", i, r.Source, at)
-	case uint64(r.SourcePlace)+uint64(r.Bytes) > MaxObjectSize-FooterSize:
+	case !r.Unpacked && uint64(r.SourcePlace)+uint64(r.Bytes) > MaxObjectSize-FooterSize:
 		return damaged(object, "record %d: copied from %d bytes at %d", i, r.Bytes, r.SourcePlace)
 	}
 	return nil
