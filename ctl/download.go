@@ -331,7 +331,9 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 		}
 		bar.add(n)
 		im.chunks++
-		im.due()
+		if err := im.due(); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return c.explain(ctx, err)

@@ -23,9 +23,10 @@ import (
 //
 // The first AT bytes of the disk are in FILE.partial, which is an image in FORMAT,
 // and durable. SUM is their digest, which is made in units of UNIT bytes, as an
-// upload's is. DISK, MOMENT, MARK and LEASE say what they are a part of (type
-// moment). The first three are escaped as segments of a URL's path; "-" is an empty
-// one.
+// upload's is. It is "-" while changed chunks are fetched again, of a disk of
+// version 1: each chunk is to be compared with the disk's then. DISK, MOMENT, MARK
+// and LEASE say what they are a part of (type moment). The first three are escaped
+// as segments of a URL's path; "-" is an empty one.
 
 // moment is the disk, and the moment at which the download has it.
 type moment struct {
@@ -60,7 +61,10 @@ type downloadRecord struct {
 	moment   moment
 }
 
-const downloadRecordVersion = "1"
+const (
+	downloadRecordVersion = "1"
+	noSum                 = "-" // the sum of what is being changed
+)
 
 func (r downloadRecord) String() string {
 	return fmt.Sprintf("%s %s %d %d %s %s %s %s %d\n", downloadRecordVersion, r.format, r.unit, r.at, r.sum,

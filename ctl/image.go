@@ -18,7 +18,7 @@ import (
 
 // image is the target of a download: a file, a block device, or a stream. A
 // file appears as a whole or not at all. The chunks come in order, from one
-// goroutine. Either commit or abort ends the image.
+// goroutine. commit, end or abort ends the image.
 type image struct {
 	kind imageKind
 	file *os.File
@@ -194,21 +194,14 @@ func (im *image) hole(n int64) error {
 	return nil
 }
 
-// commit makes the written data durable, and gives a file its name.
+// commit makes the written data durable, and gives a file its name. A file that
+// does not get it is kept, to be gone on with.
 func (im *image) commit() error {
+	im.whole = true
 	im.notes.Wait()
-	if im.server != nil {
-		if err := im.server.finish(); err != nil {
-			im.server = nil
-			im.abort()
-			return err
-		}
-		im.server = nil
-	}
 	if im.kind != imageStream {
-		if err := im.file.Sync(); err != nil {
-			im.abort()
-			return err
+		if err := im.settled(); err != nil {
+			return im.end(err)
 		}
 	}
 	if im.path == "standard output" {
@@ -218,8 +211,7 @@ func (im *image) commit() error {
 		// Before the lock goes with the file: another download would begin anew in
 		// what is complete.
 		if err := os.Rename(im.temp, im.path); err != nil {
-			im.abort()
-			return err
+			return im.end(err)
 		}
 		_ = os.Remove(im.record)
 	}

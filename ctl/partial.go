@@ -37,11 +37,18 @@ type partial struct {
 	now    downloadRecord // what holds of this run, except at and sum
 	digest digest         // of what is complete
 	chunks int64          // that this run has written
+	whole  bool           // it is complete, and lacks only its name
 
 	last  time.Time // of the last note
 	notes sync.WaitGroup
-	busy  chan struct{} // holds a value while a note is made
+	busy  chan struct{} // holds a value while a note is made; guards the two below
+
+	noted   int64 // how far the download is by the record that is there
+	syncErr error // of the first Sync that failed
 }
+
+// syncFile is os.File.Sync.
+var syncFile = (*os.File).Sync
 
 // partialName returns the path of FILE.partial. A name that would become too long
 // for a file system is cut.
@@ -154,15 +161,20 @@ func (im *image) begin(size int64) error {
 	return im.prepare(size)
 }
 
-// due makes a note of how far the download is, if it is time.
-func (im *image) due() {
+// due makes a note of how far the download is, if it is time. Its error is that of
+// an earlier note that could not make the data durable.
+func (im *image) due() error {
 	if im.kind != imageFile || time.Since(im.last) < downloadNote {
-		return
+		return nil
 	}
 	select {
 	case im.busy <- struct{}{}:
 	default:
-		return // the last one is not done yet
+		return nil // the last one is not done yet
+	}
+	if err := im.syncErr; err != nil {
+		<-im.busy
+		return err
 	}
 	im.last = time.Now()
 	r := im.now
@@ -170,46 +182,71 @@ func (im *image) due() {
 	note := func() {
 		defer func() { <-im.busy }()
 		if im.durable() == nil {
-			_ = r.write(im.record) // the next one may succeed
+			_ = im.note(r) // the next one may succeed
 		}
 	}
 	if im.format != "" {
 		note() // qemu-nbd takes one request after the other
-		return
+		return nil
 	}
 	im.notes.Go(note)
+	return nil
 }
 
-// durable makes what was written durable.
-func (im *image) durable() error {
-	if im.server != nil {
-		return im.server.do(nbd.Request{Command: nbd.Flush}, nil, nil)
+// note writes the record of what is durable.
+func (im *image) note(r downloadRecord) error {
+	err := r.write(im.record)
+	if err == nil {
+		im.noted = r.at
 	}
-	return im.file.Sync()
+	return err
+}
+
+// durable makes what was written durable. If it has failed once, it fails for good:
+// the kernel tells an error once, and drops what it could not write.
+func (im *image) durable() error {
+	if im.syncErr == nil && im.server != nil {
+		im.syncErr = im.server.do(nbd.Request{Command: nbd.Flush}, nil, nil)
+	} else if im.syncErr == nil {
+		im.syncErr = syncFile(im.file)
+	}
+	return im.syncErr
+}
+
+// settled makes what was written durable, and lets qemu's server go, so that the
+// image can be read.
+func (im *image) settled() error {
+	if im.server != nil {
+		err := im.server.finish()
+		im.server = nil
+		im.syncErr = cmp.Or(im.syncErr, err)
+	}
+	return im.durable()
 }
 
 // worth says whether what there is, is worth being gone on with.
 func (im *image) worth() bool {
-	return im.kind == imageFile && im.begun && im.at > 0 && (im.was.at > 0 && im.at >= im.was.at || im.fetched >= keptBytes || im.chunks >= keptChunks)
+	return im.kind == imageFile && im.begun && (im.whole || im.was.at > 0 && im.noted > 0 || im.at > 0 && (im.fetched >= keptBytes || im.chunks >= keptChunks))
 }
 
 // keep leaves FILE.partial to be gone on with, and closes it. It returns how much
-// is complete.
+// is complete: what the last note says if there can be no other. Without any, the
+// file goes.
 func (im *image) keep() (at int64, err error) {
 	im.notes.Wait()
-	if im.server != nil {
-		err = im.server.finish()
-		im.server = nil
-	}
-	if err == nil {
-		err = im.file.Sync()
-	}
-	if err == nil {
+	err = im.settled()
+	if err == nil && im.at >= im.noted {
 		r := im.now
 		r.at, r.sum = im.at, im.digest.sum()
-		err = r.write(im.record)
+		err = im.note(r)
 	}
-	return im.at, errors.Join(err, im.file.Close())
+	if im.noted == 0 {
+		im.remove()
+	} else {
+		err = nil
+	}
+	_ = im.file.Close() // what is noted is durable
+	return im.noted, err
 }
 
 // remove removes FILE.partial and its record.
@@ -230,6 +267,9 @@ func (im *image) end(err error) error {
 	}
 	at, kerr := im.keep()
 	if kerr != nil {
+		if errors.Is(err, kerr) {
+			return fmt.Errorf("%w; nothing of it can be kept to go on with", err)
+		}
 		return fmt.Errorf("%w; and %s cannot be kept to go on with: %w", err, im.temp, kerr)
 	}
 	return goOnHint(err, at)

@@ -22,6 +22,8 @@ import (
 // for.
 type otherMomentError struct{ path, why string }
 
+const notAsRecorded = "is not what its record says, or is damaged"
+
 func (e *otherMomentError) Error() string {
 	return fmt.Sprintf("%s %s: without --resume it is dropped, and the download begins anew", e.path, e.why)
 }
@@ -43,24 +45,29 @@ func (t *tool) goOn(ctx context.Context, c *container, src source, im *image, o 
 	}
 	bar := t.newProgress("Comparing "+c.name, was.at, true, o.quiet)
 	defer func() { bar.end(false) }()
-	d, changed, err := im.compare(ctx, src, same, o.connections, bar)
+	d, changed, err := im.compare(ctx, src, same && was.sum != noSum, o.connections, bar)
 	switch {
 	case err != nil:
 		return c.explain(ctx, err)
-	case d.sum() != was.sum:
-		return &otherMomentError{im.temp, "is not what its record says, or is damaged"}
+	case was.sum != noSum && d.sum() != was.sum:
+		return &otherMomentError{im.temp, notAsRecorded}
 	}
 	bar.end(true)
-	im.begun = true
+	im.begun, im.noted = true, was.at
 	if len(changed) > 0 {
 		t.say("%s has changed since: %s fetched again", c.name, words.Count(int64(len(changed)), "chunk"))
+		// From here on it is of no one moment. If this is cut off, each chunk is to
+		// be compared with the disk's, whoever has opened that or not.
+		r := im.now
+		r.at, r.sum, r.moment.at, r.moment.mark = was.at, noSum, "", ""
+		if err := im.note(r); err != nil {
+			return err
+		}
 		if err := im.again(ctx, src, changed, o.connections); err != nil {
-			im.was.at = 0 // it is not to be gone on with
 			return c.explain(ctx, err)
 		}
 		if d, _, err = im.compare(ctx, nil, true, 1, &progress{}); err != nil {
-			im.was.at = 0
-			return err
+			return c.explain(ctx, err)
 		}
 	}
 	im.digest, im.resumed = d, was.at
@@ -70,7 +77,7 @@ func (t *tool) goOn(ctx context.Context, c *container, src source, im *image, o 
 	im.at, im.last = was.at, time.Now()
 	r := im.now
 	r.at, r.sum = was.at, d.sum()
-	return r.write(im.record)
+	return im.note(r)
 }
 
 // reader opens FILE.partial for reading.
@@ -118,7 +125,8 @@ func (im *image) compare(ctx context.Context, src source, same bool, connections
 		}
 		n, hole, err := in.next(p, im.was.at-at)
 		if errors.Is(err, io.EOF) {
-			break // the digest will not do
+			_ = g.Wait()
+			return d, nil, &otherMomentError{im.temp, notAsRecorded}
 		}
 		if err != nil {
 			_ = g.Wait()
@@ -188,17 +196,6 @@ func (im *image) again(ctx context.Context, src source, chunks []int64, connecti
 		return err
 	}
 	return im.settled()
-}
-
-// settled makes what was written durable, and lets qemu's server go, so that the
-// image can be read.
-func (im *image) settled() error {
-	if im.server == nil {
-		return im.file.Sync()
-	}
-	err := im.server.finish()
-	im.server = nil
-	return err
 }
 
 // cut makes everything behind at a hole, in an image of size bytes.
