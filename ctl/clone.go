@@ -476,7 +476,10 @@ func (t *tool) noteStays(ctx context.Context, c *container, base layout.Base) {
 	if err != nil {
 		return
 	}
-	if there, err := logdisk.Noted(ctx, parent, own, c.name); err == nil && there {
+	switch there, err := logdisk.Noted(ctx, parent, own, c.name); {
+	case err != nil:
+		t.warn("%s: if %s has a note of it, that stays and protects a snapshot there: these credentials may not delete it, and whether there is one cannot be seen: %v", c.name, base.Container, oneLine{err})
+	case there:
 		t.warn("%s: the note of it in %s stays, and protects a snapshot there: these credentials may not delete it", c.name, base.Container)
 	}
 }
@@ -537,11 +540,11 @@ func (c *container) needed(notes []layout.Note) error {
 	return nil
 }
 
-// parentOf returns where a disk's parent is, or nil. Of what cannot be read, the
-// container's metadata may name it.
-func (c *container) parentOf(ctx context.Context, state lease.State) *layout.Base {
+// parentOf returns where a disk's parent is, or nil. If that cannot be read it returns
+// the error, and what the container's metadata say: a name in the same account.
+func (c *container) parentOf(ctx context.Context, state lease.State) (*layout.Base, error) {
 	if state.Meta.Version != volume.Version2 || state.Meta.Parent == "" {
-		return nil
+		return nil, nil
 	}
 	o := logdisk.Options{UUID: state.Meta.UUID, Root: state.Meta.Root, Connections: defaultConnections, Timeout: contactPolicy.Timeout}
 	if state.Holder == holderDelete { // its roots may be deleted already
@@ -549,7 +552,27 @@ func (c *container) parentOf(ctx context.Context, state lease.State) *layout.Bas
 	}
 	base, err := logdisk.ReadBase(ctx, c, o)
 	if name, _ := volume.ParseParent(state.Meta.Parent); err != nil && name != "" {
-		return &layout.Base{URL: layout.SameAccount, Container: name}
+		base = &layout.Base{URL: layout.SameAccount, Container: name}
 	}
-	return base
+	return base, err
+}
+
+// dropNotesOfDeleted deletes the notes of a disk that is deleted, which had base as its
+// parent. baseErr is parentOf's error. What stays is said.
+func (t *tool) dropNotesOfDeleted(ctx context.Context, c *container, base *layout.Base, baseErr error) {
+	err := baseErr
+	if base != nil {
+		if err = c.dropNotes(ctx, *base); errors.Is(err, store.ErrContainerNotFound) {
+			err = baseErr // it was perhaps not there at all
+		}
+	}
+	switch {
+	case err == nil:
+	case base == nil || errors.Is(err, baseErr):
+		t.warn("%s: its parent is not known: if that has a note of it, the note stays and protects a snapshot there: %v", c.name, oneLine{err})
+	case errors.Is(err, store.ErrForbidden): // there is perhaps none: these credentials could not write it either
+		t.noteStays(ctx, c, *base)
+	default:
+		t.warn("%s: the note in its parent, %s, stays, which protects a snapshot there: %v", c.name, base.Container, oneLine{err})
+	}
 }

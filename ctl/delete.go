@@ -95,7 +95,7 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 			return err
 		}
 	}
-	base := c.parentOf(ctx, state) // before it is gone
+	base, baseErr := c.parentOf(ctx, state) // before it is gone
 	versions, kept := state.Meta.Versions, ""
 	if versions.Inside() {
 		n, bytes, err := c.oldVersions(ctx)
@@ -159,11 +159,7 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		if unfinished {
 			c.dropLeases(ctx, held.Epoch())
 		}
-		if base != nil {
-			if err := c.dropNotes(ctx, *base); err != nil && !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
-				t.warn("%s: the note in its parent, %s, stays, which protects a snapshot there: %v", name, base.Container, oneLine{err})
-			}
-		}
+		t.dropNotesOfDeleted(ctx, c, base, baseErr)
 		out := deleted{Container: name, Version: state.Meta.Version, Size: state.Meta.Size, Objects: d.noted, Versions: d.old.Load()}
 		if archive := versions.Archive(); archive != "" {
 			out.Archive = &archive

@@ -11,6 +11,7 @@ import (
 
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/volume"
 )
 
 // TestDeleteBesideClone makes a clone after delete has looked for clones, and before
@@ -63,4 +64,56 @@ func TestDeleteBesideClone(t *testing.T) {
 		t.Error("no clone was tried: this test shows nothing")
 	}
 	b.gone("golden")
+}
+
+// TestDeleteNoteStays deletes clones whose notes in the parent cannot be deleted, or
+// not be found: it says so.
+func TestDeleteNoteStays(t *testing.T) {
+	b := accounts(t)
+	b.fillLog("golden", 1<<20, 1)
+	b.ok("snapshot", "golden", "v1")
+	allow(t, b, "golden", "other:guest")
+	b.ok("clone", "golden@v1", "web")
+	// The guest's credentials may read the parent only.
+	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = other:guest\npassword = pass\n[golden]\nstorage-url = " + b.server() + "/v1/AUTH_test\n[web]\n[web2]\n")
+	if r := b.run("clone", "golden@v1", "web2"); r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	if r := b.run("delete", "web", "-y"); r.code != 0 || !strings.Contains(r.err, "web: the note of it in golden stays, and protects a snapshot there: these credentials may not delete it") {
+		t.Errorf("%+v", r)
+	}
+	// There is none of this one.
+	if r := b.run("delete", "web2", "-y"); r.code != 0 || r.err != "" {
+		t.Errorf("%+v", r)
+	}
+
+	b = newBench(t, devswift.Options{}, "golden", "web", "web2")
+	b.fillLog("golden", 1<<20, 1)
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	b.ok("clone", "golden@v1", "web2")
+	b.swift.ResetRequests()
+	b.ok("delete", "web2", "-y")
+	for _, r := range b.swift.Requests() {
+		if r.Method == http.MethodDelete && strings.Contains(r.Path, layout.ChildPrefix) {
+			t.Errorf("a note is deleted by itself: %s", r.Path)
+		}
+	}
+	if notes := b.notes("golden"); len(notes) != 1 {
+		t.Errorf("notes %q", notes)
+	}
+	// Of this one neither the roots nor the metadata say what its parent is.
+	b.setItem("web", volume.KeyParent, volume.FormatParent("", ""))
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		if r.Method == http.MethodGet && r.Container == "web" && strings.HasPrefix(r.Object, layout.RootPrefix) {
+			return &devswift.Action{Status: http.StatusForbidden}
+		}
+		return nil
+	})
+	r := b.run("delete", "web", "-y", "--force")
+	b.swift.SetFault(nil)
+	if r.code != 0 || !strings.Contains(r.err, "web: its parent is not known: if that has a note of it, the note stays and protects a snapshot there: ") || strings.Count(r.err, "\n") != 1 {
+		t.Errorf("%+v", r)
+	}
+	b.gone("web")
 }

@@ -347,12 +347,7 @@ func DropNotes(ctx context.Context, s store.Store, url, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range names {
-		if err := s.Delete(ctx, n); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-	}
-	return nil
+	return store.DeleteAll(ctx, s, names, store.DeleteOptions{Batch: deleteAtOnce, Batches: 1, Singly: fetchLimit})
 }
 
 // Noted says whether a clone has a note in its parent's container.
