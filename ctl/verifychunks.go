@@ -96,15 +96,19 @@ func (t *tool) verifyChunks(ctx context.Context, c *container, meta volume.Meta,
 				switch {
 				case errors.Is(err, store.ErrNotFound) && known == chunked.Known:
 					bad(i, true, "it is not there, and the map of the last session has it")
-				case errors.Is(err, store.ErrNotFound):
 				case err != nil:
-					return err
 				case known == chunked.Hole:
 					bad(i, false, "it is there, and the map of the last session has a hole in its place")
 				case info.Size != g.ObjectSize():
 					bad(i, false, (&chunked.SizeError{Chunk: i, Size: info.Size, Want: g.ObjectSize()}).Error())
-				case !v.quick:
-					return verifyChunk(gctx, vol, i, &free, bad)
+				default:
+					size = info.Size
+					if !v.quick {
+						err = verifyChunk(gctx, vol, i, &free, bad)
+					}
+				}
+				if err != nil && !errors.Is(err, store.ErrNotFound) {
+					return err
 				}
 			case !v.quick:
 				if err := verifyChunk(gctx, vol, i, &free, bad); err != nil {

@@ -29,6 +29,7 @@ func (v *verification) checkChunks(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.o.Connections)
+	checked := map[geometry.ChunkIndex]bool{}
 	for i := geometry.ChunkIndex(0); int64(i) < c.geo.Objects() && ctx.Err() == nil; i++ {
 		if n := vol.Holes(i, c.geo.Objects()-int64(i)); n > 0 {
 			i += geometry.ChunkIndex(n) - 1
@@ -39,6 +40,7 @@ func (v *verification) checkChunks(ctx context.Context) error {
 			continue
 		}
 		info, listed := v.chunks[i]
+		checked[i] = true
 		g.Go(func() error {
 			size, err := v.checkChunk(ctx, vol, i, info, listed)
 			v.found.Lock()
@@ -59,16 +61,29 @@ func (v *verification) checkChunks(ctx context.Context) error {
 				f.Why = err.Error()
 				v.r.Damage = append(v.r.Damage, f)
 			}
-			if v.v.Add != nil && listed {
-				if v.v.Quick {
-					size = 1
-				}
-				v.v.Add(size)
+			if listed {
+				v.add(info.Size)
 			}
 			return nil
 		})
 	}
-	return g.Wait()
+	err = g.Wait()
+	for i, info := range v.chunks {
+		if err == nil && !checked[i] {
+			v.add(info.Size) // nothing needs it
+		}
+	}
+	return err
+}
+
+// add notes that an object that the listing has with that size is done.
+func (v *verification) add(size int64) {
+	if v.v.Quick {
+		size = 1
+	}
+	if v.v.Add != nil {
+		v.v.Add(size)
+	}
 }
 
 // seenOf returns a finding with those blocks of a chunk that the disk has.

@@ -72,12 +72,7 @@ func (v *verification) checkObjects(ctx context.Context) error {
 			defer v.found.Unlock()
 			v.r.Data.add(size)
 			v.r.Frames += frames
-			if v.v.Add != nil {
-				if v.v.Quick {
-					size = 1
-				}
-				v.v.Add(size)
-			}
+			v.add(v.logs[at].Size)
 			return nil
 		})
 	}
