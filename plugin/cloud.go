@@ -11,7 +11,6 @@ import (
 
 	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/config"
-	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/swift"
 	"swiftnbd/internal/version"
@@ -94,17 +93,6 @@ func (e *exports) reader(x config.Export) (store.Store, error) {
 		return nil, err
 	}
 	return c.Reader(x.Container), nil
-}
-
-// writer returns the way to x's container for its writer, and how its lease is
-// taken.
-func (e *exports) writer(x config.Export) (store.Store, lease.Options, error) {
-	c, err := e.cloud(x)
-	if err != nil {
-		return nil, lease.Options{}, err
-	}
-	s, l := c.Writer(x.Container, x.Disk.LeaseTerm())
-	return s, l, nil
 }
 
 // foreign says whether x's container is in another account than the login's.

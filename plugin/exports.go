@@ -164,14 +164,11 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		}
 	}
 	if d.device == nil {
-		s, l, err := e.writer(x)
-		if err != nil {
-			return nil, describe(x, err)
-		}
 		way, err := e.cloud(x)
 		if err != nil {
 			return nil, describe(x, err)
 		}
+		s, l := way.Writer(x.Container, x.Disk.LeaseTerm())
 		ctx, cancel := context.WithTimeout(context.Background(), x.Disk.Timeout)
 		defer cancel()
 		o := device.Options{
