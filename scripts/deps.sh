@@ -51,6 +51,9 @@ EOF
       ;;
     bench) needs quickstart; needs swift; cat <<'EOF'
 cmd:fio fio
+cmd:nbdfuse libnbd-bin
+cmd:mkfs.ext4 e2fsprogs
+file:/usr/lib/postgresql/15/bin/initdb postgresql-15
 EOF
       ;;
     lint) needs build; cat <<'EOF'

@@ -25,9 +25,13 @@ type swiftServer struct {
 	token   string
 	log     string // real: the proxy's log, a line a request
 	root    string // dev: where the counts are asked for
+	beside  string // dev: the second address, whose requests are counted apart
 	pid     int    // dev: its process
 	limit   *limit
 }
+
+// authPath is where one logs in to the embedded Swift.
+const authPath = "/auth/v1.0"
 
 // The account of both Swifts.
 const (
@@ -46,7 +50,9 @@ func (s *suite) cloud(name string) (*swiftServer, error) {
 	)
 	switch name {
 	case "dev":
-		c, err = s.startDev()
+		c, err = s.startDev(s.latency)
+	case "fast":
+		c, err = s.startDev(0)
 	case "real":
 		c, err = s.startReal()
 	default:
@@ -66,12 +72,12 @@ func (s *suite) cloud(name string) (*swiftServer, error) {
 
 // startDev starts the embedded Swift in a process of its own, so that its work
 // is not done by the one that measures.
-func (s *suite) startDev() (*swiftServer, error) {
+func (s *suite) startDev(latency time.Duration) (*swiftServer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, serveCommand, s.latency.String())
+	cmd := exec.Command(self, serveCommand, latency.String())
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
@@ -87,12 +93,13 @@ func (s *suite) startDev() (*swiftServer, error) {
 		_ = cmd.Wait()
 		return err
 	})
-	address, err := bufio.NewReader(out).ReadString('\n')
+	said, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		return nil, fmt.Errorf("the embedded Swift did not start: %w", err)
 	}
-	root := "http://" + strings.TrimSpace(address)
-	return &swiftServer{authURL: root + "/auth/v1.0", root: root, pid: cmd.Process.Pid}, nil
+	address, beside, _ := strings.Cut(strings.TrimSpace(said), " ")
+	root := "http://" + address
+	return &swiftServer{authURL: root + authPath, root: root, beside: "http://" + beside, pid: cmd.Process.Pid}, nil
 }
 
 // startReal starts the real Swift with scripts/saio.sh.
@@ -266,5 +273,7 @@ func (c *swiftServer) traffic(container string) (*traffic, error) {
 		return devTraffic(c.root, container)
 	}
 	n, err := c.counts(container)
-	return &traffic{Requests: n}, err
+	t := newTraffic()
+	t.Requests = n
+	return t, err
 }

@@ -40,8 +40,11 @@ func lines(s *suite) []line {
 
 // cloudName writes what a cloud is for people.
 func (s *suite) cloudName(cloud string) string {
-	if cloud == "dev" {
+	switch cloud {
+	case "dev":
 		return fmt.Sprintf("embedded Swift at %v", s.latency)
+	case "fast":
+		return "embedded Swift without latency"
 	}
 	return "real Swift"
 }

@@ -27,7 +27,14 @@ func (s *suite) logLines() []line {
 	}
 	all = append(all, s.logColdRandom(inOrder), s.logColdRandom(atRandom), s.logScattered(false), s.logScattered(true),
 		s.logOpen(false), s.logOpen(true), s.logCollectLatency(), s.logCollectBytes(), s.logTree("seconds"), s.logTree("bytes"),
-		s.sqlite("wal"), s.sqlite("delete"))
+		s.sqlite("wal"), s.sqlite("delete"), s.pgbench("dev"), s.pgbench("real"))
+	for _, of := range besideFigures {
+		all = append(all, s.beside(of))
+	}
+	for _, of := range momentFigures {
+		all = append(all, s.moments(of))
+	}
+	all = append(all, s.collectPinned(), s.cloneRequests(), s.growTime(), s.diffTime("diff"), s.diffTime("since"))
 	return all
 }
 

@@ -70,17 +70,8 @@ func (s *suite) collectLatency(gc int) (took []float64, err error) {
 		wg   sync.WaitGroup
 		werr error
 	)
-	wg.Go(func() { werr = other.overwrite(stop, v.size(), 10e6) })
-	data := make([]byte, 4096)
-	for end := time.Now().Add(s.short(8 * time.Second)); err == nil && time.Now().Before(end); {
-		start := time.Now()
-		if err = n.held.request(nbdWrite, 0, rand.Int64N(v.size()/4096)*4096, len(data), data); err == nil {
-			if _, err = n.held.reply(); err == nil {
-				err = n.held.flush()
-			}
-		}
-		took = append(took, time.Since(start).Seconds())
-	}
+	wg.Go(func() { werr = other.paced(stop, v.size(), 10e6, func(time.Duration) {}) })
+	took, err = n.held.writeFlush(time.Now().Add(s.short(8*time.Second)), v.size())
 	close(stop)
 	wg.Wait()
 	_ = other.Close() // nbdkit ends after its last client has left
@@ -88,25 +79,6 @@ func (s *suite) collectLatency(gc int) (took []float64, err error) {
 		return nil, err
 	}
 	return took, n.stop()
-}
-
-// overwrite writes 4 KiB at random places, so many bytes a second.
-func (c *nbdConn) overwrite(stop <-chan struct{}, size int64, rate float64) error {
-	data := make([]byte, 4096)
-	start := time.Now()
-	for done := 0.0; ; done += float64(len(data)) {
-		select {
-		case <-stop:
-			return nil
-		case <-time.After(time.Until(start.Add(time.Duration(done / rate * 1e9)))):
-		}
-		if err := c.request(nbdWrite, 0, rand.Int64N(size/4096)*4096, len(data), data); err != nil {
-			return err
-		}
-		if _, err := c.reply(); err != nil {
-			return err
-		}
-	}
 }
 
 // logCollectBytes overwrites a disk at random until it is in its steady state,
@@ -228,37 +200,52 @@ func (s *suite) sqlite(mode string) line {
 		what: fmt.Sprintf("version 2: commits a second of sqlite on ext4, journal_mode=%s, synchronous=FULL, %s, against one PUT of 8 KiB for each of its flushes", mode, s.cloudName("dev")),
 	}
 	l.run = func(r *result) error {
-		r.Peer = "its flushes' PUTs"
-		var run sqliteRun
-		return s.pairs(r, "commits/s", func() (float64, error) {
-			put, err := s.putTime("dev", 8<<10, s.short(2*time.Second))
-			if err != nil {
-				return 0, err
-			}
-			if run, err = s.sqliteOn(mode, s.short(4*time.Second)); err != nil {
-				return 0, err
-			}
-			each := float64(run.flushes) / float64(run.commits)
-			r.note("%.2f flushes a commit; %.2f bytes sent a byte written", each, float64(run.sent)/float64(run.written))
-			return 1 / (put * each), nil
-		}, func() (float64, error) { return float64(run.commits) / run.seconds, nil })
+		return s.commitRate(r, "dev", "commit", func() (databaseRun, error) {
+			return s.onExt4("dev", treeSize, func(run *databaseRun, v *disk, log, mnt string) error {
+				return s.commits(run, v, log, filepath.Join(mnt, "db"), mode, s.short(4*time.Second))
+			})
+		})
 	}
 	return l
 }
 
-// sqliteRun is what came of a run of the database.
-type sqliteRun struct {
+// commitRate compares the rate of a database's commits with what its flushes allow
+// when each takes one PUT.
+func (s *suite) commitRate(r *result, cloud, what string, job func() (databaseRun, error)) error {
+	r.Peer = "its flushes' PUTs"
+	var run databaseRun
+	return s.pairs(r, what+"s/s", func() (float64, error) {
+		put, err := s.putTime(cloud, 8<<10, s.short(2*time.Second))
+		if err != nil {
+			return 0, err
+		}
+		if run, err = job(); err != nil {
+			return 0, err
+		}
+		each := float64(run.flushes) / float64(run.commits)
+		r.note("%.2f flushes a %s", each, what)
+		if run.sent > 0 {
+			r.note("%.2f bytes sent a byte written", float64(run.sent)/float64(run.written))
+		}
+		return 1 / (put * each), nil
+	}, func() (float64, error) { return float64(run.commits) / run.seconds, nil })
+}
+
+// databaseRun is what came of a run of a database.
+type databaseRun struct {
 	commits       int
 	seconds       float64
 	flushes       int64
-	written, sent int64 // bytes: to the disk, and to Swift
+	written, sent int64 // bytes: to the disk, and to the embedded Swift
 }
 
-func (s *suite) sqliteOn(mode string, d time.Duration) (run sqliteRun, err error) {
+// onExt4 makes a disk of version 2 with ext4 in it, and has do work below its mount
+// point. log is the log filter's file.
+func (s *suite) onExt4(cloud string, size int64, do func(run *databaseRun, v *disk, log, mnt string) error) (run databaseRun, err error) {
 	if os.Geteuid() != 0 {
 		return run, errors.New("mounting takes root")
 	}
-	v, err := s.newLog("dev", treeSize)
+	v, err := s.newLog(cloud, size)
 	if err != nil {
 		return run, err
 	}
@@ -283,7 +270,7 @@ func (s *suite) sqliteOn(mode string, d time.Duration) (run sqliteRun, err error
 	if err := s.command("mount", "-o", "loop", file, mnt); err != nil {
 		return run, err
 	}
-	err = s.commits(&run, v, log, filepath.Join(mnt, "db"), mode, d)
+	err = do(&run, v, log, mnt)
 	if e := s.command("umount", mnt); err == nil {
 		err = e
 	}
@@ -296,8 +283,41 @@ func (s *suite) sqliteOn(mode string, d time.Duration) (run sqliteRun, err error
 	return run, n.stop()
 }
 
-// commits runs the job, and counts what passes while it commits.
-func (s *suite) commits(run *sqliteRun, v *disk, log, path, mode string, d time.Duration) error {
+// passed does a database's work, and counts what passes while it commits.
+func (s *suite) passed(run *databaseRun, v *disk, log string, do func() error) error {
+	flushes, written, err := asked(log)
+	if err != nil {
+		return err
+	}
+	before, err := v.cloud.traffic(v.container)
+	if err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	if run.flushes, run.written, err = asked(log); err != nil {
+		return err
+	}
+	run.flushes, run.written = run.flushes-flushes, run.written-written
+	after, err := v.cloud.traffic(v.container)
+	if err != nil {
+		return err
+	}
+	run.sent = after.Sent - before.Sent
+	return run.check()
+}
+
+// check says what the run lacks to be a measurement.
+func (run databaseRun) check() error {
+	if run.commits == 0 || run.seconds <= 0 || run.flushes == 0 || run.written == 0 {
+		return fmt.Errorf("the database wrote nothing: %d commits, %d flushes, %d bytes", run.commits, run.flushes, run.written)
+	}
+	return nil
+}
+
+// commits runs sqlite's job.
+func (s *suite) commits(run *databaseRun, v *disk, log, path, mode string, d time.Duration) error {
 	cmd := exec.CommandContext(s.ctx, "python3", "-c", sqliteJob, path, mode, fmt.Sprint(d.Seconds()))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -312,42 +332,21 @@ func (s *suite) commits(run *sqliteRun, v *disk, log, path, mode string, d time.
 		return err
 	}
 	said := bufio.NewReader(out)
-	err = func() error {
-		if _, err := said.ReadString('\n'); err != nil {
-			return err
-		}
-		flushes, written, err := asked(log)
-		if err != nil {
-			return err
-		}
-		before, err := v.cloud.traffic(v.container)
-		if err != nil {
-			return err
-		}
-		if _, err := in.Write([]byte("\n")); err != nil {
-			return err
-		}
-		text, err := said.ReadString('\n')
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Sscan(text, &run.commits, &run.seconds); err != nil {
-			return fmt.Errorf("the database said %q: %w", text, err)
-		}
-		if run.flushes, run.written, err = asked(log); err != nil {
-			return err
-		}
-		run.flushes, run.written = run.flushes-flushes, run.written-written
-		after, err := v.cloud.traffic(v.container)
-		if err != nil {
-			return err
-		}
-		run.sent = after.Sent - before.Sent
-		if run.commits == 0 || run.written == 0 {
-			return errors.New("the database wrote nothing")
-		}
-		return nil
-	}()
+	if _, err = said.ReadString('\n'); err == nil {
+		err = s.passed(run, v, log, func() error {
+			if _, err := in.Write([]byte("\n")); err != nil {
+				return err
+			}
+			text, err := said.ReadString('\n')
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Sscan(text, &run.commits, &run.seconds); err != nil {
+				return fmt.Errorf("the database said %q: %w", text, err)
+			}
+			return nil
+		})
+	}
 	in.Close()
 	if e := cmd.Wait(); err == nil {
 		err = e

@@ -70,10 +70,14 @@ func (s *suite) serveArgs(v *disk, blank bool, args []string, params ...string) 
 	return n, err
 }
 
-// secrets writes a file of credentials for a disk, and returns its name.
-func (s *suite) secrets(v *disk) (string, error) {
+// secrets writes a file of credentials for a disk and for other containers, and
+// returns its name.
+func (s *suite) secrets(v *disk, others ...string) (string, error) {
 	path := s.path("secrets")
-	text := fmt.Sprintf("[%s]\nusername = %s\npassword = %s\nauthurl = %s\n", v.container, userName, userKey, v.cloud.authURL)
+	text := ""
+	for _, name := range append([]string{v.container}, others...) {
+		text += fmt.Sprintf("[%s]\nusername = %s\npassword = %s\nauthurl = %s\n", name, userName, userKey, v.cloud.authURL)
+	}
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 

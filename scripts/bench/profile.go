@@ -149,7 +149,7 @@ func (s *suite) profile(name string) error {
 	if err := v.setUp(false); err != nil {
 		return err
 	}
-	d, closeClient, err := s.openDevice(v)
+	d, closeClient, err := s.openDevice(v, nil)
 	if err != nil {
 		return err
 	}
@@ -217,8 +217,9 @@ func (s *suite) profileDisk(cloud, kind string) (*disk, error) {
 	return s.filled(cloud, size, s.bulk(cloud, size))
 }
 
-// openDevice opens a disk as the plugin does.
-func (s *suite) openDevice(v *disk) (*device.Device, func(), error) {
+// openDevice opens a disk as the plugin does. change may be nil, or change the
+// options.
+func (s *suite) openDevice(v *disk, change func(*device.Options)) (*device.Device, func(), error) {
 	account, client, err := cloud.Dial(swiftstore.Options{
 		Login:     config.Login{AuthURL: v.cloud.authURL, Username: userName, Password: userKey},
 		Container: v.container, Connections: s.conns, Timeout: time.Minute,
@@ -244,6 +245,9 @@ func (s *suite) openDevice(v *disk) (*device.Device, func(), error) {
 	o.Store, o.Lease = account.Writer(v.container, time.Minute)
 	o.Holder, o.Connections, o.Timeout = "bench", s.conns, time.Minute
 	o.Log = func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	if change != nil {
+		change(&o)
+	}
 	d, err := device.Open(s.ctx, o)
 	return d, func() { client.Close() }, err
 }

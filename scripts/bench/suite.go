@@ -23,9 +23,12 @@ type suite struct {
 	peers   map[int64]*peerDisk // by object size
 	results []result
 	// busyRuns are the runs of the jobs that two lines report.
-	busyRuns map[busyKey][]busyRun
-	tarball  string // of the source tree, once made
-	closers  []func() error
+	busyRuns   map[busyKey][]busyRun
+	besides    []besideRuns // of the lines about readers
+	momentRuns []momentsRun // of those about snapshots
+	largest    *largeDisk   // of those about differences
+	tarball    string       // of the source tree, once made
+	closers    []func() error
 }
 
 func newSuite(ctx context.Context, o options) (*suite, error) {
