@@ -204,6 +204,7 @@ type Disk struct {
 	rootAt    layout.Position
 	at        layout.Position // as far as the log was read when the disk was opened
 	former    layout.Position // the end of the epoch whose log that was
+	tails     tails           // of a disk that is read: the log after the root
 	dying     []deadObject    // without live blocks, in Swift, and perhaps named by the newest root
 	garbage   garbageList     // what the newest root does not name
 	waste     int64           // bytes of both

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
@@ -78,4 +79,40 @@ func OpenNewer(ctx context.Context, o Options, cur *Disk) (*Disk, error) {
 		}
 	}
 	return Open(ctx, o)
+}
+
+// tails is what a disk that is read knows of the log after its root, for the next
+// moment: what a reader that follows has read once it does not read again. It is
+// set before the disk is used, and never changed.
+type tails struct {
+	from    layout.Position
+	objects []logged // without gaps
+}
+
+// maxTails bounds the records in tails. They take 48 bytes each, and an object has
+// 1024 at most; most objects of a long log are flushes with a few.
+const maxTails = 1 << 16
+
+// keepTails keeps what was read of the log from a position on, up to the first gap.
+func (d *Disk) keepTails(from layout.Position, objects []logged) {
+	if d.o.Epoch != 0 {
+		return // nobody opens a newer moment
+	}
+	n := 0
+	for records := 0; n < len(objects) && objects[n].size != 0; n++ {
+		if records += 1 + len(objects[n].records); records > maxTails {
+			break
+		}
+	}
+	d.tails = tails{from, slices.Clone(objects[:n])}
+}
+
+// tailsFrom returns what d knows of the log from a position on. d may be nil.
+// Names are used once, so what was read under one stays right.
+func (d *Disk) tailsFrom(from layout.Position) []logged {
+	if d == nil || d.tails.from.Epoch != from.Epoch || from.N < d.tails.from.N {
+		return nil
+	}
+	skip := min(from.N-d.tails.from.N, uint64(len(d.tails.objects)))
+	return d.tails.objects[skip:]
 }

@@ -101,3 +101,46 @@ func TestRoomWhileAsked(t *testing.T) {
 		t.Errorf("%d bytes are given back", n)
 	}
 }
+
+// TestNewerReadsWhatIsNew: who follows a log reads each of its objects once, and not
+// again for each moment. The moments are right, also behind a root.
+func TestNewerReadsWhatIsNew(t *testing.T) {
+	const blocks, flushes, rounds = 512, 40, 4
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := newVolume(t, blocks*blockSize)
+	v.o = Options{Cache: 8 << 20, Connections: 8}
+	w, err := v.open(t.Context(), v.box)
+	do(err)
+	defer w.Close()
+	c := &countedLog{Store: v.box}
+	s := newScript(t, blocks)
+	o := v.o
+	o.Store, o.UUID, o.Newest = c, v.uuid, v.epoch
+	cur, err := Open(t.Context(), o)
+	do(err)
+	for round := range rounds {
+		if round == rounds-1 { // the log after it is another one
+			do(w.Save(t.Context()))
+		}
+		for i := range uint64(flushes) {
+			do(errors.Join(s.write(w, (uint64(round)*flushes+i)%blocks), w.Flush(t.Context())))
+		}
+		c.gets.Store(0)
+		next, err := OpenNewer(t.Context(), o, cur)
+		do(err)
+		cur.Close()
+		if cur = next; cur == nil {
+			t.Fatal("there is no newer moment")
+		}
+		if n := c.gets.Load(); n < flushes || n > flushes+flushes/2 {
+			t.Errorf("round %d: %d reads of the log for %d objects that are new", round, n, flushes)
+		}
+		s.same(cur)
+	}
+	cur.Close()
+}

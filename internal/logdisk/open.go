@@ -420,6 +420,7 @@ func (d *Disk) replay(ctx context.Context, from layout.Position) error {
 		for i, l := range log.objects[:whole] {
 			d.apply(layout.Position{Epoch: from.Epoch, N: from.N + uint64(i)}, l)
 		}
+		d.keepTails(from, log.objects)
 		d.at, d.former = d.root.At, layout.Position{Epoch: from.Epoch, N: from.N + uint64(whole) - 1}
 		if d.former.N > 0 {
 			d.at = d.former
@@ -464,7 +465,8 @@ type log struct {
 // are any.
 func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 	var l log
-	listed, last, err := d.listLog(ctx, from)
+	known := d.o.near.tailsFrom(from)
+	listed, last, err := d.listLog(ctx, layout.Position{Epoch: from.Epoch, N: from.N + uint64(len(known))})
 	if err != nil {
 		return l, err
 	}
@@ -477,6 +479,10 @@ func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(d.o.Connections)
 		for i := range batch {
+			if k := len(l.objects) + i; k < len(known) {
+				batch[i] = known[k]
+				continue
+			}
 			at := layout.Position{Epoch: from.Epoch, N: n + uint64(i)}
 			g.Go(func() (err error) {
 				batch[i], err = d.readTail(gctx, at, listed[at.N])
