@@ -104,7 +104,9 @@ writes from then on. Its clients get errors, and lose what they wrote and did no
 flush. Otherwise make sure that the server has stopped: the output says when this
 is necessary.
 
-The lock of a server that was killed ends with its lease. If the container is not
+The lock of a server that was killed ends with its lease. A process that was killed
+while it locked the disk has left a lease that keeps others away for a while: unlock
+looks for up to 20 seconds whether it goes on, and ends that. If the container is not
 locked, nothing changes and the exit status is 1.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
@@ -112,7 +114,7 @@ locked, nothing changes and the exit status is 1.`,
 			if err != nil {
 				return err
 			}
-			unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+			unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*markTimeout)
 			defer cancel()
 			fence, err := c.fenceNow(unlockCtx)
 			if err != nil {
@@ -122,10 +124,20 @@ locked, nothing changes and the exit status is 1.`,
 			if errors.Is(err, lease.ErrNotLocked) {
 				return fmt.Errorf("%s is not locked, nothing to do", c.name)
 			}
+			if errors.As(err, new(*lease.TakenError)) {
+				return fmt.Errorf("%s is not locked, and nothing has been changed: %w", c.name, err)
+			}
 			if err != nil {
 				return c.explain(ctx, err)
 			}
-			t.say("%s lock was: %s%s%s", c.name, was.Holder, since(was.Since), leaseLeft(was))
+			switch {
+			case was.Mark != "":
+				t.say("%s lock was: %s%s%s", c.name, was.Holder, since(was.Since), leaseLeft(was))
+			case was.Holder != "":
+				t.say("%s had no lock mark, and lease %d of %s%s%s", c.name, was.Epoch, was.Holder, since(was.Since), leaseLeft(was))
+			default:
+				t.say("%s had no lock mark, and lease %d, which somebody has made and not used", c.name, was.Epoch)
+			}
 			if s := formerHolder(was, fence); s != "" {
 				t.say("%s", s)
 			}

@@ -3,11 +3,13 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -137,21 +139,31 @@ func Break(ctx context.Context, s store.Store) (mark string, err error) {
 // it to nobody. Swift refuses what the former holder writes from then on, since
 // it is signed with the old key. Unlock returns how the volume was held. If it
 // was not, it returns ErrNotLocked.
+//
+// A process that died while it took the volume has left a lease and no mark
+// (leftover.go). Unlock ends that, too. The State has no Mark then.
 func Unlock(ctx context.Context, o Options) (State, error) {
 	o.fill()
 	s, err := o.inspect(ctx)
 	if err != nil {
 		return s, err
 	}
+	var left leftovers
 	if s.Mark == "" {
-		return s, ErrNotLocked
+		if left, err = o.leftovers(ctx, &s); err != nil {
+			return s, err
+		}
 	}
-	items := map[string]string{
-		volume.KeyClient: "", volume.KeyLast: s.Mark, volume.KeyBlank: "", volume.KeyMap: "",
+	items := map[string]string{volume.KeyClient: ""}
+	if last := cmp.Or(s.Mark, left.mark); last != "" { // or nobody can have written
+		items[volume.KeyLast], items[volume.KeyBlank], items[volume.KeyMap] = last, "", ""
 	}
-	old := []int64{s.Epoch}
+	var old []int64
+	if s.Mark != "" {
+		old = []int64{s.Epoch}
+	}
 	epoch, stays := int64(0), int64(0) // the second is not deleted
-	if s.Epoch > 0 && o.Sibling != nil {
+	if (s.Epoch > 0 || len(left.records) > 0) && o.Sibling != nil {
 		// Take a number of our own. The former holder cannot create it, and
 		// cannot go on with it.
 		for epoch = s.Epoch + 1; epoch <= s.Epoch+maxEpochs; epoch++ {
@@ -167,10 +179,15 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			}
 		}
 		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
-		if len(s.Kept) > 0 && len(old) > 1 {
+		own := slices.Contains(old, epoch)
+		if len(left.records) > 0 && !own {
+			return s, fmt.Errorf("end the lease that was left behind: %w", store.ErrForbidden)
+		}
+		if (len(s.Kept) > 0 || len(left.records) > 0) && own {
 			// Whoever comes next is to find what the holder has kept: in a lease
-			// that is over, which they remove.
-			if err := o.endRecord(ctx, epoch, s.Mark, s.Kept.items()); err != nil {
+			// that is over, which they remove. And who has the number before is
+			// to find this one.
+			if err := o.endRecord(ctx, epoch, cmp.Or(s.Mark, left.mark, s.Meta.Last, FormatMark("unlock", time.Now())), s.Kept.items()); err != nil {
 				_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
 				return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, err)
 			}
@@ -189,8 +206,12 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		items[KeyFence] = rand.Text()
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
-		old, stays = old[1:], 0 // nothing has changed
+		old, stays = slices.DeleteFunc(old, func(n int64) bool { return n != epoch }), 0 // nothing has changed
 		return s, fmt.Errorf("remove the lock mark: %w", err)
+	}
+	if len(left.records) > 0 {
+		o.end(ctx, left)
+		s.Epoch = left.newest
 	}
 	return s, nil
 }
