@@ -30,9 +30,10 @@ type logInfo struct {
 	Live          *int64     `json:"live_bytes"`
 	Garbage       *int64     `json:"garbage_bytes"`
 	Use           *float64   `json:"use_percent"`
-	Amplification *float64   `json:"amplification"` // data bytes to live bytes
-	Parent        *string    `json:"parent"`        // of a clone: its container
-	ParentURL     *string    `json:"parent_url"`    // of that account's storage, if it is another one
+	Amplification *float64   `json:"amplification"`      // data bytes to live bytes
+	Compressed    *float64   `json:"compressed_percent"` // of their bytes that the live data takes; null: nothing is compressed
+	Parent        *string    `json:"parent"`             // of a clone: its container
+	ParentURL     *string    `json:"parent_url"`         // of that account's storage, if it is another one
 	ParentSnap    *string    `json:"parent_snapshot"`
 	Depth         *int       `json:"depth"`  // so many disks lie below the clone
 	Clones        []string   `json:"clones"` // of the disk; of version 1 null
@@ -98,6 +99,10 @@ func (t *tool) inspectLog(ctx context.Context, c *container, state lease.State, 
 	}
 	garbage, use := i.Garbage(), math.Round(i.Use()*10)/10
 	in.Data, in.DataBytes, in.Live, in.Garbage, in.Use = &i.Data.Count, &i.Data.Bytes, &i.Live, &garbage, &use
+	if i.Compressed {
+		r := math.Round(i.Ratio()*10) / 10
+		in.Compressed = &r
+	}
 	if i.Live > 0 {
 		a := math.Round(float64(i.Data.Bytes)/float64(i.Live)*100) / 100
 		in.Amplification = &a
@@ -115,6 +120,9 @@ func (in *info) printLog(line func(key, format string, a ...any)) {
 			amplification = fmt.Sprintf("; %.2f bytes are stored for each byte of data", *in.Amplification)
 		}
 		line("Use", "%.1f %% of the log, %s garbage%s", *in.Use, humanSize(*in.Garbage), amplification)
+		if in.Compressed != nil {
+			line("Compressed", "the data takes about %.1f %% of its bytes", *in.Compressed)
+		}
 	case in.Runs != nil:
 		line("Use", "not known: --full reads the map, %s", humanSize(*in.RunBytes))
 	}

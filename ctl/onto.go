@@ -239,8 +239,9 @@ func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*de
 	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, workPolicy), Watch: c.watch})
 	opts := device.Options{
 		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
-		Cache: max(uploadCache, logdisk.MinCache()),
-		Log:   func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Compress: c.export.Disk.Compress,
+		Cache:    max(uploadCache, logdisk.MinCache()),
+		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
 	opts.Store, opts.Lease = account.Writer(c.name, uploadTerm)
 	// An interrupt must not leave the lock behind.

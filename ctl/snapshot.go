@@ -131,7 +131,8 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 	})
 	o := device.Options{
 		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: workPolicy.Timeout,
-		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Compress: holder == holderFlatten && c.export.Disk.Compress, // nothing else writes
+		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
 	o.Store, o.Lease = way.Writer(c.name, downloadTerm)
 	// It cannot be interrupted: a request that was cut short may still have set

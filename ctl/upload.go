@@ -214,7 +214,8 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	u.store = account.Unlimited(c.name)
 	opts := device.Options{
 		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
-		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Compress: c.export.Disk.Compress,
+		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
 	if meta.Version == volume.Version1 {
 		each := meta.Geometry.ObjectSize()

@@ -175,7 +175,7 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 			Store: s, Holder: e.holder, Lease: l, ReadOnly: readonly, Snapshot: x.Disk.Snapshot, Follow: x.Disk.Follow, Bases: way.Base,
 			WriteThrough: x.Disk.WriteThrough, Cache: x.Disk.Cache,
 			Connections: x.Disk.Connections, Readahead: x.Disk.Readahead,
-			Age: x.Disk.Age, FlushTime: x.Disk.FlushTime, GC: x.Disk.GC, Timeout: x.Disk.Timeout,
+			Age: x.Disk.Age, FlushTime: x.Disk.FlushTime, GC: x.Disk.GC, Compress: x.Disk.Compress, Timeout: x.Disk.Timeout,
 			Log: func(format string, args ...any) {
 				nbdkit.Errorf("%s: %s", x.Container, fmt.Sprintf(format, args...))
 			},

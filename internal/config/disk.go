@@ -23,6 +23,7 @@ type Disk struct {
 	Readahead    int64         // bytes; 0: chosen, negative: none
 	Age          time.Duration // of chunks that are dirty in part; 0: the default
 	FlushTime    time.Duration // of the data that may be dirty; 0: the default, negative: no bound
+	Compress     bool          // what is written, where that saves bytes
 	GC           int           // percent of a log that is live at least; 0: the default, negative: never
 	Lease        time.Duration // 0: the default, negative: none
 	EndRemoved   bool          // the disk ends when its section is removed
@@ -85,6 +86,14 @@ var DiskParameters = []DiskParameter{
 				return fmt.Errorf("must be a whole number from 1 to %d", maxClients)
 			}
 			d.Clients = n
+			return nil
+		}},
+	{"compression", "none|zstd", "Of a disk of version 2: compress what is written, where that saves bytes (default: none).",
+		func(d *Disk, v string) error {
+			if v != "none" && v != "zstd" {
+				return errors.New("must be none or zstd")
+			}
+			d.Compress = v == "zstd"
 			return nil
 		}},
 	{"connections", "N", fmt.Sprintf("How many requests may be under way to an account at once (default: %d).", DefaultConnections),

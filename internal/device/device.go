@@ -80,6 +80,9 @@ type Options struct {
 	// GC is how much of a log is live at least, percent, before garbage is
 	// collected; 0 is the default, negative is never. Version 2's alone.
 	GC int
+	// Compress has what is written compressed where that saves bytes. Version 2's
+	// alone.
+	Compress bool
 	// Timeout is how long Swift may fail before a client sees it.
 	Timeout time.Duration
 	// Log takes one line for the operator.

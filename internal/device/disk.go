@@ -118,6 +118,9 @@ type Stats struct {
 	ByClients   int64 // bytes written to Swift: of clients' objects
 	ByCollector int64 // of the collector's
 	ByMap       int64 // of runs and roots
+
+	CompressFrom int64 // bytes of blocks that were compressed, as frames
+	CompressTo   int64 // and what they became
 }
 
 // age returns how long ago t was; zero for the zero time.

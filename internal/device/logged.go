@@ -48,7 +48,7 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 	lo := logdisk.Options{
 		Store: o.Store, UUID: meta.UUID, Root: meta.Root,
 		Cache: f.size, Connections: o.Connections, Readahead: o.Readahead,
-		Age: o.Age, FlushTime: o.FlushTime, Timeout: o.Timeout, GC: gc(o.GC), Log: o.Log,
+		Age: o.Age, FlushTime: o.FlushTime, Timeout: o.Timeout, GC: gc(o.GC), Log: o.Log, Compress: o.Compress,
 		Snapshot: o.Snapshot, Brief: o.Brief, Bases: o.Bases,
 	}
 	if held == nil {
@@ -148,7 +148,8 @@ func (d *loggedDisk) Stats() Stats {
 		Uploads: l.Uploads.Load(), Deletes: l.Deleted.Load(), Failures: l.Failures.Load(), Evicted: s.Evicted.Load(), Flushes: l.Flushes.Load(),
 		Used: d.Cache().Used() - d.Borrowed() + dirty, Dirty: dirty, FlushTime: d.FlushTime(),
 		Logged: true, Objects: use.Objects, Stored: stored, Live: use.Live,
-		Garbage: max(0, stored-use.Live/layout.BlockSize*layout.FrameSize), Log: use.Log,
-		ByClients: l.Bytes.Load(), ByCollector: l.CollectedBytes.Load(), ByMap: l.SaveBytes.Load(), DirtyAge: age(d.OldestDirty()),
+		Garbage: max(0, stored-use.Used), Log: use.Log,
+		ByClients: l.Bytes.Load(), ByCollector: l.CollectedBytes.Load(), ByMap: l.SaveBytes.Load(),
+		CompressFrom: l.CompressFrom.Load(), CompressTo: l.CompressTo.Load(), DirtyAge: age(d.OldestDirty()),
 	}
 }

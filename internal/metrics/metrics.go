@@ -118,6 +118,7 @@ type Counts struct {
 	Logged                              bool
 	Objects, Stored, Live, Garbage, Log int64
 	ByClients, ByCollector, ByMap       int64 // bytes written
+	CompressFrom, CompressTo            int64 // bytes of blocks that were compressed
 }
 
 // logGauges are the gauges of a disk of version 2.
@@ -154,6 +155,15 @@ var logWriters = [...]struct {
 	{"map", func(c *Counts) int64 { return c.ByMap }},
 }
 
+// logCompressed are the bytes of what a disk of version 2 has compressed.
+var logCompressed = [...]struct {
+	when string
+	of   func(*Counts) int64
+}{
+	{"before", func(c *Counts) int64 { return c.CompressFrom }},
+	{"after", func(c *Counts) int64 { return c.CompressTo }},
+}
+
 // Volume counts the bytes of one volume's clients and watches its disk. It lives
 // as long as the process. The volume may close and open again meanwhile.
 type Volume struct {
@@ -168,8 +178,9 @@ type Volume struct {
 	read func() Counts               // nil: the volume is not open
 	base [len(cacheCounters)]float64 // what was counted when it was open before
 
-	logged bool                     // it is of version 2
-	wrote  [len(logWriters)]float64 // as base
+	logged     bool                     // it is of version 2
+	wrote      [len(logWriters)]float64 // as base
+	compressed [len(logCompressed)]float64
 }
 
 // Request is a kind of clients' requests.
@@ -255,6 +266,11 @@ func (v *Volume) flushDesc() *prometheus.Desc {
 	return v.desc("cache_flush_seconds", "How long a flush would take now, as Swift did lately.")
 }
 
+func (v *Volume) compressedDesc() *prometheus.Desc {
+	return prometheus.NewDesc("swiftnbd_log_compressed_bytes_total", "Bytes of blocks that were compressed, before and after.",
+		[]string{"when"}, prometheus.Labels{"container": v.container})
+}
+
 func (v *Volume) writtenDesc() *prometheus.Desc {
 	return prometheus.NewDesc("swiftnbd_log_written_bytes_total", "Bytes of objects of the log written, by who had them written.",
 		[]string{"by"}, prometheus.Labels{"container": v.container})
@@ -278,6 +294,7 @@ func (v *Volume) Describe(ch chan<- *prometheus.Desc) {
 		ch <- v.desc(k.name, k.help)
 	}
 	ch <- v.writtenDesc()
+	ch <- v.compressedDesc()
 }
 
 // Collect implements prometheus.Collector.
@@ -309,6 +326,10 @@ func (v *Volume) Collect(ch chan<- prometheus.Metric) {
 		n := v.wrote[i] + float64(w.of(&now))
 		ch <- prometheus.MustNewConstMetric(v.writtenDesc(), prometheus.CounterValue, n, w.by)
 	}
+	for i, k := range logCompressed {
+		n := v.compressed[i] + float64(k.of(&now))
+		ch <- prometheus.MustNewConstMetric(v.compressedDesc(), prometheus.CounterValue, n, k.when)
+	}
 	if !now.Logged {
 		return // it is not open: how its log is used is not known
 	}
@@ -331,6 +352,9 @@ func (v *Volume) Close() {
 	v.logged = v.logged || now.Logged
 	for i, w := range logWriters {
 		v.wrote[i] += float64(w.of(&now))
+	}
+	for i, k := range logCompressed {
+		v.compressed[i] += float64(k.of(&now))
 	}
 	v.read = nil
 }

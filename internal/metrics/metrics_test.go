@@ -113,7 +113,7 @@ func TestRequests(t *testing.T) {
 func TestLog(t *testing.T) {
 	m := New()
 	v := m.Watch("box", func() Counts {
-		return Counts{Logged: true, Objects: 7, Stored: 8200, Live: 4096, Garbage: 4100, Log: 3, ByClients: 10, ByCollector: 20, ByMap: 30, DirtyAge: 1500 * time.Millisecond}
+		return Counts{Logged: true, Objects: 7, Stored: 8200, Live: 4096, Garbage: 4100, Log: 3, ByClients: 10, ByCollector: 20, ByMap: 30, CompressFrom: 50, CompressTo: 40, DirtyAge: 1500 * time.Millisecond}
 	})
 	m.Watch("chunks", func() Counts { return Counts{Hits: 1} })
 	text := summary(t, m)
@@ -129,6 +129,8 @@ func TestLog(t *testing.T) {
 		"swiftnbd_log_written_bytes_total{by=clients,container=box} 10",
 		"swiftnbd_log_written_bytes_total{by=collector,container=box} 20",
 		"swiftnbd_log_written_bytes_total{by=map,container=box} 30",
+		"swiftnbd_log_compressed_bytes_total{container=box,when=before} 50",
+		"swiftnbd_log_compressed_bytes_total{container=box,when=after} 40",
 	} {
 		wantLine(t, text, line)
 	}
