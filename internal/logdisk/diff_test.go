@@ -115,6 +115,7 @@ func TestDiff(t *testing.T) {
 		v.o = Options{
 			Seal: 8 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
 			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: 5 * time.Second, regionShift: 4,
+			Compress: rng.IntN(3) > 0,
 		}
 		h := &past{changes: map[uint64][]change{}, snaps: snapshots{}}
 		gate := faulty.NewGate(v.box)
@@ -245,12 +246,17 @@ func TestDiff(t *testing.T) {
 // TestDiffMoved has the collector move all of a disk, which is no change, and some
 // of it after it was written.
 func TestDiffMoved(t *testing.T) {
+	t.Run("frames", func(t *testing.T) { diffMoved(t, false) })
+	t.Run("compressed", func(t *testing.T) { diffMoved(t, true) })
+}
+
+func diffMoved(t *testing.T, compress bool) {
 	synctest.Test(t, func(t *testing.T) {
 		const blocks = 64
 		v := newClosing(t, blocks*blockSize)
 		v.o = Options{
 			Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4,
-			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70,
+			Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Compress: compress,
 		}
 		s := newScript(t, blocks)
 		d, err := v.open(t.Context(), v.box)

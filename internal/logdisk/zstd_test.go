@@ -20,6 +20,12 @@ import (
 	"swiftnbd/internal/store"
 )
 
+// The channels in them are made at the first use, which may not be in a bubble of
+// synctest: other tests use them, too.
+func init() {
+	_, _ = decompressor().DecodeAll(compressor().EncodeAll([]byte("first"), nil), make([]byte, 0, 5))
+}
+
 // prose returns n bytes that compress about as well as text.
 func prose(rng *rand.Rand, n int) []byte {
 	words := strings.Fields("the disk is kept in objects and each of them has some blocks that were written at one time by a client of the server")
@@ -473,4 +479,83 @@ func TestDensity(t *testing.T) {
 			t.Fatalf("a row with %d blocks and density %d has %d, then %d and density %d", blocks, d, was, r.live(), r.density())
 		}
 	}
+}
+
+// TestCompressDamaged changes single bytes of a compressed record, has it cut off,
+// and puts records of another place and of another disk there. Its blocks are errors
+// that name the object, and all other blocks are as they were.
+func TestCompressDamaged(t *testing.T) {
+	const size = 3 * recordBytes
+	rng := newRand(t)
+	v, other := newVolume(t, size), newVolume(t, size)
+	want := prose(rng, size)
+	for _, v := range []*opener{v, other} {
+		v.o.Compress = true
+		d, err := v.open(t.Context(), v.box)
+		if err == nil {
+			err = errors.Join(d.Write(t.Context(), want, 0), d.Flush(t.Context()), d.Save(t.Context()))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+	}
+	at := layout.Position{Epoch: 1, N: 1}
+	name := layout.LogName(at)
+	whole, foreign := get(t, v.box, name), get(t, other.box, name)
+	r := recordsOf(t, v)[at]
+	if len(r) != 3 || r[1].Kind != layout.Zstd {
+		t.Fatalf("the records are %v", r)
+	}
+	d, err := Open(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	from, to := int(r[1].Place), int(r[1].Place+r[1].Bytes)
+	check := func(what string, b []byte, alone bool) {
+		t.Helper()
+		put(t, v.box, name, b)
+		for i := range 3 {
+			p := make([]byte, 3*blockSize)
+			first := uint64(i*layout.MaxCompressed + 5)
+			_, err := d.Fetch(t.Context(), first, p)
+			switch {
+			case i == 1 && (err == nil || !strings.Contains(err.Error(), name)):
+				t.Fatalf("%s: %v", what, err)
+			case i != 1 && alone && (err != nil || !bytes.Equal(p, want[first*blockSize:][:len(p)])):
+				t.Fatalf("%s: block %d, which is whole: %v", what, first, err)
+			case i != 1 && err == nil && !bytes.Equal(p, want[first*blockSize:][:len(p)]):
+				t.Fatalf("%s: wrong bytes", what)
+			}
+		}
+		report, err := Verify(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch, Timeout: time.Millisecond}, VerifyOptions{})
+		if err != nil || len(report.Damage) != 1 || report.Damage[0].Object != name || report.Damage[0].Blocks == 0 {
+			t.Fatalf("%s: %+v, %v", what, report, err)
+		}
+		if alone && report.Damage[0].Blocks != layout.MaxCompressed {
+			t.Fatalf("%s: %+v", what, report.Damage[0])
+		}
+	}
+	for range 40 {
+		b := slices.Clone(whole)
+		i := from + rng.IntN(to-from)
+		b[i] ^= 1 << rng.IntN(8)
+		check(fmt.Sprintf("byte %d of the record", i-from), b, true)
+	}
+	b := slices.Clone(whole)
+	clear(b[from:to])
+	check("zeroes", b, true)
+	b = slices.Clone(whole)
+	copy(b[from:to], foreign[from:to])
+	if !bytes.Equal(whole[from:to-4], foreign[from:to-4]) {
+		t.Fatal("the other disk's record differs by more than its checksum")
+	}
+	check("the same blocks of another disk", b, true)
+	b = slices.Clone(whole)
+	copy(b[from:to], whole[r[0].Place:])
+	check("another record", b, true)
+	check("the object cut off in the record", whole[:(from+to)/2], false)
+	put(t, v.box, name, whole)
+	sound(t, v)
 }
