@@ -155,7 +155,7 @@ var oldServerOptions = []string{
 }
 
 // TestManualOldOptions holds the options of swiftnbd 0.11's server against
-// swiftnbd-server, and the README's table against both.
+// swiftnbd-server, and the table of docs/FROM-0.11.md against both.
 func TestManualOldOptions(t *testing.T) {
 	t.Parallel()
 	var flags []string
@@ -172,7 +172,7 @@ func TestManualOldOptions(t *testing.T) {
 
 	option := regexp.MustCompile("`(--?[a-z][a-z-]*)[^`]*`")
 	var told []string
-	for _, row := range table(t, filepath.Join(harness.Root(t), "README.md"), "Coming from swiftnbd 0.11") {
+	for _, row := range table(t, filepath.Join(harness.Root(t), "docs", "FROM-0.11.md"), "Options") {
 		for _, m := range option.FindAllStringSubmatch(strings.Split(row, "|")[1], -1) {
 			told = append(told, m[1])
 		}
@@ -183,13 +183,13 @@ func TestManualOldOptions(t *testing.T) {
 		}
 		for name := range strings.SplitSeq(o, ", ") {
 			if !slices.Contains(told, name) {
-				t.Errorf("the README's table lacks %s", name)
+				t.Errorf("the table of docs/FROM-0.11.md lacks %s", name)
 			}
 		}
 	}
 	for _, name := range told {
 		if !slices.ContainsFunc(oldServerOptions, func(o string) bool { return slices.Contains(strings.Split(o, ", "), name) }) {
-			t.Errorf("the README's table has %s, which is no option of 0.11", name)
+			t.Errorf("the table of docs/FROM-0.11.md has %s, which is no option of 0.11", name)
 		}
 	}
 }

@@ -3,6 +3,7 @@
 package tests
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,6 +28,25 @@ func TestRecipes(t *testing.T) {
 	runDocument(t, "RECIPES.md", 8)
 }
 
+// TestFrom011 runs the commands of the page for those who come from swiftnbd 0.11,
+// and checks that what it calls a common error is a message of ours.
+func TestFrom011(t *testing.T) {
+	t.Parallel()
+	const name = "FROM-0.11.md"
+	runDocument(t, name, 12)
+	all := strings.Join(messages(t), "\x00")
+	rows := table(t, filepath.Join(harness.Root(t), "docs", name), "Common errors")
+	if len(rows) < 8 {
+		t.Errorf("%s explains %d errors only", name, len(rows))
+	}
+	for _, row := range rows {
+		message := strings.Split(row, "`")[1]
+		if message != "Address already in use" && !strings.Contains(all, message) { // that one is nbdkit's
+			t.Errorf("%s explains a message that no program prints: %s", name, message)
+		}
+	}
+}
+
 // runDocument runs the commands of a document as they stand, one after the other
 // in one shell, and looks for the lines that it says they print, which are so many
 // at least.
@@ -37,7 +57,7 @@ func runDocument(t *testing.T, name string, least int) {
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range []string{"swiftnbd-ctl", "swiftdev"} {
+	for _, program := range []string{"swiftnbd-ctl", "swiftnbd-server", "swiftdev"} {
 		if err := os.Symlink(harness.Built(t, program), filepath.Join(bin, program)); err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +90,8 @@ exec `+harness.Tool(t, "nbdkit")+` "$@"
 	}
 	cmd := harness.Command(t, "bash", "-c", commands.String())
 	cmd.Dir = work
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+dir)
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+dir,
+		"SWIFTNBD_PLUGIN="+harness.Plugin(t), fmt.Sprintf("PORT=%d", harness.FreePort(t)))
 	r := harness.RunCmd(t, cmd)
 	if r.Status != 0 {
 		t.Fatalf("status %d\n%s%s", r.Status, r.Stdout, r.Stderr)
