@@ -298,7 +298,8 @@ func (a *applying) run(ctx context.Context, state lease.State) error {
 	if err != nil || there {
 		return err
 	}
-	if a.device.Size() != h.To.Size {
+	// A disk that was converted may end within a block, and no other one does.
+	if size := a.device.Size(); size != h.To.Size && size != (h.To.Size+layout.BlockSize-1)/layout.BlockSize*layout.BlockSize {
 		return fmt.Errorf("%s has %d bytes, and %s@%s has %d: give it that size first (swiftnbd-ctl resize)", c.name, a.device.Size(), h.Disk, h.To.Snapshot, h.To.Size)
 	}
 	if !unfinished || was != record {
@@ -312,6 +313,11 @@ func (a *applying) run(ctx context.Context, state lease.State) error {
 	a.begun = true
 	if err := a.apply(ctx); err != nil {
 		return err
+	}
+	if rest := a.device.Size() - h.To.Size; rest > 0 {
+		if err := a.device.Zero(h.To.Size, rest, false, false); err != nil {
+			return err
+		}
 	}
 	if err := a.device.Sync(); err != nil {
 		return err

@@ -61,14 +61,6 @@ type DiffOptions struct {
 	Exact bool
 }
 
-// errDiffClone says that what has changed has to do with the base of one moment
-// and not of the other.
-var errDiffClone = errors.New("it is a clone, or was one, and what has changed is in what it has from its parent: this cannot be compared")
-
-// errDiffChunks is errDiffClone of a disk that was converted: one of the two moments
-// has chunks of version 1, and the other has not, or not where it has changed.
-var errDiffChunks = errors.New("it was converted, and what has changed is in its objects of version 1: this cannot be compared")
-
 // Diff compares two moments of a disk.
 type Diff struct {
 	UUID     layout.UUID // of the disk
@@ -77,8 +69,7 @@ type Diff struct {
 	d      *Disk // for its requests; its tree has all runs that were opened
 	exact  bool
 	pin    *layout.Pin // of From; nil: nothing
-	based  bool        // both have the same base
-	chunks bool        // which is of version 1
+	below  belowBoth
 	prefix []layout.Position
 	shared []*runFile // prefix, once they were needed
 	a, b   []*runFile // the own runs
@@ -105,7 +96,10 @@ func OpenDiff(ctx context.Context, o Options, what DiffOptions) (*Diff, error) {
 }
 
 // Close ends the comparison.
-func (x *Diff) Close() { x.d.cancel(ErrClosed) }
+func (x *Diff) Close() {
+	x.d.cancel(ErrClosed)
+	x.below.close(x.d)
+}
 
 func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	d := x.d
@@ -139,18 +133,8 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	if x.To, to, err = moment(what.To); err != nil {
 		return err
 	}
-	x.chunks = from.Below != nil && from.Below.Disk != nil || to.Below != nil && to.Below.Disk != nil
-	if x.chunks {
-		if x.pin == nil || from.Below == nil || to.Below == nil {
-			return errDiffChunks
-		}
-		x.based = true // a disk is converted once
-	} else if from.Below != nil || to.Below != nil {
-		// What neither has is the same, as long as it is of the same base.
-		if x.pin == nil || from.Below == nil || to.Below == nil || from.Below.Clone == nil || to.Below.Clone == nil || from.Below.Clone.Root != to.Below.Clone.Root {
-			return errDiffClone
-		}
-		x.based = true
+	if err := x.below.set(d, from, to); err != nil {
+		return err
 	}
 	n := 0
 	for n < len(from.Runs.Blocks) && n < len(to.Runs.Blocks) && from.Runs.Blocks[n] == to.Runs.Blocks[n] {
@@ -196,7 +180,7 @@ func (x *Diff) openRuns(ctx context.Context, names []layout.Position) ([]*runFil
 func (x *Diff) Changes(ctx context.Context, emit func(Change) error) error {
 	var last Change
 	err := x.compare(ctx, func(e blockmap.Extent) error {
-		c := Change{Hole: !stored(e.Kind)}
+		c := Change{Hole: !hasBytes(e.Kind)}
 		c.Off, c.Len = x.bytesOf(e)
 		if last.Len > 0 && last.Off+last.Len == c.Off && last.Hole == c.Hole {
 			last.Len += c.Len
@@ -293,7 +277,7 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 		limit := blocksOf(x.To.Size)
 		// Of what is behind the end of a smaller disk the map has nothing.
 		for at := uint64(0); ; {
-			s := sides{first: limit, end: limit}
+			s := sides{first: min(limit, x.below.next(at)), end: limit}
 			for _, h := range heads {
 				if h.ok {
 					s.first = min(s.first, max(at, h.e.First))
@@ -315,6 +299,10 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 						s.b = extentOf(h.e)
 					}
 				}
+			}
+			s.end = x.below.cut(s.first, s.end)
+			if s.a.Count == 0 && s.b.Count == 0 {
+				s.end = min(s.end, s.first+gapBlocks)
 			}
 			s.a, s.b = clip(s.a, s.first, s.end), clip(s.b, s.first, s.end)
 			if !yield(s, nil) {

@@ -32,7 +32,7 @@ const (
 func (x *Diff) Copy(ctx context.Context, connections int, put func(off, n int64, p []byte) error) error {
 	var window []blockmap.Extent
 	err := x.compare(ctx, func(e blockmap.Extent) error {
-		if !stored(e.Kind) {
+		if !hasBytes(e.Kind) {
 			off, n := x.bytesOf(e)
 			return put(off, n, nil)
 		}
@@ -127,14 +127,14 @@ func groupsOf(window []blockmap.Extent) func(yield func([]blockmap.Extent) bool)
 		for i := 0; i < len(window); {
 			e := window[i]
 			i++
-			for ; e.Kind == layout.Data && e.Count > most; e = part(e, e.First+most, e.First+e.Count) {
+			for ; e.Kind != layout.Zstd && e.Count > most; e = part(e, e.First+most, e.First+e.Count) {
 				if !yield([]blockmap.Extent{part(e, e.First, e.First+most)}) {
 					return
 				}
 			}
 			group := []blockmap.Extent{e}
 			begin, end := int64(e.Place), placeEnd(e)
-			for ; i < len(window) && window[i].At == e.At; i++ {
+			for ; i < len(window) && e.Kind != inBase && window[i].At == e.At; i++ {
 				next := max(end, placeEnd(window[i]))
 				if int64(window[i].Place)-end > joinGap || next-begin > copyBytes {
 					break
@@ -155,6 +155,10 @@ func (x *Diff) fetchCopy(ctx context.Context, c *copied) error {
 		blocks += e.Count
 	}
 	c.p = make([]byte, blocks*layout.BlockSize)
+	if e := c.extents[0]; e.Kind == inBase { // alone
+		_, err := x.below.to.base.read(ctx, e.First, c.p, x.below.to.size)
+		return err
+	}
 	pause := 50 * time.Millisecond
 	for end := time.Now().Add(x.d.o.Timeout); ; {
 		wants, p := make([]want, 0, len(c.extents)), c.p

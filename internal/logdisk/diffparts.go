@@ -48,16 +48,9 @@ func (p diffPart) cut(first, end uint64) diffPart {
 // compare calls tell for each extent of To that may differ from what From has, in
 // order.
 func (x *Diff) compare(ctx context.Context, tell func(blockmap.Extent) error) error {
-	emit := func(e blockmap.Extent) error {
-		switch {
-		case e.Kind == inBase && x.chunks:
-			return errDiffChunks
-		case e.Kind == inBase: // it was reverted to before it had written it
-			return errDiffClone
-		}
-		return tell(e)
-	}
+	emit := func(a, b blockmap.Extent) error { return x.below.resolve(ctx, x.To.Size, a, b, tell) }
 	var batch []diffPart
+	wide := uint64(0) // blocks in it that only the shared runs may have
 	for s, err := range x.walk(ctx) {
 		if err != nil {
 			return err
@@ -66,11 +59,14 @@ func (x *Diff) compare(ctx context.Context, tell func(blockmap.Extent) error) er
 		if p.verdict = x.judge(p); p.verdict == same {
 			continue
 		}
-		if batch = append(batch, p); len(batch) == diffBatch {
+		if p.a.Count == 0 && p.b.Count == 0 {
+			wide += p.end - p.first
+		}
+		if batch = append(batch, p); len(batch) == diffBatch || wide >= gapBlocks {
 			if err := x.settle(ctx, batch, emit); err != nil {
 				return err
 			}
-			batch = batch[:0]
+			batch, wide = batch[:0], 0
 		}
 	}
 	return x.settle(ctx, batch, emit)
@@ -81,14 +77,14 @@ func (x *Diff) judge(p diffPart) verdict {
 	hasA := p.a.Count > 0
 	switch {
 	case p.b.Count == 0 && len(x.prefix) == 0:
-		p.b = x.nothing(p.first, p.end)
+		p.b = x.below.to.nothing(p.first, p.end)
 		return x.judge(p)
 	case p.b.Count == 0:
 		return askTo
 	case !hasA && len(x.prefix) == 0:
-		p.a = x.nothing(p.first, p.end)
+		p.a = x.below.from.nothing(p.first, p.end)
 		return x.judge(p)
-	case hasA && equal(p.a, p.b):
+	case hasA && x.equal(p.a, p.b):
 		return same
 	case x.pin == nil || !x.exact:
 		return changed
@@ -105,19 +101,10 @@ func (x *Diff) judge(p diffPart) verdict {
 	return changed
 }
 
-// nothing is a part that neither the own runs nor the shared ones have.
-func (x *Diff) nothing(first, end uint64) blockmap.Extent {
-	e := blockmap.Extent{First: first, Count: end - first, Value: blockmap.Value{Kind: layout.Zeroes}}
-	if x.based {
-		e.Kind = inBase
-	}
-	return e
-}
-
 // equal says whether two extents of the same blocks are known to read the same.
-func equal(a, b blockmap.Extent) bool {
-	if a.Kind == inBase || b.Kind == inBase { // it is the same base
-		return a.Kind == b.Kind
+func (x *Diff) equal(a, b blockmap.Extent) bool {
+	if a.Kind == inBase || b.Kind == inBase {
+		return a.Kind == b.Kind && x.below.same
 	}
 	if !stored(a.Kind) && !stored(b.Kind) {
 		return true
@@ -133,7 +120,7 @@ func samePlace(a, b blockmap.Extent) bool {
 
 // settle decides about parts, which are in order, and emits those that may have
 // changed.
-func (x *Diff) settle(ctx context.Context, parts []diffPart, emit func(blockmap.Extent) error) error {
+func (x *Diff) settle(ctx context.Context, parts []diffPart, emit func(a, b blockmap.Extent) error) error {
 	parts, err := x.follow(ctx, parts)
 	if err != nil {
 		return err
@@ -162,25 +149,28 @@ func (x *Diff) settle(ctx context.Context, parts []diffPart, emit func(blockmap.
 	return nil
 }
 
-func (x *Diff) emit(p diffPart, emit func(blockmap.Extent) error) error {
+func (x *Diff) emit(p diffPart, emit func(a, b blockmap.Extent) error) error {
 	if p.b.Count == 0 {
-		p.b = x.nothing(p.first, p.end)
+		p.b = x.below.to.nothing(p.first, p.end)
 	}
-	return emit(p.b)
+	if p.a.Count == 0 && len(x.prefix) == 0 {
+		p.a = x.below.from.nothing(p.first, p.end)
+	}
+	return emit(p.a, p.b)
 }
 
 // answered compares a part with what the shared runs have of it.
-func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) error) error {
+func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(a, b blockmap.Extent) error) error {
 	at := p.first
-	one := func(e blockmap.Extent) error {
-		q := p.cut(e.First, e.First+e.Count)
+	one := func(a, b blockmap.Extent) error {
+		q := p.cut(b.First, b.First+b.Count)
 		if q.b.Count == 0 {
-			q.b = e
+			q.b = b
 		}
 		if q.a.Count == 0 {
-			q.a = e
+			q.a = a
 		}
-		if equal(q.a, q.b) {
+		if x.equal(q.a, q.b) {
 			return nil
 		}
 		for _, w := range q.was {
@@ -188,7 +178,10 @@ func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) 
 				return nil
 			}
 		}
-		return emit(q.b)
+		return emit(q.a, q.b)
+	}
+	nothing := func(first, end uint64) error {
+		return one(x.below.from.nothing(first, end), x.below.to.nothing(first, end))
 	}
 	var found []blockmap.Extent
 	for e := range m.Lookup(p.first, p.end-p.first) {
@@ -196,17 +189,17 @@ func (x *Diff) answered(m *blockmap.Map, p diffPart, emit func(blockmap.Extent) 
 	}
 	for _, e := range found {
 		if at < e.First {
-			if err := one(x.nothing(at, e.First)); err != nil {
+			if err := nothing(at, e.First); err != nil {
 				return err
 			}
 		}
-		if err := one(e); err != nil {
+		if err := one(e, e); err != nil {
 			return err
 		}
 		at = e.First + e.Count
 	}
 	if at < p.end {
-		return one(x.nothing(at, p.end))
+		return nothing(at, p.end)
 	}
 	return nil
 }
