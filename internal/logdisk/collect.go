@@ -10,7 +10,6 @@ import (
 	"io"
 	"iter"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,8 +54,6 @@ const (
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour
-	// sweepEvery is the pause between looks for objects that nothing names.
-	sweepEvery = 24 * time.Hour
 )
 
 // collect is the loop of the collector.
@@ -112,7 +109,7 @@ func (d *Disk) idle() bool {
 func (d *Disk) wastes() bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return len(d.dying) > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
+	return d.dying.len() > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
 }
 
 // move is what the collector copies: a run of live blocks that become frames, or a
@@ -448,81 +445,4 @@ func (d *Disk) phantom(list []victim) {
 // remove deletes the objects, which need not be there.
 func (d *Disk) remove(ctx context.Context, names []string) error {
 	return store.DeleteAll(ctx, d.store, names, store.DeleteOptions{Batch: deleteAtOnce, Batches: 1, Singly: fetchLimit})
-}
-
-// sweep looks through the container for objects that nothing names: what a
-// process left behind that died, and PUTs that surfaced late. It also learns the
-// sizes of the objects that the map needs.
-func (d *Disk) sweep(ctx context.Context) error {
-	after := time.Now().Add(d.o.Horizon)
-	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix, layout.GonePrefix, layout.ChildPrefix} {
-		for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
-			if err != nil {
-				return fmt.Errorf("list %s: %w", prefix, err)
-			}
-			d.mu.Lock()
-			named := make(map[layout.Position]bool)
-			for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {
-				named[at] = true
-			}
-			dying := make(map[layout.Position]bool, len(d.dying))
-			for _, o := range d.dying {
-				dying[o.at] = true
-			}
-			var known map[string]bool // what is garbage already; nil: not looked at yet
-			keepsObject, keepsRun := d.keeps()
-			for _, info := range page {
-				if !d.strayLocked(info, named, dying, keepsObject, keepsRun) {
-					continue
-				}
-				if known == nil {
-					known = d.garbage.names()
-				}
-				if !known[info.Name] {
-					g := garbage{name: info.Name, after: after, size: info.Size}
-					if prefix == layout.GonePrefix || prefix == layout.ChildPrefix { // after the pin's root
-						g.after = after.Add(d.o.Horizon)
-					}
-					d.discard(g)
-				}
-			}
-			d.mu.Unlock()
-		}
-	}
-	return nil
-}
-
-// strayLocked says whether nothing names a listed object, and learns its size.
-func (d *Disk) strayLocked(info store.ObjectInfo, runs, dying map[layout.Position]bool, keepsObject, keepsRun func(layout.Position) bool) bool {
-	// What is of our own epoch we know without a listing, and who has a later
-	// one has taken the disk from us.
-	switch {
-	case strings.HasPrefix(info.Name, layout.LogPrefix):
-		at, ok := layout.ParseLogName(info.Name)
-		if !ok || at.Epoch >= d.o.Epoch {
-			return false
-		}
-		if h, ok := d.objects.get(at); ok {
-			if h.size == 0 {
-				d.objects.setSize(at, info.Size)
-			}
-			return false
-		}
-		return !dying[at] && !keepsObject(at)
-	case strings.HasPrefix(info.Name, layout.RunPrefix):
-		at, ok := layout.ParseRunName(info.Name)
-		return ok && at.Epoch < d.o.Epoch && !runs[at] && !keepsRun(at)
-	case strings.HasPrefix(info.Name, layout.KeptPrefix):
-		at, ok := layout.ParseKeptName(info.Name)
-		return ok && at.Epoch < d.o.Epoch && at != d.root.Kept
-	case strings.HasPrefix(info.Name, layout.GonePrefix):
-		at, ok := layout.ParseGoneName(info.Name)
-		return ok && !d.going[at]
-	case strings.HasPrefix(info.Name, layout.ChildPrefix):
-		at, ok := layout.ParseRecentName(info.Name) // notes are the clones'
-		return ok && !pinned(d.pins.list, at)
-	default:
-		at, ok := layout.ParseRootName(info.Name)
-		return ok && at.Epoch < d.o.Epoch && at != d.rootAt && !pinned(d.pins.list, at)
-	}
 }

@@ -205,9 +205,9 @@ type Disk struct {
 	at        layout.Position // as far as the log was read when the disk was opened
 	former    layout.Position // the end of the epoch whose log that was
 	tails     tails           // of a disk that is read: the log after the root
-	dying     []deadObject    // without live blocks, in Swift, and perhaps named by the newest root
-	garbage   garbageList     // what the newest root does not name
-	waste     int64           // bytes of both
+	dying     dyingObjects
+	garbage   garbageList // what the newest root does not name
+	waste     int64       // bytes of both
 	pins      pins
 	going     map[layout.Position]bool // roots of pins that are being deleted
 	savedN    uint64                   // of this epoch: as far as the newest root has the log
@@ -215,6 +215,7 @@ type Disk struct {
 	collected uint64 // objects of the collector in this epoch
 	roots     uint64 // the number of the newest root of this epoch
 	runs      uint64 // the number of the newest run of this epoch
+	swept     int    // names that one hold of mu has looked at, at most
 
 	tableBase   int64 // bytes of the table of objects when it was last written as a whole
 	tableDeltas int64 // and of what was written of it since

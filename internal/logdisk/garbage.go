@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -19,16 +20,26 @@ type deadObject struct {
 
 // garbage is an object that may be deleted after a moment.
 type garbage struct {
-	name  string          // or empty
-	at    layout.Position // of the data object that it is, if it has no name here
+	name  string
 	after time.Time
 	size  int64 // bytes; 0: not counted
 }
 
-// garbageList is what is to be deleted, in the order in which that may be done.
+// garbageSet is data objects that may be deleted after a moment.
+type garbageSet struct {
+	after time.Time
+	of    *objectSet
+}
+
+// garbageList is what is to be deleted, in the order in which that may be done: by
+// name roots, runs and the like, and after them sets of data objects. So a root is
+// deleted before what only it needs, or with it.
 type garbageList struct {
-	list  []garbage
-	under []garbage // what is being deleted
+	list []garbage
+	sets []garbageSet
+
+	under     []garbage // what is being deleted
+	underSets []garbageSet
 }
 
 // add puts it into the list.
@@ -37,19 +48,58 @@ func (l *garbageList) add(g garbage) {
 	if n > 0 && g.after.Before(l.list[n-1].after) { // seldom
 		n = sort.Search(n, func(i int) bool { return g.after.Before(l.list[i].after) })
 	}
-	l.list = append(l.list, g)
-	copy(l.list[n+1:], l.list[n:])
-	l.list[n] = g
+	l.list = slices.Insert(l.list, n, g)
+}
+
+// addSet puts a set into the list, which has it from then on.
+func (l *garbageList) addSet(s garbageSet) {
+	if s.of.len() == 0 {
+		return
+	}
+	n := sort.Search(len(l.sets), func(i int) bool { return s.after.Before(l.sets[i].after) })
+	l.sets = slices.Insert(l.sets, n, s)
+}
+
+// addObject puts a data object into the last set of the moment, or into a new one,
+// and says whether it was not there.
+func (l *garbageList) addObject(after time.Time, o deadObject) bool {
+	for i := len(l.sets) - 1; i >= 0 && !l.sets[i].after.Before(after); i-- {
+		if l.sets[i].after.Equal(after) {
+			return l.sets[i].of.add(o.at, o.size)
+		}
+	}
+	s := &objectSet{}
+	s.add(o.at, o.size)
+	l.addSet(garbageSet{after, s})
+	return true
+}
+
+// has says whether a data object is to be deleted, or is being deleted.
+func (l *garbageList) has(at layout.Position) bool {
+	of := func(s garbageSet) bool { return s.of.has(at) }
+	return slices.ContainsFunc(l.sets, of) || slices.ContainsFunc(l.underSets, of)
 }
 
 // take returns the names of some that may be deleted now. done comes after it.
 func (l *garbageList) take(now time.Time) (names []string) {
 	n := 0
 	for n < min(len(l.list), deleteAtOnce) && !now.Before(l.list[n].after) {
-		names = append(names, l.list[n].String())
+		names = append(names, l.list[n].name)
 		n++
 	}
 	l.under, l.list = l.list[:n:n], l.list[n:]
+	for len(l.sets) > 0 && len(names) < deleteAtOnce && !now.Before(l.sets[0].after) {
+		from := l.sets[0]
+		under := garbageSet{from.after, &objectSet{}}
+		for _, o := range from.of.take(deleteAtOnce - len(names)) {
+			names = append(names, layout.LogName(o.at))
+			under.of.add(o.at, o.size)
+		}
+		l.underSets = append(l.underSets, under)
+		if from.of.len() == 0 {
+			l.sets = l.sets[1:]
+		}
+	}
 	return names
 }
 
@@ -62,23 +112,25 @@ func (l *garbageList) done(deleted bool) (bytes int64) {
 		}
 		bytes += g.size
 	}
-	l.under = nil
+	for _, s := range l.underSets {
+		if deleted {
+			bytes += s.of.bytes()
+			continue
+		}
+		for at, size := range s.of.all() {
+			l.addObject(s.after, deadObject{at, size})
+		}
+	}
+	l.under, l.underSets = nil, nil
 	return bytes
 }
 
-func (g garbage) String() string {
-	if g.name == "" {
-		return layout.LogName(g.at)
-	}
-	return g.name
-}
-
-// names returns the names of all.
+// names returns the names of those that have one here.
 func (l *garbageList) names() map[string]bool {
 	names := make(map[string]bool, len(l.list)+len(l.under))
 	for _, some := range [][]garbage{l.list, l.under} {
 		for _, g := range some {
-			names[g.String()] = true
+			names[g.name] = true
 		}
 	}
 	return names
@@ -91,8 +143,9 @@ func (d *Disk) dead(at layout.Position) {
 	if d.keepDead(o) {
 		return
 	}
-	d.dying = append(d.dying, o)
-	d.waste += o.size
+	if d.dying.add(o) {
+		d.waste += int64(rowSize(o.size))
+	}
 }
 
 // discard has an object deleted when its time has come. d.mu is held.

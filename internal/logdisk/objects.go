@@ -224,7 +224,8 @@ func (t *objects) epochs() iter.Seq[uint32] {
 // moment. It is read without a lock.
 type tableRows struct {
 	pages []frozenPage
-	other []tableRow // of objects that were being written, and of those that are gone
+	other []tableRow // of objects that were being written
+	gone  []uint64   // keys of those that are gone
 	drops *tally     // to be taken off
 	whole bool       // all is written, and not what has changed
 }
@@ -249,12 +250,9 @@ func (t *objects) freeze(whole bool, drops *tally) *tableRows {
 		o.changed = false
 	}
 	if !rows.whole {
-		for _, key := range t.gone {
-			rows.other = append(rows.other, tableRow{at: keyAt(key)})
-		}
+		rows.gone = t.gone
 	}
 	t.gone, t.whole = nil, false
-	slices.SortFunc(rows.other, func(a, b tableRow) int { return a.at.Compare(b.at) })
 	return rows
 }
 
@@ -269,7 +267,11 @@ func (t *objects) thaw(written bool) {
 // all yields what is to be written, in order.
 func (r *tableRows) all() iter.Seq[tableRow] {
 	return func(yield func(tableRow) bool) {
-		other := r.other
+		other := slices.Grow(slices.Clone(r.other), len(r.gone))
+		for _, key := range r.gone {
+			other = append(other, tableRow{at: keyAt(key)})
+		}
+		slices.SortFunc(other, func(a, b tableRow) int { return a.at.Compare(b.at) })
 		drops := cursor{t: r.drops}
 		for _, p := range r.pages {
 			last := p.base + uint64(p.rows[len(p.rows)-1].off)

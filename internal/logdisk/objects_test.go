@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,8 +69,21 @@ func (d *Disk) checkSums(t testing.TB) {
 	if live != d.objects.writingLive {
 		t.Fatalf("objects that are being written have %d blocks, and are said to have %d", live, d.objects.writingLive)
 	}
-	for _, o := range d.dying {
-		waste += o.size
+	for i, s := range d.dying.sets {
+		if waste += s.bytes(); s.len() == 0 || d.dying.closed > len(d.dying.sets) {
+			t.Fatalf("set %d of those that die has %d objects, and %d of %d sets are closed", i, s.len(), d.dying.closed, len(d.dying.sets))
+		}
+	}
+	for _, some := range [][]garbageSet{d.garbage.sets, d.garbage.underSets} {
+		for i, s := range some {
+			waste += s.of.bytes()
+			if err := s.of.rows.check(); err != nil {
+				t.Fatalf("a set of garbage: %v", err)
+			}
+			if i > 0 && s.after.Before(some[i-1].after) {
+				t.Fatalf("set %d of garbage may be deleted at %v, the one before it at %v", i, s.after, some[i-1].after)
+			}
+		}
 	}
 	for _, some := range [][]garbage{d.garbage.list, d.garbage.under} {
 		for i, g := range some {
@@ -612,17 +626,32 @@ func TestGarbage(t *testing.T) {
 	left := map[string]int64{}
 	now := time.Now()
 	for i := range 5000 {
-		g := garbage{at: layout.Position{Epoch: 1, N: uint64(i + 1)}, after: now.Add(time.Duration(i) * time.Second), size: 1 + rng.Int64N(100)}
+		g := garbage{after: now.Add(time.Duration(i) * time.Second), size: 1 + rng.Int64N(100)}
 		if rng.IntN(10) == 0 {
 			g.name = fmt.Sprint("run ", i)
 			g.after = now.Add(time.Duration(rng.IntN(2*i+1)) * time.Second)
+			d.discard(g)
+			left[g.name] = g.size
+			continue
 		}
-		d.discard(g)
-		left[g.String()] = g.size
+		at := layout.Position{Epoch: 1, N: uint64(i + 1)}
+		if g.after = now.Add(time.Duration(i/100*100) * time.Second); !d.garbage.addObject(g.after, deadObject{at, g.size}) || d.garbage.addObject(g.after, deadObject{at, g.size}) {
+			t.Fatalf("%v is not added once", at)
+		}
+		d.waste += g.size
+		left[layout.LogName(at)] = g.size
 	}
 	d.checkSums(t)
-	if names := d.garbage.names(); len(names) != len(left) {
-		t.Errorf("%d are known, want %d", len(names), len(left))
+	known := func() (n int) {
+		for name := range left {
+			if at, ok := layout.ParseLogName(name); ok && d.garbage.has(at) {
+				n++
+			}
+		}
+		return n + len(d.garbage.names())
+	}
+	if known() != len(left) {
+		t.Errorf("%d are known, want %d", known(), len(left))
 	}
 	for hour := 0; hour < 4; now = now.Add(time.Hour) {
 		hour++
@@ -633,13 +662,22 @@ func TestGarbage(t *testing.T) {
 					due++
 				}
 			}
+			for _, s := range d.garbage.sets {
+				if !s.after.After(now) {
+					due += s.of.len()
+				}
+			}
 			names := d.garbage.take(now)
 			if len(names) != min(due, deleteAtOnce) {
 				t.Fatalf("%d are to be deleted, of %d that may be", len(names), due)
 			}
 			d.checkSums(t)
-			if d.garbage.names()[""] || len(d.garbage.names()) != len(left) {
-				t.Fatalf("%d are known, want %d", len(d.garbage.names()), len(left))
+			if d.garbage.names()[""] || known() != len(left) {
+				t.Fatalf("%d are known, want %d", known(), len(left))
+			}
+			if i := slices.IndexFunc(names, func(name string) bool { return strings.HasPrefix(name, layout.LogPrefix) }); i >= 0 &&
+				slices.ContainsFunc(names[i:], func(name string) bool { return !strings.HasPrefix(name, layout.LogPrefix) }) {
+				t.Fatal("a data object is deleted before what has a name")
 			}
 			deleted := rng.IntN(3) > 0
 			for _, name := range names {

@@ -121,13 +121,16 @@ func (d *Disk) loadKept(ctx context.Context) error {
 	defer d.mu.Unlock()
 	d.pins.list, d.pins.moment, d.pins.kept = d.root.Pins, d.rootAt, kept
 	keepsObject, _ := d.keeps()
-	d.dying = slices.DeleteFunc(d.dying, func(o deadObject) bool {
-		if !keepsObject(o.at) {
-			return false
+	dying := dyingObjects{}
+	d.waste = 0
+	for _, s := range d.dying.sets {
+		for at, size := range s.all() {
+			if !keepsObject(at) && dying.add(deadObject{at, size}) {
+				d.waste += size
+			}
 		}
-		d.waste -= o.size
-		return true
-	})
+	}
+	d.dying = dying
 	return nil
 }
 
@@ -174,16 +177,18 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		// pin that is made meanwhile would lose it.
 		c.kept, changed = c.then.alive(c.kept)
 	}
+	runs := slices.Clip(c.kept.Runs)
 	c.obsolete = slices.DeleteFunc(c.obsolete, func(name string) bool {
 		at, ok := layout.ParseRunName(name)
 		k := layout.KeptObject{At: at, Last: d.rootAt}
 		if !ok || !runNeeded(pins, k) {
 			return false
 		}
-		c.kept.Runs = append(slices.Clip(c.kept.Runs), k)
+		runs = append(runs, k)
 		changed = true
 		return true
 	})
+	c.kept.Runs = runs
 	gone := slices.DeleteFunc(slices.Clone(before), func(p layout.Pin) bool { return pinned(pins, p.Root) })
 	if len(gone) > 0 {
 		changed = true
@@ -196,7 +201,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 			if objectNeeded(pins, o) {
 				return false
 			}
-			c.freed = append(c.freed, garbage{at: o.At, size: o.Size})
+			c.freed.add(o.At, o.Size)
 			return true
 		})
 		c.kept.Runs = slices.DeleteFunc(slices.Clone(c.kept.Runs), func(o layout.KeptObject) bool {
@@ -207,23 +212,25 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 			return true
 		})
 	}
+	objects := slices.Clip(c.kept.Objects) // the first one that is added copies it
 	for _, o := range c.fresh {
 		if c.then != nil && c.then.objects.has(o.At) {
 			continue
 		}
 		if objectNeeded(pins, o) {
-			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
+			objects = append(objects, o)
 			changed = true
 		} else {
-			c.freed = append(c.freed, garbage{at: o.At, size: o.Size})
+			c.freed.add(o.At, o.Size)
 		}
 	}
 	for _, o := range c.dead {
 		if objectNeeded(pins, o) {
-			c.kept.Objects = append(slices.Clip(c.kept.Objects), o)
+			objects = append(objects, o)
 			changed = true
 		}
 	}
+	c.kept.Objects = objects
 	if !changed {
 		return nil
 	}

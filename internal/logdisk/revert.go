@@ -72,7 +72,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 		return errMeanwhile
 	}
 	c := &checkpoint{
-		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.durable, dying: len(d.dying),
+		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.durable, dying: d.dying.close(),
 		tree: then.tree, then: then, fresh: slices.Clone(d.pins.fresh),
 		tableBase: then.tableBase, tableDeltas: then.tableDeltas,
 	}
@@ -104,7 +104,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 		if objectNeeded(d.pins.list, k) {
 			c.dead = append(c.dead, k)
 		} else {
-			c.freed = append(c.freed, garbage{at: at, size: o.size})
+			c.freed.add(at, o.size)
 		}
 	}
 	rows := then.objects.freeze(false, nil) // if its root is of before there were tables

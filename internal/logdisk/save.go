@@ -32,7 +32,7 @@ const (
 
 // due says whether a checkpoint is due. d.mu is held.
 func (d *Disk) due() bool {
-	return d.durable >= d.savedN+uint64(d.o.Checkpoint) || len(d.dying) >= d.o.Checkpoint ||
+	return d.durable >= d.savedN+uint64(d.o.Checkpoint) || d.dying.len() >= d.o.Checkpoint || len(d.pins.fresh) >= d.o.Checkpoint ||
 		d.durable > d.savedN && time.Since(d.savedAt) > saveEvery ||
 		d.frozen == nil && !d.delta.empty() && d.delta.bytes() > d.deltaLimit()
 }
@@ -47,7 +47,7 @@ type checkpoint struct {
 	at       layout.Position // the root's name
 	bytes    []byte          // of the root
 	savedN   uint64
-	dying    int // so many of Disk.dying
+	dying    int // so many of the sets of Disk.dying
 	obsolete []string
 	tree     []*runFile
 	merged   *merged // nil: the runs were not merged
@@ -58,7 +58,7 @@ type checkpoint struct {
 	fresh []layout.KeptObject // the first ones of Disk.pins.fresh
 	dead  []layout.KeptObject // what dies by its merge, if a pin needs it
 	kept  layout.Kept         // of the root
-	freed []garbage           // data objects that no pin needs any more
+	freed objectSet           // data objects that no pin needs any more
 }
 
 // lockSaving waits until no checkpoint is being made.
@@ -103,12 +103,12 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	if edit != nil && d.open != nil {
 		d.seal()
 	}
-	if edit == nil && d.rootAt.Epoch == d.o.Epoch && d.next-1 == d.savedN && d.delta.empty() && len(d.dying) == 0 && d.merged == nil {
+	if edit == nil && d.rootAt.Epoch == d.o.Epoch && d.next-1 == d.savedN && d.delta.empty() && d.dying.len() == 0 && d.merged == nil {
 		d.mu.Unlock()
 		return nil
 	}
 	c := &checkpoint{
-		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.next - 1, dying: len(d.dying),
+		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.next - 1, dying: d.dying.close(),
 		tree: d.tree, merged: d.merged,
 	}
 	c.root.Name, c.root.At = c.at, d.at
@@ -242,15 +242,11 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	for _, name := range c.obsolete {
 		d.discard(garbage{name: name, after: after})
 	}
-	for _, o := range d.dying[:c.dying] {
-		d.waste -= o.size
-		d.discard(garbage{at: o.at, after: after, size: o.size})
+	for _, s := range d.dying.take(c.dying) {
+		d.garbage.addSet(garbageSet{after, s})
 	}
-	d.dying = slices.Clone(d.dying[c.dying:])
-	for _, g := range c.freed {
-		g.after = after
-		d.discard(g)
-	}
+	d.garbage.addSet(garbageSet{after, &c.freed})
+	d.waste += c.freed.bytes()
 	d.pins.list, d.pins.kept, d.pins.fresh = c.root.Pins, c.kept, slices.Clone(d.pins.fresh[len(c.fresh):])
 	d.root, d.rootAt, d.roots, d.savedN, d.savedAt = c.root, c.at, c.at.N, c.savedN, time.Now()
 	d.tableBase, d.tableDeltas = c.tableBase, c.tableDeltas
