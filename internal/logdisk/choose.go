@@ -3,6 +3,7 @@
 package logdisk
 
 import (
+	"iter"
 	"time"
 
 	"swiftnbd/internal/logdisk/layout"
@@ -57,6 +58,7 @@ type choice struct {
 	group  []victim
 	room   int64 // blocks, that the group has
 	groups [][]victim
+	limit  int // of groups
 
 	most int // rows looked at without a pause
 }
@@ -88,7 +90,10 @@ func (d *Disk) choose() *choice {
 		small += n
 	}
 	full := int64(d.o.Seal / layout.FrameSize)
-	c := &choice{full: full, room: full, taken: map[layout.Position]bool{}}
+	c := &choice{full: full, room: full, limit: collectGroups, taken: map[layout.Position]bool{}}
+	if d.regions.missing > 0 {
+		c.limit = pagedGroups
+	}
 	c.wasting = idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
 	c.small = small >= manySmall || idle && small > 1
 	c.over = !c.wasting && !c.small
@@ -150,7 +155,7 @@ func (c *choice) take(found []victim) {
 			c.close()
 			c.room -= v.live
 		}
-		if len(c.groups) == collectGroups {
+		if len(c.groups) == c.limit {
 			c.over = true
 			return
 		}
@@ -161,8 +166,43 @@ func (c *choice) take(found []victim) {
 
 // close ends the group. An object that is nearly all live is not worth it alone.
 func (c *choice) close() {
-	if n := len(c.group); (n > 1 || n == 1 && c.group[0].use < idleUse) && len(c.groups) < collectGroups {
+	if n := len(c.group); (n > 1 || n == 1 && c.group[0].use < idleUse) && len(c.groups) < c.limit {
 		c.groups = append(c.groups, c.group)
 	}
 	c.group, c.room = nil, c.full
+}
+
+// paged says whether a part of the map is not in memory.
+func (d *Disk) paged() bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.regions.missing > 0
+}
+
+const (
+	// pagedGroups is collectGroups of a disk whose map is not in memory as a whole, and
+	// batchFrames of how many frames, about, the objects are that are looked up in it
+	// together. Their records take some 20 MiB of memory while that is done.
+	pagedGroups = 64
+	batchFrames = 128 << 10
+)
+
+// batches yields the groups that are looked up in the map together: some if it is paged,
+// and otherwise one.
+func batches(groups [][]victim, paged bool) iter.Seq[[][]victim] {
+	return func(yield func([][]victim) bool) {
+		for len(groups) > 0 {
+			n, frames := 0, int64(0)
+			for n < len(groups) && (n == 0 || paged && frames < batchFrames) {
+				for _, v := range groups[n] {
+					frames += v.size / layout.FrameSize
+				}
+				n++
+			}
+			if !yield(groups[:n]) {
+				return
+			}
+			groups = groups[n:]
+		}
+	}
 }

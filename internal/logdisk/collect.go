@@ -126,27 +126,24 @@ func (d *Disk) collectOnce(ctx context.Context) (int, error) {
 		return 0, nil
 	}
 	var taken atomic.Int64
+	paged := d.paged()
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(collectAtOnce)
-	for _, group := range d.victims() {
-		g.Go(func() (err error) {
-			defer func() {
-				if r := recover(); r != nil {
-					err = fmt.Errorf("internal error in the collector: %v", r)
-				}
-			}()
-			n, err := d.collectGroup(ctx, group)
-			taken.Add(int64(n))
-			return err
-		})
+	if g.SetLimit(collectAtOnce); paged {
+		g.SetLimit(1) // its groups are beside each other
+	}
+	for batch := range batches(d.victims(), paged) {
+		g.Go(guarded(func() error { return d.collectBatch(ctx, batch, &taken) }))
 	}
 	err := g.Wait()
 	return int(taken.Load()), err
 }
 
-// collectGroup writes the live blocks of some objects as one object, and returns
-// how many objects it has taken on.
-func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
+// collectBatch writes the live blocks of each of some groups of objects as one object,
+// and adds to taken how many objects it has taken on. What is live in them is looked up
+// for all groups together, in the order of the map: a page that has blocks of
+// many of them is read once.
+func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomic.Int64) error {
+	list := slices.Concat(groups...)
 	tails := make([]logged, len(list))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
@@ -159,15 +156,43 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim) (int, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return 0, fmt.Errorf("collect: %w", err)
+		return fmt.Errorf("collect: %w", err)
 	}
 	watch := d.watch(tails)
 	defer d.unwatch(watch)
 	moves, err := d.find(ctx, list, tails)
 	if err != nil {
-		return 0, fmt.Errorf("collect: %w", err)
+		return fmt.Errorf("collect: %w", err)
 	}
-	moves, err = d.fetchMoves(ctx, list, moves)
+	of := make(map[layout.Position]int, len(list)) // the group of each object
+	for i, group := range groups {
+		for _, v := range group {
+			of[v.at] = i
+		}
+	}
+	byGroup := make([][]move, len(groups))
+	for _, m := range moves {
+		i := of[m.source.At]
+		byGroup[i] = append(byGroup[i], m)
+	}
+	g, gctx = errgroup.WithContext(ctx)
+	g.SetLimit(collectAtOnce)
+	for i, group := range groups {
+		g.Go(guarded(func() error {
+			n, err := d.collectGroup(gctx, group, byGroup[i], watch)
+			byGroup[i] = nil
+			taken.Add(int64(n))
+			return err
+		}))
+	}
+	return g.Wait()
+}
+
+// collectGroup writes the moves, which are of a group of objects, as one object, and
+// returns how many objects it has taken on. watch has what nobody has written since
+// they were found.
+func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, watch *blockmap.Map) (int, error) {
+	moves, err := d.fetchMoves(ctx, list, moves)
 	if err != nil {
 		return 0, fmt.Errorf("collect: %w", err)
 	}

@@ -303,7 +303,11 @@ func oldVictims(d *Disk) [][]victim {
 	slices.SortFunc(list, func(a, b victim) int { return cmp.Or(cmp.Compare(a.use/5, b.use/5), a.at.Compare(b.at)) })
 	var groups [][]victim
 	full := int64(d.o.Seal / layout.FrameSize)
-	for len(list) > 0 && len(groups) < collectGroups {
+	limit := collectGroups
+	if d.paged() {
+		limit = pagedGroups
+	}
+	for len(list) > 0 && len(groups) < limit {
 		var group []victim
 		n := 0
 		for room := full; n < len(list); n++ {
