@@ -148,12 +148,12 @@ func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomi
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i, v := range list {
-		g.Go(func() (err error) {
+		g.Go(guarded(func() (err error) {
 			if tails[i], err = d.readTail(gctx, v.at, v.size); err != nil && d.spare(v.at, err) {
 				err = nil
 			}
 			return err
-		})
+		}))
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("collect: %w", err)
@@ -164,6 +164,8 @@ func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomi
 	if err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
+	tails = nil // they are large
+
 	of := make(map[layout.Position]int, len(list)) // the group of each object
 	for i, group := range groups {
 		for _, v := range group {
@@ -172,7 +174,7 @@ func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomi
 	}
 	byGroup := make([][]move, len(groups))
 	for _, m := range moves {
-		i := of[m.source.At]
+		i := of[m.At]
 		byGroup[i] = append(byGroup[i], m)
 	}
 	g, gctx = errgroup.WithContext(ctx)
