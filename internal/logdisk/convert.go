@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
@@ -26,31 +27,43 @@ type Conversion struct {
 // disk one of version 2 may arrive after its own, and must not make another disk
 // of it. That request was sent after the root was in Swift.
 func FindConversion(ctx context.Context, s store.Store) (c Conversion, err error) {
-	d := newDisk(Options{Store: s})
+	// A root that is listed and not found is away, or gone, and the listing is late.
+	// Its absence from both says that it is gone. So the listing is read again, after
+	// short looks, as long as Swift may take.
+	const look = time.Second
+	d := newDisk(Options{Store: s, Timeout: look})
 	defer d.cancel(ErrClosed)
-	for page, err := range store.Pages(ctx, s, store.ListOptions{Prefix: layout.RootPrefix}) {
-		if err != nil {
-			return c, fmt.Errorf("list the roots: %w", err)
+	for end := time.Now().Add(patience); ; {
+		missing := false
+		c = Conversion{}
+		for page, err := range store.Pages(ctx, s, store.ListOptions{Prefix: layout.RootPrefix}) {
+			if err != nil {
+				return c, fmt.Errorf("list the roots: %w", err)
+			}
+			for _, info := range page {
+				at, ok := layout.ParseRootName(info.Name)
+				if !ok || missing {
+					continue
+				}
+				root, err := d.rootOf(ctx, at, info.Size)
+				switch {
+				case err == nil:
+					c.UUID, c.Epoch = root.UUID, max(c.Epoch, at.Epoch)
+				case !away(err):
+					return c, err
+				default:
+					missing = time.Now().Before(end)
+				}
+			}
 		}
-		for _, info := range page {
-			at, ok := layout.ParseRootName(info.Name)
-			if !ok {
-				continue
-			}
-			root, err := d.rootOf(ctx, at, info.Size)
-			switch {
-			case err == nil:
-				c.UUID = root.UUID
-			case away(err): // it is gone, and listed still
-				continue
-			default:
-				return c, err
-			}
-			c.Epoch = max(c.Epoch, at.Epoch)
+		if !missing {
+			return c, nil
 		}
 	}
-	return c, nil
 }
+
+// patience is how long a root may be away that is listed.
+const patience = 30 * time.Second
 
 // Begin writes the first root, and returns its name without its prefix. Nothing
 // is known of the chunks in it: if the request that makes the disk one of version
