@@ -13,10 +13,11 @@ import (
 // -r it sees what was there when it came, and with follow= what came since.
 func TestFollowServed(t *testing.T) {
 	t.Parallel()
-	name, params := logVolume(t, diskSize)
-	writer := serve(t, append(params[:2:2], "lease=6")...)
-	harness.Upload(t, writer.URI, harness.Random(1, diskSize))
-	script := `
+	clouds(t, func(t *testing.T, c *harness.Cloud) {
+		name, params := logVolume(t, c, logSize)
+		writer := serve(t, append(params[:2:2], "lease=6")...)
+		harness.Upload(t, writer.URI, harness.Random(1, logSize))
+		script := `
 import time
 assert h.is_read_only()
 w = nbd.NBD()
@@ -35,32 +36,32 @@ w.pwrite(old, 0)
 w.flush()
 w.shutdown()
 `
-	run := func(uri, wait, seen string) {
-		t.Helper()
-		harness.Nbdsh(t, uri, strings.NewReplacer("WRITER", writer.URI, "WAIT", wait, "SEEN", seen).Replace(script))
-	}
-	still := harness.Serve(t, harness.Options{Params: params, Args: []string{"-r"}})
-	run(still.URI, "False", "old")
-	still.Stop(t)
-	follows := serve(t, append(params[:2:2], "follow=0.3")...) // it is read-only without -r
-	run(follows.URI, "True", `b"x" * 65536`)
-	follows.Stop(t)
-	writer.Stop(t)
+		run := func(uri, wait, seen string) {
+			t.Helper()
+			harness.Nbdsh(t, uri, strings.NewReplacer("WRITER", writer.URI, "WAIT", wait, "SEEN", seen).Replace(script))
+		}
+		still := harness.Serve(t, harness.Options{Params: params, Args: []string{"-r"}})
+		run(still.URI, "False", "old")
+		still.Stop(t)
+		follows := serve(t, append(params[:2:2], "follow=0.3")...) // it is read-only without -r
+		run(follows.URI, "True", `b"x" * 65536`)
+		follows.Stop(t)
+		writer.Stop(t)
 
-	c := harness.Dev(t)
-	chunks := harness.Name(t) + "-chunks"
-	c.Account(t).Setup(t, chunks, objects, objectSize)
-	v1 := []string{chunks, "secrets=" + harness.Secrets(t, c.Section(chunks))}
-	for _, bad := range []struct {
-		params []string
-		says   string
-	}{
-		{append(params[:2:2], "follow=1", "snapshot=x"), "snapshot x: there is no such snapshot"},
-		{append(params[:2:2], "follow=x"), "must be a number of seconds"},
-		{append(v1, "follow=1"), "a disk of version 1 of the format has no moments"},
-	} {
-		harness.Fail(t, harness.Options{Params: bad.params}).Want(t, bad.says)
-	}
-	ctl(t, params, "snapshot", name, "x")
-	harness.Fail(t, harness.Options{Params: append(params[:2:2], "follow=1", "snapshot=x")}).Want(t, "follow and snapshot exclude each other")
+		chunks := harness.Name(t) + "-chunks"
+		c.Account(t).Setup(t, chunks, objects, objectSize)
+		v1 := []string{chunks, "secrets=" + harness.Secrets(t, c.Section(chunks))}
+		for _, bad := range []struct {
+			params []string
+			says   string
+		}{
+			{append(params[:2:2], "follow=1", "snapshot=x"), "snapshot x: there is no such snapshot"},
+			{append(params[:2:2], "follow=x"), "must be a number of seconds"},
+			{append(v1, "follow=1"), "a disk of version 1 of the format has no moments"},
+		} {
+			harness.Fail(t, harness.Options{Params: bad.params}).Want(t, bad.says)
+		}
+		ctl(t, params, "snapshot", name, "x")
+		harness.Fail(t, harness.Options{Params: append(params[:2:2], "follow=1", "snapshot=x")}).Want(t, "follow and snapshot exclude each other")
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,11 +61,62 @@ func (t *tokens) account(name string, now time.Time) (token, bool) {
 	return tok, true
 }
 
-// mayRead says whether the container's X-Container-Read lets the user of another
-// account read it: by ACCOUNT, or ACCOUNT:NAME.
-func (c *call) mayRead(tok token) bool {
+// cleanACL returns a container's ACL as Swift keeps it, or the text of a refusal
+// (swift.common.middleware.acl.clean_acl).
+func cleanACL(header, acl string) (clean, refusal string) {
+	var values []string
+	for raw := range strings.SplitSeq(acl, ",") {
+		raw = strings.TrimSpace(raw)
+		first, second, colon := strings.Cut(raw, ":")
+		first, second = strings.TrimSpace(first), strings.TrimSpace(second)
+		switch {
+		case raw == "":
+		case !colon || !strings.HasPrefix(first, "."):
+			values = append(values, raw)
+		case first != ".r" && first != ".ref" && first != ".referer" && first != ".referrer":
+			return "", "Unknown designator '" + first + "' in ACL: '" + raw + "'"
+		case header == "X-Container-Write":
+			return "", "Referrers not allowed in write ACL: '" + raw + "'"
+		default:
+			second, minus := strings.CutPrefix(second, "-")
+			second = strings.TrimSpace(second)
+			if second != "*" {
+				second = strings.TrimSpace(strings.TrimPrefix(second, "*"))
+			}
+			if second == "" || second == "." {
+				return "", "No host/domain value after referrer designation in ACL: '" + raw + "'"
+			}
+			if minus {
+				second = "-" + second
+			}
+			values = append(values, ".r:"+second)
+		}
+	}
+	return strings.Join(values, ","), ""
+}
+
+// ownerHeaders are not shown to those whom only an ACL lets in (Swift's
+// swift_owner_headers).
+var ownerHeaders = map[string]bool{
+	"X-Container-Read": true, "X-Container-Write": true,
+	"X-Container-Meta-Temp-Url-Key": true, "X-Container-Meta-Temp-Url-Key-2": true,
+}
+
+// permitted says whether the container's ACL lets a guest do this, or somebody
+// without a token. Of referrers only "*" is known.
+func (c *call) permitted(tok token) bool {
 	a := c.s.accounts[c.accountName]
-	if a == nil || c.containerName == "" || c.method != http.MethodGet && c.method != http.MethodHead {
+	if a == nil || c.containerName == "" {
+		return false
+	}
+	list := "X-Container-Read"
+	switch c.method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodPut, http.MethodPost, http.MethodDelete:
+		if list = "X-Container-Write"; c.objectName == "" {
+			return false
+		}
+	default:
 		return false
 	}
 	box := a.container(c.containerName)
@@ -72,13 +124,12 @@ func (c *call) mayRead(tok token) bool {
 		return false
 	}
 	box.mu.RLock()
-	defer box.mu.RUnlock()
-	for who := range strings.SplitSeq(box.meta["X-Container-Read"], ",") {
-		if who = strings.TrimSpace(who); who != "" && (who == tok.user || who == strings.TrimPrefix(tok.account, "AUTH_")) {
-			return true
-		}
+	acl := strings.Split(box.meta[list], ",")
+	box.mu.RUnlock()
+	if slices.Contains(acl, ".r:*") && (c.objectName != "" || slices.Contains(acl, ".rlistings")) {
+		return true
 	}
-	return false
+	return tok.account != "" && (slices.Contains(acl, tok.user) || slices.Contains(acl, strings.TrimPrefix(tok.account, "AUTH_")))
 }
 
 // RevokeTokens revokes every token that was given out so far. Requests with
@@ -172,7 +223,10 @@ func (c *call) authorized() bool {
 	name := first(c.r.Header.Get("X-Auth-Token"), c.r.Header.Get("X-Storage-Token"))
 	tok, ok := c.s.tokens.account(name, c.s.clock())
 	switch {
-	case ok && (tok.account == c.accountName || c.mayRead(tok)):
+	case ok && tok.account == c.accountName:
+		return true
+	case (ok || name == "") && c.permitted(tok):
+		c.guest = true
 		return true
 	case c.accountName == "":
 		return true // there is nothing behind such a path

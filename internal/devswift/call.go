@@ -27,6 +27,7 @@ type call struct {
 	version, accountName, containerName, objectName string
 
 	tempURL bool // authorised by a signature, not by a token
+	guest   bool // authorised by a container's ACL
 
 	// The result, for the journal.
 	status         int

@@ -15,6 +15,9 @@ import (
 // start serves an embedded Swift for the time of a test.
 func start(t *testing.T, o devswift.Options) (*devswift.Server, conformance.Target) {
 	t.Helper()
+	if len(o.Users) == 0 {
+		o.Users = []devswift.User{{Account: "test", Name: "tester", Key: "testing"}, {Account: "test2", Name: "tester2", Key: "testing2"}}
+	}
 	s, err := devswift.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -27,7 +30,7 @@ func start(t *testing.T, o devswift.Options) (*devswift.Server, conformance.Targ
 		}
 		h.Close()
 	})
-	return s, conformance.Target{AuthURL: h.URL + "/auth/v1.0", User: "test:tester", Key: "testing"}
+	return s, conformance.Target{AuthURL: h.URL + "/auth/v1.0", User: "test:tester", Key: "testing", Guest: "test2:tester2", GuestKey: "testing2"}
 }
 
 func TestConformanceMemory(t *testing.T) {
@@ -46,6 +49,7 @@ func TestConformanceReal(t *testing.T) {
 	login := storetest.RealLogin(t)
 	conformance.Run(t, conformance.Target{
 		AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal(),
+		Guest: "test2:tester2", GuestKey: "testing2", // scripts/saio.sh
 		Remembers: 70 * time.Second, // a minute, by Swift's default
 	})
 }

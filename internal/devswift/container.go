@@ -40,7 +40,11 @@ func (c *call) containerChanges() (map[string]string, string) {
 	}
 	for _, key := range []string{"X-Container-Read", "X-Container-Write"} {
 		if values, ok := c.r.Header[key]; ok {
-			changes[key] = values[0]
+			clean, refusal := cleanACL(key, values[0])
+			if refusal != "" {
+				return nil, refusal
+			}
+			changes[key] = clean
 		}
 	}
 	for key := range removals(c.r.Header, "Container") {
@@ -180,7 +184,9 @@ func (c *call) getContainer(a *account) {
 	meta, count, bytes, created, changed := t.meta, t.count, t.bytes, t.created, t.changed
 	t.mu.RUnlock()
 	for key, value := range meta {
-		c.header(key, value)
+		if !c.guest || !ownerHeaders[key] {
+			c.header(key, value)
+		}
 	}
 	if h := c.hidden(a, t.name, false); h != nil {
 		for _, o := range h.kept("", c.ts) {

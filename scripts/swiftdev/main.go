@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 
 // Command swiftdev serves an embedded Swift on loopback, for trying swiftnbd
-// out and for its tests: v1 authentication at /auth/v1.0, user test:tester,
-// key testing.
+// out and for its tests: v1 authentication at /auth/v1.0, user test:tester with the
+// key testing, and in an account of its own test2:tester2 with the key testing2.
 //
 // Once it listens it prints the authentication URL in one line on standard
 // output. SIGTERM and SIGINT end it. Exit status: 0 after a signal, 1 when it
@@ -32,6 +32,12 @@ import (
 
 // drain is how long requests under way may take once a signal came.
 const drain = 5 * time.Second
+
+// users are those of scripts/saio.sh, as far as tests of both need them.
+var users = []devswift.User{
+	{Account: "test", Name: "tester", Key: "testing"},
+	{Account: "test2", Name: "tester2", Key: "testing2"},
+}
 
 func main() {
 	// The heap is nearly all bodies, which cost nothing to scan: collect early
@@ -85,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return usage("--listen: %v", err)
 	}
 	if err := serve(ctx, *listen, devswift.Options{
-		Dir: *dir, Latency: *latency, Bandwidth: rate, Journal: -1, TokenLife: *life, DeadToken: *dead,
+		Dir: *dir, Latency: *latency, Bandwidth: rate, Journal: -1, TokenLife: *life, DeadToken: *dead, Users: users,
 	}, stdout, stderr); err != nil {
 		fmt.Fprintf(stderr, "swiftdev: %v\n", err)
 		return 1

@@ -36,6 +36,9 @@ type Target struct {
 	AuthURL string // v1, such as http://127.0.0.1:8080/auth/v1.0
 	User    string // ACCOUNT:USER
 	Key     string
+	// Guest is a user of another account, with GuestKey; empty: there is none, and
+	// what ACLs give is not tried.
+	Guest, GuestKey string
 	// Remembers is how long a proxy may remember an earlier state of an account
 	// or a container; 0: not at all.
 	Remembers time.Duration
@@ -68,7 +71,7 @@ func Run(t *testing.T, target Target) {
 	for _, group := range []map[string]func(*run){
 		authCases, containerCases, listingCases, metadataCases, objectCases, expiryCases,
 		conditionCases, rangeCases, copyCases, bulkCases, tempURLCases, connectionCases,
-		versionsCases,
+		versionsCases, aclCases,
 	} {
 		for _, name := range slices.Sorted(maps.Keys(group)) {
 			cases.Add(1)
@@ -93,10 +96,16 @@ type client struct {
 	root       string // what stands before /v1/ in the storage URL
 	account    string
 	token      string
+	guest      string // the guest's token
 }
 
 func (c *client) login(t *testing.T) {
 	t.Helper()
+	if c.target.Guest != "" {
+		g := client{target: Target{AuthURL: c.target.AuthURL, User: c.target.Guest, Key: c.target.GuestKey}, http: c.http}
+		g.login(t)
+		c.guest = g.token
+	}
 	req, err := http.NewRequest(http.MethodGet, c.target.AuthURL, nil)
 	if err != nil {
 		t.Fatal(err)
