@@ -53,12 +53,9 @@ var zeroes [1 << 20]byte
 // until commit: the download goes into FILE.partial. "-" is stdout.
 func openImage(path string, stdout io.Writer) (*image, error) {
 	if path == "-" {
-		f, ok := stdout.(*os.File)
-		if !ok {
-			return nil, errors.New("standard output is no file")
-		}
-		if _, tty := terminal(f); tty {
-			return nil, errors.New("not writing a disk to a terminal")
+		f, err := streamOf(stdout, "a disk")
+		if err != nil {
+			return nil, err
 		}
 		return &image{kind: imageStream, file: f, path: "standard output"}, nil
 	}
@@ -82,7 +79,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		return openPartial(real, info)
 	}
 	kind, flags := imageStream, os.O_WRONLY
-	if info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0 {
+	if isBlockDevice(info.Mode()) {
 		// O_EXCL refuses a device that is mounted or in use otherwise.
 		kind, flags = imageDevice, os.O_WRONLY|os.O_EXCL
 	}
@@ -210,7 +207,7 @@ func (im *image) commit() error {
 	if im.kind == imageFile {
 		// Before the lock goes with the file: another download would begin anew in
 		// what is complete.
-		if err := os.Rename(im.temp, im.path); err != nil {
+		if err := renameDurably(im.temp, im.path); err != nil {
 			return im.end(err)
 		}
 		_ = os.Remove(im.record)
@@ -221,12 +218,32 @@ func (im *image) commit() error {
 		}
 		return err
 	}
-	if im.kind != imageFile {
-		return nil
+	return nil
+}
+
+// streamOf returns standard output as what is to be written to it.
+func streamOf(stdout io.Writer, what string) (*os.File, error) {
+	f, ok := stdout.(*os.File)
+	if !ok {
+		return nil, errors.New("standard output is no file")
 	}
-	// Make the name durable as well. Not every file system can do this, and the
-	// data is there without it.
-	if dir, err := os.Open(filepath.Dir(im.path)); err == nil {
+	if _, tty := terminal(f); tty {
+		return nil, fmt.Errorf("not writing %s to a terminal", what)
+	}
+	return f, nil
+}
+
+func isBlockDevice(mode fs.FileMode) bool {
+	return mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0
+}
+
+// renameDurably gives a file its final name, and makes the name durable. Not every
+// file system can do the latter, and the data is there without it.
+func renameDurably(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if dir, err := os.Open(filepath.Dir(to)); err == nil {
 		_ = dir.Sync()
 		_ = dir.Close()
 	}

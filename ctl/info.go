@@ -21,7 +21,7 @@ import (
 )
 
 func (t *tool) infoCommand() *cobra.Command {
-	var asJSON, full bool
+	var full bool
 	cmd := &cobra.Command{
 		Use:   "info CONTAINER",
 		Short: "Show what is known of a container",
@@ -35,7 +35,7 @@ of version 2 it shows how much of the log is in use, and what opening it reads.`
 			if err != nil {
 				return err
 			}
-			if asJSON {
+			if t.json {
 				return t.encode(in)
 			}
 			return t.printInfo(in)
@@ -43,7 +43,7 @@ of version 2 it shows how much of the log is in use, and what opening it reads.`
 		ValidArgsFunction: t.completeContainers(false),
 	}
 	cmd.Flags().BoolVar(&full, "full", false, "of version 2, read the map however large it is, to find out how much of the log is in use")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	t.jsonFlag(cmd)
 	return cmd
 }
 

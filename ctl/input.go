@@ -76,7 +76,7 @@ func openInput(ctx context.Context, path, format string, stdin io.Reader) (input
 		return nil, fmt.Errorf("%s: only a file can be a %s image", path, format)
 	}
 	switch {
-	case mode.IsRegular(), mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0:
+	case mode.IsRegular(), isBlockDevice(mode):
 		in, err := newRawInput(f, f)
 		if err != nil {
 			f.Close()

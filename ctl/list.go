@@ -22,7 +22,7 @@ import (
 const listAtOnce = 8
 
 func (t *tool) listCommand() *cobra.Command {
-	var simple, asJSON bool
+	var simple bool
 	cmd := &cobra.Command{
 		Use:   "list [CONTAINER…]",
 		Short: "List the containers and who uses them",
@@ -31,7 +31,7 @@ shows the size, the objects, the version of the format, whether the export is
 read-only, who holds the lock, and since when. If the command cannot look at a
 container, it prints an error, lists the others, and ends with exit status 1.`,
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			if simple && asJSON {
+			if simple && t.json {
 				return usagef("--simple-output and --json exclude each other")
 			}
 			entries, err := t.look(ctx, args)
@@ -39,7 +39,7 @@ container, it prints an error, lists the others, and ends with exit status 1.`,
 				return err
 			}
 			switch {
-			case asJSON:
+			case t.json:
 				err = t.printJSON(entries)
 			case simple:
 				err = t.printSimple(entries)
@@ -63,7 +63,7 @@ container, it prints an error, lists the others, and ends with exit status 1.`,
 	}
 	cmd.Flags().BoolVarP(&simple, "simple-output", "s", false, "print one line for each container, as swiftnbd 0.11 did")
 	cmdline.Old(cmd.Flags(), "simple-output")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	t.jsonArrayFlag(cmd)
 	return cmd
 }
 

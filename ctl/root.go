@@ -195,9 +195,14 @@ func (t *tool) containersWith(prefix string) []cobra.Completion {
 	return names
 }
 
-// jsonFlag gives a command whose result is one object its --json.
+// jsonFlag gives a command whose result is one object its --json, and jsonArrayFlag
+// one whose result is an array.
 func (t *tool) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.json, "json", false, "print a JSON object")
+}
+
+func (t *tool) jsonArrayFlag(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&t.json, "json", false, "print a JSON array")
 }
 
 // fault reports an error, warn prints a warning, and say prints a result for

@@ -126,17 +126,12 @@ func openIncrement(path string, stdout io.Writer, h increment.Header) (*incremen
 	info, err := os.Stat(path)
 	switch {
 	case path == "-":
-		file, ok := stdout.(*os.File)
-		if !ok {
-			return nil, errors.New("standard output is no file")
+		if f.file, err = streamOf(stdout, "an increment"); err != nil {
+			return nil, err
 		}
-		if _, tty := terminal(file); tty {
-			return nil, errors.New("not writing an increment to a terminal")
-		}
-		f.file = file
 	case err == nil && info.IsDir():
 		return nil, fmt.Errorf("%s: is a directory", path)
-	case err == nil && info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0:
+	case err == nil && isBlockDevice(info.Mode()):
 		return nil, fmt.Errorf("%s: an increment goes to a file or a pipe, and not to a block device", path)
 	case err == nil && !info.Mode().IsRegular():
 		if f.file, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
@@ -211,12 +206,8 @@ func (f *incrementFile) commit() error {
 	if err := f.file.Close(); err != nil {
 		return f.abort(err)
 	}
-	if err := os.Rename(f.file.Name(), f.final); err != nil {
+	if err := renameDurably(f.file.Name(), f.final); err != nil {
 		return f.abort(err)
-	}
-	if dir, err := os.Open(filepath.Dir(f.final)); err == nil {
-		_ = dir.Sync() // not every file system can, and the data is there without it
-		_ = dir.Close()
 	}
 	return nil
 }
@@ -249,7 +240,7 @@ func openPatched(path string, x *logdisk.Diff) (*patched, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &patched{path: path, size: x.To.Size, device: info.Mode()&fs.ModeDevice != 0 && info.Mode()&fs.ModeCharDevice == 0}
+	p := &patched{path: path, size: x.To.Size, device: isBlockDevice(info.Mode())}
 	flags := os.O_RDWR
 	switch {
 	case info.IsDir():

@@ -154,7 +154,6 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 }
 
 func (t *tool) snapshotsCommand() *cobra.Command {
-	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "snapshots CONTAINER",
 		Short: "List the snapshots of a disk",
@@ -163,11 +162,11 @@ size of the disk then, how much of it had data, and about how much is in Swift f
 snapshot alone. Deleting the snapshot frees at least that. The disk may be in use.`,
 		Args: needs("CONTAINER"),
 		RunE: t.verb(func(ctx context.Context, args []string) error {
-			return t.snapshots(ctx, args[0], asJSON)
+			return t.snapshots(ctx, args[0])
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	t.jsonArrayFlag(cmd)
 	return cmd
 }
 
@@ -187,7 +186,7 @@ type copyOf struct {
 	Root string `json:"root"` // the name of the snapshot's root, without the prefix
 }
 
-func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
+func (t *tool) snapshots(ctx context.Context, name string) error {
 	c, state, err := t.openLog(ctx, name)
 	if err != nil {
 		return err
@@ -196,7 +195,7 @@ func (t *tool) snapshots(ctx context.Context, name string, asJSON bool) error {
 	if err != nil {
 		return c.explain(ctx, err)
 	}
-	if asJSON {
+	if t.json {
 		found := []snapshotFound{}
 		for _, s := range list {
 			one := snapshotFound{Name: s.Name, Made: s.Made.UTC(), Size: s.Size, Bytes: s.Bytes, Only: s.Only}

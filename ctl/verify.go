@@ -28,8 +28,8 @@ var youngest = 10 * time.Minute
 
 // verifying says how verify was called.
 type verifying struct {
-	quick, repair, asJSON, quiet bool
-	connections                  int
+	quick, repair, quiet bool
+	connections          int
 }
 
 func (t *tool) verifyCommand() *cobra.Command {
@@ -56,9 +56,9 @@ nothing needs, and 4 if something is damaged or lost.`,
 	f := cmd.Flags()
 	f.BoolVar(&v.quick, "quick", false, "check that all objects are there, and what they say of themselves, and do not read the data")
 	f.BoolVar(&v.repair, "repair", false, "do what needs no guess: delete stray objects, and write the name of the newest root anew")
-	f.BoolVar(&v.asJSON, "json", false, "print a JSON object")
 	f.BoolVarP(&v.quiet, "quiet", "q", false, "show no progress bar")
 	connectionsFlag(cmd, &v.connections)
+	t.jsonFlag(cmd)
 	return cmd
 }
 
@@ -228,7 +228,7 @@ func (v *verified) judge() {
 
 // printVerified prints what verify has found.
 func (t *tool) printVerified(out *verified, v verifying) error {
-	if v.asJSON {
+	if t.json {
 		return t.encode(out)
 	}
 	var b strings.Builder
