@@ -168,20 +168,11 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	if err != nil {
 		return out, err
 	}
-	md, err := c.contact.Metadata(ctx)
-	exists := err == nil
-	if exists || errors.Is(err, store.ErrContainerNotFound) {
-		if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
-			return out, err
-		}
+	md, exists, err := t.place(ctx, c)
+	if err != nil {
+		return out, err
 	}
-	switch {
-	case errors.Is(err, store.ErrContainerNotFound):
-		out.Created = true
-		t.say("%s doesn't exist, will be created", name)
-	case err != nil:
-		return out, c.explain(ctx, err)
-	default:
+	if out.Created = !exists; exists {
 		if err := md.Versions.Restores(name); err != nil {
 			return out, fmt.Errorf("%s %w", name, err)
 		}
@@ -206,6 +197,23 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 		return out, c.explain(ctx, err)
 	}
 	return out, nil
+}
+
+// place reads the metadata of the container for a new disk, if it exists, and refuses
+// a storage policy that it cannot have.
+func (t *tool) place(ctx context.Context, c *container) (md store.Metadata, exists bool, err error) {
+	md, err = c.contact.Metadata(ctx)
+	exists = err == nil
+	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+		return md, false, c.explain(ctx, err)
+	}
+	if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
+		return md, exists, err
+	}
+	if !exists {
+		t.say("%s doesn't exist, will be created", c.name)
+	}
+	return md, exists, nil
 }
 
 // checkPolicy returns why the container cannot have the storage policy. An empty
@@ -266,7 +274,7 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 			return c.explain(ctx, err)
 		}
 		if len(page) > 0 {
-			return fmt.Errorf("%s is not a swiftnbd container and holds objects, such as %s: --force would set it up all the same", c.name, page[0].Name)
+			return fmt.Errorf("%s is not a swiftnbd container and holds objects, such as %s: --force would set it up all the same", c.name, store.OneLine(page[0].Name))
 		}
 	}
 	page, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Limit: 1})
@@ -275,7 +283,7 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 	}
 	if len(page) > 0 && page[0].Size != g.ObjectSize() {
 		t.warn("%s holds objects of %d bytes (%s), which a disk with objects of %d bytes cannot read",
-			c.name, page[0].Size, page[0].Name, g.ObjectSize())
+			c.name, page[0].Size, store.OneLine(page[0].Name), g.ObjectSize())
 	}
 	if len(page) > 0 {
 		beyond, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Marker: chunked.ObjectName(geometry.ChunkIndex(g.Objects() - 1)), Limit: 1})
@@ -283,7 +291,7 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 			return c.explain(ctx, err)
 		}
 		if len(beyond) > 0 {
-			t.warn("%s holds objects beyond the new end, from %s: they stay, unused", c.name, beyond[0].Name)
+			t.warn("%s holds objects beyond the new end, from %s: they stay, unused", c.name, store.OneLine(beyond[0].Name))
 		}
 	}
 	return nil

@@ -49,20 +49,12 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if err != nil {
 		return out, err
 	}
-	md, err := c.contact.Metadata(ctx)
-	exists := err == nil
-	if exists || errors.Is(err, store.ErrContainerNotFound) {
-		if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
-			return out, err
-		}
+	md, exists, err := t.place(ctx, c)
+	if err != nil {
+		return out, err
 	}
 	var roots uint64 // what interrupted setups have left
-	switch {
-	case errors.Is(err, store.ErrContainerNotFound):
-		t.say("%s doesn't exist, will be created", name)
-	case err != nil:
-		return out, c.explain(ctx, err)
-	default:
+	if exists {
 		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
 			return out, err
 		}
@@ -149,7 +141,7 @@ func (t *tool) freeForLog(ctx context.Context, c *container, md store.Metadata, 
 		for _, o := range page {
 			at, ok := layout.ParseRootName(o.Name)
 			if !ok || at.Epoch != 0 {
-				return 0, fmt.Errorf("%s holds objects, such as %s: a disk of version 2 needs an empty container%s", c.name, o.Name, hint)
+				return 0, fmt.Errorf("%s holds objects, such as %s: a disk of version 2 needs an empty container%s", c.name, store.OneLine(o.Name), hint)
 			}
 			roots = at.N
 		}

@@ -133,3 +133,16 @@ func TestSetupLogInterrupted(t *testing.T) {
 		t.Errorf("interrupted %d times only", interrupted)
 	}
 }
+
+// TestSetupOddNames: names of objects that others have written are in one line.
+func TestSetupOddNames(t *testing.T) {
+	for _, args := range [][]string{{"--format", "2", "--size", "1M"}, {"16"}} {
+		b := newBench(t, devswift.Options{}, "disk")
+		b.create("disk")
+		b.put("disk", "a\nb\x1b[31m", nil)
+		r := b.run(append([]string{"setup", "disk"}, args...)...)
+		if r.code != 1 || strings.Count(r.err, "\n") != 1 || strings.Contains(r.err, "\x1b") || !strings.Contains(r.err, "holds objects, such as ") {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+}
