@@ -123,7 +123,7 @@ func (t *tool) detachWhenFree(index int, served <-chan error, log func(string, .
 		}
 		if err.Error() != last {
 			last = err.Error()
-			log("not yet: %v", err)
+			log("not detached yet: %v", err)
 		}
 		select {
 		case err := <-served:

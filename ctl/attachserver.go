@@ -86,6 +86,14 @@ func (t *tool) pluginLogin() []string {
 	add("authurl", l.AuthURL, "")
 	add("cacert", t.cacert, "")
 	add("storage-url", t.storageURL, "")
+	add("cloud", l.Cloud, "")
+	add("region", t.region, "")
+	add("endpoint-type", t.endpoint, "")
+	add("cert", t.cert, "")
+	add("key", t.key, "")
+	if t.insecure {
+		add("insecure", "1", "")
+	}
 	if l.Keystone {
 		add("keystone-auth", "1", "")
 		add("keystone-region", k.RegionName, "")

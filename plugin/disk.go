@@ -103,7 +103,7 @@ func (d *disk) end(last bool) bool {
 	}
 	nbdkit.Errorf("%s: %v", d.name, err)
 	if d.device != nil && last {
-		nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes", d.name)
+		nbdkit.Errorf("%s: the lock is kept: the disk in Swift lacks these bytes, which are lost. What was flushed is there: look at the disk, and free it with \"swiftnbd-ctl unlock %[1]s\"", d.name)
 		fail()
 		d.counts.Close()
 		d.device.Abandon()

@@ -86,7 +86,7 @@ func (e *exports) current() *config.Secrets {
 	e.stamp = stampOf(info)
 	fresh, warning, err := config.ReadSecrets(e.params.secretsPath())
 	if err != nil {
-		nbdkit.Errorf("the secrets file has changed and is not used: %v", err)
+		nbdkit.Errorf("the secrets file has changed and is not used, and what was read before counts on: %v", err)
 		return e.secrets
 	}
 	if warning != "" {

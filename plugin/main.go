@@ -89,7 +89,7 @@ func (p *plugin) AfterFork() error {
 	}
 	serveMetrics(e.metrics, p.params.metrics)
 	if err := onStop(func() { e.closeAll(false); tellClosed() }); err != nil {
-		nbdkit.Errorf("signals: %v (what is dirty is written when the last client has left)", err)
+		nbdkit.Errorf("signals cannot be caught: %v: at SIGTERM, what is dirty is written when the last client has left, and not before", err)
 	}
 	return nil
 }

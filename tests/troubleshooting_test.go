@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,19 +65,26 @@ func TestTroubleshooting(t *testing.T) {
 }
 
 // logged is a message that a disk logs while it is served.
-var logged = map[string]bool{"Log": true, "log": true, "warn": true}
+// Errorf is nbdkit's.
+var logged = map[string]bool{"Log": true, "log": true, "warn": true, "Errorf": true}
+
+// logging are the files of the programs that log while a disk is served.
+var logging = []string{
+	"internal/cache/*.go", "internal/chunked/*.go", "internal/control/*.go", "internal/device/*.go", "internal/lease/*.go",
+	"internal/logdisk/*.go", "internal/nbd/bridge/*.go", "plugin/*.go", "ctl/attach*.go",
+}
 
 // TestTroubleshootingLog checks that docs/TROUBLESHOOTING.md explains each line
-// that the packages of a disk log.
+// that a server or "attach" logs.
 func TestTroubleshootingLog(t *testing.T) {
 	t.Parallel()
 	verb := regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
 	text := read(t, "docs", "TROUBLESHOOTING.md")
 	found := 0
-	for _, dir := range []string{"cache", "chunked", "control", "device", "lease", "logdisk"} {
-		paths, err := filepath.Glob(filepath.Join(harness.Root(t), "internal", dir, "*.go"))
-		if err != nil {
-			t.Fatal(err)
+	for _, files := range logging {
+		paths, err := filepath.Glob(filepath.Join(harness.Root(t), files))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("the files %s: %v, %v", files, paths, err)
 		}
 		for _, path := range paths {
 			if strings.HasSuffix(path, "_test.go") {
@@ -95,6 +103,9 @@ func TestTroubleshootingLog(t *testing.T) {
 				switch f := call.Fun.(type) {
 				case *ast.SelectorExpr:
 					name = f.Sel.Name
+					if of, ok := f.X.(*ast.Ident); ok && of.Name == "fmt" {
+						return true // an error, which is logged or returned elsewhere
+					}
 				case *ast.Ident:
 					name = f.Name
 				}
@@ -107,7 +118,7 @@ func TestTroubleshootingLog(t *testing.T) {
 					t.Fatal(err)
 				}
 				message, _, _ = strings.Cut(verb.ReplaceAllString(message, "…"), "\n")
-				if message == "…" {
+				if strings.Trim(message, "…: ") == "" {
 					return true // an error, whose own text it is
 				}
 				found++
@@ -121,4 +132,97 @@ func TestTroubleshootingLog(t *testing.T) {
 	if found < 15 {
 		t.Errorf("only %d messages are found in the sources", found)
 	}
+}
+
+// hidden are errors with a name that nobody sees, with the reason.
+var hidden = map[string]string{
+	"no faster than writing zeroes":            "NBD's ENOTSUP, which a client asks for",
+	"it has changed":                           "ends a walk in ctl",
+	"failed":                                   "ctl has printed the error already",
+	"a field is cut off or too long":           "is printed behind the object that is damaged",
+	"a field is not in its shortest form":      "is printed behind the object that is damaged",
+	"a field is too large":                     "is printed behind the object that is damaged",
+	"the cluster does not check signed writes": "is printed in the line that writes are not fenced",
+}
+
+// TestTroubleshootingErrors checks that docs/TROUBLESHOOTING.md explains each error
+// of our programs that has a name: a variable of a package.
+func TestTroubleshootingErrors(t *testing.T) {
+	t.Parallel()
+	text := read(t, "docs", "TROUBLESHOOTING.md")
+	found := make(map[string]bool)
+	for _, dir := range []string{"ctl", "plugin", "internal"} {
+		err := filepath.WalkDir(filepath.Join(harness.Root(t), dir), func(path string, d fs.DirEntry, err error) error {
+			if d != nil && d.IsDir() && slices.Contains([]string{"devswift", "faulty", "storetest", "testdata"}, d.Name()) {
+				return fs.SkipDir // programs for tests
+			}
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			if err != nil {
+				return err
+			}
+			for _, decl := range file.Decls {
+				g, ok := decl.(*ast.GenDecl)
+				if !ok || g.Tok != token.VAR {
+					continue
+				}
+				for _, spec := range g.Specs {
+					for _, value := range spec.(*ast.ValueSpec).Values {
+						if message := newError(t, value); message != "" {
+							found[message] = true
+							if hidden[message] == "" && !strings.Contains(text, "- `"+message+"`\n") {
+								t.Errorf("docs/TROUBLESHOOTING.md does not explain the error of %s: %s", filepath.Base(path), message)
+							}
+						}
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(found) < 40 {
+		t.Errorf("only %d errors are found in the sources", len(found))
+	}
+	for message := range hidden {
+		if !found[message] {
+			t.Errorf("no package has the error %q any more", message)
+		}
+	}
+}
+
+// newError returns the text of errors.New, of which the first literal counts, or "".
+func newError(t testing.TB, value ast.Expr) string {
+	call, ok := value.(*ast.CallExpr)
+	if !ok || len(call.Args) != 1 {
+		return ""
+	}
+	f, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok {
+		return ""
+	}
+	if of, is := f.X.(*ast.Ident); !is || of.Name != "errors" || f.Sel.Name != "New" {
+		return ""
+	}
+	arg := call.Args[0]
+	for {
+		sum, ok := arg.(*ast.BinaryExpr)
+		if !ok {
+			break
+		}
+		arg = sum.X
+	}
+	l, ok := arg.(*ast.BasicLit)
+	if !ok {
+		return ""
+	}
+	message, err := strconv.Unquote(l.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return message
 }

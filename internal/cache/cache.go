@@ -225,7 +225,7 @@ func (c *Cache) Context() context.Context { return c.ctx }
 func (c *Cache) recoverPanic() {
 	if r := recover(); r != nil {
 		err := fmt.Errorf("internal error in the cache: %v", r)
-		c.opts.Log("%v: the disk is given up\n%s", err, debug.Stack())
+		c.opts.Log("%v: the disk is given up: clients get errors, and nothing more is written; what was flushed is in Swift\n%s", err, debug.Stack())
 		c.Abort(err)
 	}
 }

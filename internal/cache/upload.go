@@ -230,7 +230,7 @@ func (c *Cache) finish(ch *chunk, u *upload, err error) {
 		c.pace.uploaded()
 	case c.ctx.Err() == nil:
 		c.stats.Failures.Add(1)
-		c.opts.Log("write back: %v (kept, and tried again)", err)
+		c.opts.Log("write back: %v (kept in memory, and tried again: it is lost if this process is killed)", err)
 		c.pause.Store(time.Now().Add(c.opts.Pause).UnixNano())
 		c.budget.failed(err, time.Unix(0, c.lastWin.Load()), c.opts.Patience)
 		c.pace.failed(err, time.Unix(0, c.lastWin.Load()), c.opts.Patience)

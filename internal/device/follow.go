@@ -89,7 +89,7 @@ func (f *followed) look(ctx context.Context, over *followedMoment) {
 	switch {
 	case err != nil:
 		if f.ctx.Err() == nil {
-			f.log("look for a newer moment of the disk: %v", err)
+			f.log("look for a newer moment of the disk: %v (tried again; until then clients read the one before)", err)
 		}
 		return
 	case d == nil:

@@ -378,7 +378,7 @@ func (h *Held) checkFence(ctx context.Context, g store.Grant) {
 	case refused && time.Since(h.refused) > refusedFor && h.look(ctx) == nil:
 		if h.signed = false; h.probes == 0 {
 			h.probes = 1
-			h.o.Log("writes are not signed any more: Swift refuses the disk's key, although the disk is ours (%v)", err)
+			h.o.Log("writes are not signed any more: Swift refuses the disk's key, although the disk is ours (%v); the disk works, but Swift could not refuse what this server sends late, after another has taken the disk over", err)
 		}
 	case store.Transient(err) || ctx.Err() != nil || h.look(ctx) != nil:
 		// The result is not known, or the volume has another key now.

@@ -85,7 +85,7 @@ func (h *Held) loop(ctx context.Context) {
 			next = max(min(pause/3, time.Second), 10*time.Millisecond)
 			if !lapsed && h.o.Fence.Check() != nil {
 				lapsed = true
-				h.o.Log("the lease has run out and cannot be renewed: nothing is written, and nothing read, until it can: %v", err)
+				h.o.Log("the lease has run out and cannot be renewed: nothing is written, and nothing read, until it can; nothing is lost while this process runs: %v", err)
 			}
 		}
 	}
@@ -104,7 +104,7 @@ func (h *Held) doubt() {
 // lose ends the right to write for good.
 func (h *Held) lose(err error) {
 	h.o.Fence.Lose(err)
-	h.o.Log("%v", err)
+	h.o.Log("the disk is lost to this server, which writes nothing any more: %v; what was flushed is in Swift: unmount it, end this server, and start it again", err)
 }
 
 // tend checks once that we hold the volume, and renews the lease. ErrLost says

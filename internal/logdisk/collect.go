@@ -89,7 +89,7 @@ func (d *Disk) collect() {
 			err = d.retireChunks(d.behind, &r)
 		}
 		if err != nil && d.behind.Err() == nil {
-			d.o.Log("collect garbage: %v", err)
+			d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
 		}
 		select {
 		case <-tick.C:
@@ -312,7 +312,7 @@ func (d *Disk) spare(at layout.Position, err error) bool {
 	if !unreadable(err) {
 		return false
 	}
-	d.o.Log("collect: %v; the object stays as it is", err)
+	d.o.Log("collect: %v; the object stays as it is: run swiftnbd-ctl verify", err)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.objects.spoil(at, time.Now())

@@ -377,7 +377,7 @@ func guarded(f func() error) func() error {
 func (d *Disk) recoverPanic() {
 	if r := recover(); r != nil {
 		err := fmt.Errorf("internal error in the log: %v", r)
-		d.o.Log("%v: the disk is given up\n%s", err, debug.Stack())
+		d.o.Log("%v: the disk is given up: clients get errors, and nothing more is written; what was flushed is in Swift\n%s", err, debug.Stack())
 		d.Abort(err)
 	}
 }

@@ -90,7 +90,7 @@ func (d *Disk) merging() {
 			if d.behind.Err() != nil {
 				return
 			}
-			d.o.Log("merge the map's runs: %v", err)
+			d.o.Log("merge the map's runs: %v (tried again; no data is concerned)", err)
 			select {
 			case <-time.After(pause):
 			case <-d.behind.Done():

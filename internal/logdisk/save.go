@@ -278,7 +278,7 @@ func (d *Disk) putRoot(ctx context.Context) error {
 		volume.KeyRoot: layout.RootText(c.at), volume.KeySize: strconv.FormatInt(c.root.Size, 10),
 	})
 	if err != nil {
-		d.o.Log("note the newest root: %v", err)
+		d.o.Log("note the newest root: %v (no data is concerned: the next start takes some requests more)", err)
 	}
 	return nil
 }

@@ -203,7 +203,7 @@ func (d *Disk) noteUploaded(o *object, size int64, took time.Duration) (old [][]
 
 // failed tells those who wait for uploads that one has failed.
 func (d *Disk) failed(err error) {
-	d.o.Log("%v", err)
+	d.o.Log("write back: %v (kept in memory, and tried again: it is lost if this process is killed)", err)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.failing
@@ -275,7 +275,7 @@ func (d *Disk) loop() {
 		d.mu.Unlock()
 		if due {
 			if err := d.save(d.ctx); err != nil && d.ctx.Err() == nil {
-				d.o.Log("%v", err)
+				d.o.Log("save the map: %v (tried again; no data is concerned)", err)
 				wait = min(wait, d.o.Pause)
 			}
 		}

@@ -56,7 +56,7 @@ func (b *Bridge) resume(ctx context.Context, client io.Writer) error {
 		}
 		if limited.Err() == nil {
 			if last == nil || last.Error() != err.Error() {
-				b.o.Log("not yet: %v", err)
+				b.o.Log("the server is not back yet: %v", err)
 			}
 			last = err
 		}
