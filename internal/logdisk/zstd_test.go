@@ -386,15 +386,13 @@ func TestCompressForged(t *testing.T) {
 	for what, frame := range forged() {
 		t.Run(what, func(t *testing.T) {
 			v := newVolume(t, 1<<20)
-			at := layout.Position{N: 0}
-			// The log of the lease before.
 			v.o.Compress = true
 			d, err := v.open(t.Context(), v.box)
 			if err != nil {
 				t.Fatal(err)
 			}
-			at = layout.Position{Epoch: 1, N: 1}
 			d.Close()
+			at := layout.Position{Epoch: 1, N: 1} // in the log of that lease
 			if len(frame)+4 >= 4*layout.FrameSize {
 				frame = frame[:3*layout.FrameSize]
 			}
@@ -488,12 +486,12 @@ func TestCompressDamaged(t *testing.T) {
 	const size = 3 * recordBytes
 	rng := newRand(t)
 	v, other := newVolume(t, size), newVolume(t, size)
-	want := prose(rng, size)
+	content := prose(rng, size)
 	for _, v := range []*opener{v, other} {
 		v.o.Compress = true
 		d, err := v.open(t.Context(), v.box)
 		if err == nil {
-			err = errors.Join(d.Write(t.Context(), want, 0), d.Flush(t.Context()), d.Save(t.Context()))
+			err = errors.Join(d.Write(t.Context(), content, 0), d.Flush(t.Context()), d.Save(t.Context()))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -523,11 +521,23 @@ func TestCompressDamaged(t *testing.T) {
 			switch {
 			case i == 1 && (err == nil || !strings.Contains(err.Error(), name)):
 				t.Fatalf("%s: %v", what, err)
-			case i != 1 && alone && (err != nil || !bytes.Equal(p, want[first*blockSize:][:len(p)])):
+			case i != 1 && alone && (err != nil || !bytes.Equal(p, content[first*blockSize:][:len(p)])):
 				t.Fatalf("%s: block %d, which is whole: %v", what, first, err)
-			case i != 1 && err == nil && !bytes.Equal(p, want[first*blockSize:][:len(p)]):
+			case i != 1 && err == nil && !bytes.Equal(p, content[first*blockSize:][:len(p)]):
 				t.Fatalf("%s: wrong bytes", what)
 			}
+		}
+		// The collector does not move it, and a map that has a part of the record
+		// as another one harms nobody.
+		all := extentOfRecord(at, r[1])
+		if err := d.fetch(t.Context(), []want{{Extent: all, p: make([]byte, r[1].Bytes), raw: true}}); err == nil {
+			t.Fatalf("%s: it is moved", what)
+		}
+		inner := part(all, all.First+1, all.First+2)
+		inner.Place, inner.Bytes = inner.Place+8, 16
+		p := make([]byte, blockSize)
+		if err := d.fetch(t.Context(), []want{{Extent: part(all, all.First, all.First+1), p: p}, {Extent: inner, p: p}}); err == nil {
+			t.Fatalf("%s: a record within it is read", what)
 		}
 		report, err := Verify(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch, Timeout: time.Millisecond}, VerifyOptions{})
 		if err != nil || len(report.Damage) != 1 || report.Damage[0].Object != name || report.Damage[0].Blocks == 0 {
@@ -558,4 +568,49 @@ func TestCompressDamaged(t *testing.T) {
 	check("the object cut off in the record", whole[:(from+to)/2], false)
 	put(t, v.box, name, whole)
 	sound(t, v)
+}
+
+// TestCompressDiff compares two moments between which the collector has moved
+// compressed records, and taken blocks out of some: exactly, none has changed.
+func TestCompressDiff(t *testing.T) {
+	const size = 2 << 20
+	rng := newRand(t)
+	v := newVolume(t, size)
+	v.o = Options{Compress: true, Seal: 64 * layout.FrameSize, GC: 90, Every: time.Hour, Idle: time.Nanosecond}
+	d, err := v.open(t.Context(), v.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	do := doer(t)
+	do(d.Write(t.Context(), prose(rng, size), 0))
+	do(d.Flush(t.Context()))
+	for block := range int64(size / blockSize) {
+		if block%16 < 14*(block/16%2) {
+			do(d.Write(t.Context(), noise(rng, blockSize), block*blockSize))
+		}
+	}
+	do(d.Snapshot(t.Context(), "a"))
+	if n, err := d.collectOnce(t.Context()); err != nil || n == 0 {
+		t.Fatalf("%d objects were collected: %v", n, err)
+	}
+	do(d.Snapshot(t.Context(), "b"))
+	apart := 0
+	for _, records := range recordsOf(t, v) {
+		for _, r := range records {
+			if r.Unpacked {
+				apart += int(r.Count)
+			}
+		}
+	}
+	if moved := d.stats.Moved.Load(); apart == 0 || int64(apart) == moved {
+		t.Fatalf("%d blocks were moved, and %d were taken out of records", moved, apart)
+	}
+	x, err := OpenDiff(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch}, DiffOptions{From: "a", To: "b", Exact: true})
+	do(err)
+	defer x.Close()
+	do(x.Changes(t.Context(), func(c Change) error {
+		t.Errorf("%+v has not changed", c)
+		return nil
+	}))
 }
