@@ -86,6 +86,12 @@ func (b *budget) take(n int64, cl class) bool {
 	return b.takeUpTo(n, b.bound(cl)+min(b.frozen.Load(), b.reserve))
 }
 
+// hasRoom says whether n bytes are free for a client's request, and nobody waits
+// for memory.
+func (b *budget) hasRoom(n int64) bool {
+	return b.waiting[foreground].Load() == 0 && b.used.Load()+n <= b.bound(foreground)
+}
+
 // takeUpTo counts n bytes if the sum stays within bound.
 func (b *budget) takeUpTo(n, bound int64) bool {
 	for {

@@ -14,7 +14,8 @@
 // budget.mu, pace.mu, meter.mu, arena.mu and readahead.mu. These are leaves. A
 // chunk has to be looked up (shard.mu) before it can be locked, and shard.mu is
 // not held while chunk.mu is taken. If the chunk was evicted in between, it is
-// found dead and is looked up again. No mutex is held across a request to Swift
+// found dead and is looked up again. What a Through calls (keep) runs under
+// chunk.mu, or under shard.mu held for reading. No mutex is held across a request to Swift
 // or while waiting for memory.
 package cache
 

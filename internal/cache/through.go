@@ -53,9 +53,11 @@ func (onlyReader) Listed(context.Context, geometry.ChunkIndex) (bool, error) {
 // cache too. keep is called for one piece after another with a range that is
 // widened to multiples of align bytes; the bytes that this adds are what the
 // disk has there, and are read from the Reader where need be. keep runs with
-// the chunk locked: it must not wait. So of two changes of the same bytes the
+// the chunk locked, or kept out of the cache: it must not wait. So of two changes of the same bytes the
 // cache and keep have the same one last. The range must lie on the disk, align
 // must divide the chunks' size.
+//
+// When memory is short, the cache takes nothing new in (see around).
 func (c *Cache) Through(ctx context.Context, p []byte, off, align int64, keep func(p []byte, off int64)) error {
 	for piece := range c.geo.Pieces(off, int64(len(p))) {
 		if err := c.through(ctx, piece, p[piece.Buf:piece.Buf+piece.In.Len], align, keep); err != nil {
@@ -69,6 +71,9 @@ func (c *Cache) through(ctx context.Context, piece geometry.Piece, data []byte, 
 	r := piece.In
 	wide := geometry.ByteRange{Off: r.Off / align * align}
 	wide.Len = min(roundUp(r.End(), align), c.geo.ObjectSize()) - wide.Off
+	if r == wide && c.around(piece, data, keep) {
+		return nil
+	}
 	var pinned *chunk // so that nobody makes room of what it has just got
 	defer func() { c.unpin(pinned) }()
 	for {
@@ -113,6 +118,57 @@ func (c *Cache) through(ctx context.Context, piece geometry.Piece, data []byte, 
 		}
 		ch.mu.Unlock()
 		c.budget.giveBack(need)
+	}
+}
+
+// around is through without new memory: what the cache has of the bytes is
+// renewed, and nothing is evicted for the others. Written bytes may never be read
+// here, and the Reader has them. It returns false, and has done nothing, if there
+// is memory, or if a fetch is under way that may bring old bytes. The piece begins
+// and ends at multiples of align.
+func (c *Cache) around(piece geometry.Piece, data []byte, keep func([]byte, int64)) bool {
+	off := c.geo.Offset(piece.Chunk) + piece.In.Off
+	s := c.shardOf(piece.Chunk)
+	for {
+		s.mu.RLock()
+		ch := s.m[piece.Chunk]
+		if ch == nil {
+			full := !c.budget.hasRoom(c.arena.need(nil, piece.In) + overhead)
+			if full {
+				// As long as shard.mu is held, the chunk cannot come into the
+				// cache, and so no fetch of it begins.
+				keep(data, off)
+			}
+			s.mu.RUnlock()
+			return full
+		}
+		s.mu.RUnlock()
+		ch.mu.Lock()
+		if ch.dead {
+			ch.mu.Unlock()
+			continue
+		}
+		need := c.arena.need(ch.frame, piece.In)
+		around := need > 0 && !c.budget.hasRoom(need) && ch.fetching(piece.In) == nil
+		if around {
+			c.renew(ch, piece.In, data)
+			keep(data, off)
+			c.release(ch)
+		}
+		ch.mu.Unlock()
+		return around
+	}
+}
+
+// renew puts data into those of the bytes r that the chunk has. The others are
+// the Reader's. ch.mu is held.
+func (c *Cache) renew(ch *chunk, r geometry.ByteRange, data []byte) {
+	if ch.rest == restZero {
+		ch.rest = restSwift // the others are zeroes no more
+	}
+	for i := ch.valid.after(r.Off + 1); i < len(ch.valid) && ch.valid[i].Off < r.End(); i++ {
+		lo, hi := max(ch.valid[i].Off, r.Off), min(ch.valid[i].End(), r.End())
+		copySteps(ch.frame.buf[lo:hi], data[lo-r.Off:hi-r.Off])
 	}
 }
 

@@ -118,6 +118,10 @@ func TestThrough(t *testing.T) {
 						lo := half + k*(half/clients)
 						off = lo + rng.Int64N(half/clients)
 						n = min(n, lo+half/clients-off)
+						if rng.IntN(2) == 0 { // whole blocks
+							off, n = off/align*align, (n+align-1)/align*align
+							n = min(n, lo+half/clients-off)
+						}
 					}
 					p := make([]byte, n)
 					for i := range p {

@@ -30,7 +30,7 @@ func (s sink) Put(ctx context.Context, name string, p []byte, etag store.ETag) e
 // of its object included but for Swift.
 func BenchmarkRandomWrite(b *testing.B) {
 	v := newVolume(b, 4<<30)
-	d, err := v.open(b.Context(), sink{Store: v.box})
+	d, err := v.open(b.Context(), sink{v.box, 20 * time.Millisecond})
 	if err != nil {
 		b.Fatal(err)
 	}

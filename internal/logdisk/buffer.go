@@ -71,8 +71,12 @@ func freeBuffer(b []byte) {
 type spare struct{ free [][]byte }
 
 // fewSpare is how many are kept usually. In a long stream of writes several objects
-// that were hashed together are durable at once, and more are kept.
+// that were hashed together are durable at once. Then as many are kept as the
+// stream may fill: the memory is what it may use anyway.
 const fewSpare = 2
+
+// mostSpare returns how many may be kept.
+func (d *Disk) mostSpare() int { return max(fewSpare, int(d.room.left()/int64(d.o.Seal))) }
 
 // take returns an empty buffer of size bytes. full says that all of it will be
 // used: the others get one without pages.

@@ -18,7 +18,7 @@
 // The cache is in front of the map and for reading only: it holds nothing that
 // the log does not have.
 //
-// LOCK ORDER: a chunk's mutex of the cache, then Disk.mu, then that of its base's
+// LOCK ORDER: a mutex of the cache (a chunk's, or a shard's), then Disk.mu, then that of its base's
 // Disk. saving is taken before Disk.mu. room.mu and base.mu are leaves. saving is a channel, since it is held across
 // requests to Swift; no mutex is, or while waiting for memory.
 package logdisk

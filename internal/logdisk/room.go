@@ -112,6 +112,13 @@ func (r *room) lent(n int64, ok bool) {
 	r.letIn()
 }
 
+// left returns how many more bytes may be written and not durable.
+func (r *room) left() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(0, min(r.own+r.borrowed, r.want)-r.used)
+}
+
 // idle returns what was borrowed, which is the cache's again, if no more than few
 // bytes are used.
 func (r *room) idle(few int64) (borrowed int64, ok bool) {

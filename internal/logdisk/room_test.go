@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,6 +143,63 @@ func TestBuffers(t *testing.T) {
 	} else {
 		freeBuffer(again)
 	}
+}
+
+// TestSpareBuffers has half of a stream of objects become durable at once: their
+// buffers are kept for the objects that the stream may fill beside the others, and
+// no more than that. At the end few are left.
+func TestSpareBuffers(t *testing.T) {
+	const (
+		blocks = 32 // of an object
+		object = blocks * layout.FrameSize
+		half   = 8 // objects
+	)
+	synctest.Test(t, func(t *testing.T) {
+		v := newVolume(t, 64<<20)
+		v.o = Options{Seal: object, Tail: 2 * half * object, Cache: 8 << 20, FlushTime: -1, Connections: 1000}
+		var slow atomic.Bool
+		d, err := v.open(t.Context(), &far{Store: v.box, takes: func() time.Duration {
+			if slow.Load() {
+				return time.Minute
+			}
+			return time.Second
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		p := slices.Repeat([]byte{7}, blocks*blockSize)
+		next := int64(0)
+		write := func(objects int64) {
+			for range objects {
+				if err := d.Write(t.Context(), p, next); err != nil {
+					t.Fatal(err)
+				}
+				next += int64(len(p))
+			}
+			synctest.Wait()
+		}
+		spare := func(when string, want int) {
+			t.Helper()
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if n := len(d.spareBufs.free); n != want {
+				t.Errorf("%s: %d buffers are spare, want %d", when, n, want)
+			}
+		}
+		write(half)
+		slow.Store(true)
+		write(half)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		spare("half of the objects are durable", half)
+		write(half)
+		spare("as many were written again", 0)
+		if err := d.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		spare("all is durable", fewSpare)
+	})
 }
 
 // TestBuffersOfTheClosed: a disk that is closed holds no memory outside Go's heap,

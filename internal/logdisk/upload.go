@@ -177,18 +177,18 @@ func (d *Disk) noteUploaded(o *object, size int64, took time.Duration) (old [][]
 		}
 		delete(d.acked, next.at.N)
 		d.durable++
-		most := fewSpare + int(d.Borrowed()/int64(d.o.Seal))/2
-		old = append(old, d.spareBufs.give(next.buf, d.o.Seal, most)) // its upload has returned
+		d.room.release(next.reserved)
+		old = append(old, d.spareBufs.give(next.buf, d.o.Seal, d.mostSpare())) // its upload has returned
 		d.relabel(next)
 		next.buf, next.records, next.packed, next.kept = nil, nil, nil, true
 		d.objects.settle(next)
 		if next.live == 0 {
 			d.dead(next.at)
 		}
-		d.room.release(next.reserved)
 		d.crowd.answered(next)
 		close(next.done)
 	}
+	old = append(old, d.spareBufs.trim(d.mostSpare())...)
 	old = append(old, d.giveMemoryBack()...)
 	d.flying--
 	if d.open != nil && len(d.queue) == 0 && (d.wanted || d.room.crowded()) {
