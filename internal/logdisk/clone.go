@@ -286,14 +286,14 @@ func recentChildren(ctx context.Context, s store.Store, root layout.Position) ([
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i, name := range names {
-		g.Go(func() error {
+		g.Go(guarded(func() error {
 			n, err := recentChild(gctx, s, name)
 			if errors.Is(err, store.ErrNotFound) {
 				return nil
 			}
 			found[i] = &n
 			return err
-		})
+		}))
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err

@@ -225,48 +225,24 @@ func (x *Diff) lookup(ctx context.Context, ranges [][2]uint64) (*blockmap.Map, e
 			}
 		}
 	}
+	var pieces []*somePages
 	for _, run := range x.shared {
-		var pages [][2]int // neighbours joined, up to pagesAtOnce
+		own := len(pieces)
 		for _, r := range ranges {
 			i, j := run.pages(r[0], r[1])
-			if k := len(pages); k > 0 {
-				i = max(i, pages[k-1][1])
+			if k := len(pieces); k > own {
+				i = max(i, pieces[k-1].j)
 			}
-			for ; i < j; i++ {
-				if k := len(pages); k > 0 && pages[k-1][1] == i && i-pages[k-1][0] < pagesAtOnce {
-					pages[k-1][1]++
+			for ; i < j; i++ { // neighbours are joined
+				if k := len(pieces); k > own && pieces[k-1].j == i && i-pieces[k-1].i < pagesAtOnce {
+					pieces[k-1].j++
 				} else {
-					pages = append(pages, [2]int{i, i + 1})
-				}
-			}
-		}
-		for batch := range slices.Chunk(pages, fetchLimit) {
-			bytes := make([][]byte, len(batch))
-			g, gctx := errgroup.WithContext(ctx)
-			for i, p := range batch {
-				g.Go(func() (err error) {
-					bytes[i], err = x.d.readPages(gctx, run, p[0], p[1])
-					return err
-				})
-			}
-			if err := g.Wait(); err != nil {
-				return nil, err
-			}
-			for i, p := range batch {
-				from := run.index.Pages[p[0]].Place
-				for k := p[0]; k < p[1]; k++ {
-					ref := run.index.Pages[k]
-					for e, err := range run.entries(k, bytes[i][ref.Place-from:][:ref.Bytes]) {
-						if err != nil {
-							return nil, inObject(layout.RunName(run.at), err)
-						}
-						take(extentOf(e))
-					}
+					pieces = append(pieces, &somePages{run: run, i: i, j: i + 1})
 				}
 			}
 		}
 	}
-	return m, nil
+	return m, x.d.readPieces(ctx, pieces, take)
 }
 
 // records are the records of the collector's objects that were looked at.
@@ -394,7 +370,7 @@ func (x *Diff) readRecords(ctx context.Context, list []layout.Position) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for _, at := range list {
-		g.Go(func() error {
+		g.Go(guarded(func() error {
 			mu.Lock()
 			full := x.origin.count >= diffRecords
 			mu.Unlock()
@@ -412,7 +388,7 @@ func (x *Diff) readRecords(ctx context.Context, list []layout.Position) error {
 			x.origin.of[at] = tail.records
 			x.origin.count += len(tail.records)
 			return nil
-		})
+		}))
 	}
 	return g.Wait()
 }

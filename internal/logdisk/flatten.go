@@ -127,25 +127,11 @@ func (d *Disk) Base(ctx context.Context) (b *layout.Base, snapshots []string, er
 	if root.Below != nil {
 		return &root.Bases[0], nil, nil
 	}
-	needs := make([]bool, len(root.Pins))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(d.o.Connections)
-	for i, p := range root.Pins {
-		g.Go(func() error {
-			r, err := d.readRoot(gctx, p.Root)
-			needs[i] = r.Below != nil
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	pins, err := d.pinsWith(ctx, root.Pins, func(*layout.Below) bool { return true })
+	if err != nil {
 		return nil, nil, err
 	}
-	for i, p := range root.Pins {
-		if needs[i] {
-			snapshots = append(snapshots, p.Name)
-		}
-	}
-	return &root.Bases[0], snapshots, nil
+	return &root.Bases[0], pinNames(pins), nil
 }
 
 // DropBase writes a root without the base of a disk that was flattened, and of

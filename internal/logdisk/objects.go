@@ -124,10 +124,9 @@ func (t *objects) ensure(at layout.Position) {
 // what somebody else has put in an object's place we need not know more.
 func rowSize(size int64) uint32 { return uint32(min(max(size, 0), layout.MaxObjectSize)) }
 
-// setSize notes how large a durable object is; false: there is no such object.
-func (t *objects) setSize(at layout.Position, size int64) bool {
-	_, ok := t.durable.change(at, func(r *row) { r.size = rowSize(size) })
-	return ok
+// setSize notes how large a durable object is, if there is such an object.
+func (t *objects) setSize(at layout.Position, size int64) {
+	t.durable.change(at, func(r *row) { r.size = rowSize(size) })
 }
 
 // setDensity notes the density of a durable object.
@@ -135,20 +134,20 @@ func (t *objects) setDensity(at layout.Position, d uint8) {
 	t.durable.change(at, func(r *row) { r.setDensity(d) })
 }
 
-// count adds blocks to an object's count of live ones, and returns it; false:
-// there is no such object. dead says that the object is durable and has none left.
-func (t *objects) count(at layout.Position, blocks int64) (dead, ok bool) {
+// count adds blocks to an object's count of live ones, if there is such an object.
+// dead says that it is durable and has none left.
+func (t *objects) count(at layout.Position, blocks int64) (dead bool) {
 	if o := t.writing[at]; o != nil {
 		o.live += blocks
 		o.changed = true
 		t.writingLive += blocks
-		return false, true
+		return false
 	}
 	r, ok := t.durable.change(at, func(r *row) {
 		r.add(blocks)
 		r.bits |= rowChanged
 	})
-	return ok && r.live() == 0, ok
+	return ok && r.live() == 0
 }
 
 // takeOff is count for blocks that the newest root's table lacks already.

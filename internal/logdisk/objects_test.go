@@ -471,7 +471,7 @@ func TestTable(t *testing.T) {
 			list = append(list, at)
 		case k < 50:
 			at := pick()
-			if dead, ok := tab.count(at, 3); dead || !ok {
+			if dead, ok := tab.count(at, 3), tab.has(at); dead || !ok {
 				t.Fatalf("%v: dead %t, there %t", at, dead, ok)
 			}
 			w := want[at]
@@ -484,7 +484,7 @@ func TestTable(t *testing.T) {
 			if w.live < by {
 				continue
 			}
-			dead, _ := tab.count(at, -by)
+			dead := tab.count(at, -by)
 			w.live, w.changed = w.live-by, true
 			want[at] = w
 			if dead != (w.live == 0) {

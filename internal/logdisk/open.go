@@ -212,10 +212,10 @@ func (d *Disk) laterRoot(ctx context.Context, epoch uint32) (layout.Position, er
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(d.o.Connections)
 	for i := range found {
-		g.Go(func() (err error) {
+		g.Go(guarded(func() (err error) {
 			_, found[i], err = d.head(ctx, layout.RootName(layout.Position{Epoch: epoch + 1 + uint32(i), N: 1}))
 			return err
-		})
+		}))
 	}
 	if err := g.Wait(); err != nil {
 		return layout.Position{}, err
@@ -484,10 +484,10 @@ func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 				continue
 			}
 			at := layout.Position{Epoch: from.Epoch, N: n + uint64(i)}
-			g.Go(func() (err error) {
+			g.Go(guarded(func() (err error) {
 				batch[i], err = d.readTail(gctx, at, listed[at.N])
 				return err
-			})
+			}))
 		}
 		if err := g.Wait(); err != nil {
 			return l, err

@@ -172,29 +172,41 @@ func (d *Disk) widen(lo, end uint64) (uint64, uint64) {
 
 // readTree reads what the runs, the oldest first, have of the blocks.
 func (d *Disk) readTree(ctx context.Context, tree []*runFile, first, end uint64) (*blockmap.Map, error) {
-	type piece struct {
-		run  *runFile
-		i, j int
-		b    []byte
-	}
-	var pieces []*piece
+	var pieces []*somePages
 	for _, run := range tree {
 		i, j := run.pages(first, end)
 		for ; i < j; i += pagesAtOnce {
-			pieces = append(pieces, &piece{run: run, i: i, j: min(j, i+pagesAtOnce)})
+			pieces = append(pieces, &somePages{run: run, i: i, j: min(j, i+pagesAtOnce)})
 		}
 	}
 	m := blockmap.New()
+	return m, d.readPieces(ctx, pieces, func(e blockmap.Extent) {
+		if x := clip(e, first, end); x.Count > 0 {
+			m.Set(x.First, x.Count, x.Value, nil)
+		}
+	})
+}
+
+// somePages is pages of a run: from i to before j.
+type somePages struct {
+	run  *runFile
+	i, j int
+	b    []byte
+}
+
+// readPieces calls take for each extent of the pieces, in their order. Some of them are
+// read beside each other.
+func (d *Disk) readPieces(ctx context.Context, pieces []*somePages, take func(blockmap.Extent)) error {
 	for batch := range slices.Chunk(pieces, fetchLimit) {
 		g, gctx := errgroup.WithContext(ctx)
 		for _, p := range batch {
-			g.Go(func() (err error) {
+			g.Go(guarded(func() (err error) {
 				p.b, err = d.readPages(gctx, p.run, p.i, p.j)
 				return err
-			})
+			}))
 		}
 		if err := g.Wait(); err != nil {
-			return nil, err
+			return err
 		}
 		for _, p := range batch {
 			from := p.run.index.Pages[p.i].Place
@@ -202,17 +214,15 @@ func (d *Disk) readTree(ctx context.Context, tree []*runFile, first, end uint64)
 				ref := p.run.index.Pages[k]
 				for e, err := range p.run.entries(k, p.b[ref.Place-from:][:ref.Bytes]) {
 					if err != nil {
-						return nil, inObject(layout.RunName(p.run.at), err)
+						return inObject(layout.RunName(p.run.at), err)
 					}
-					if x := clip(extentOf(e), first, end); x.Count > 0 {
-						m.Set(x.First, x.Count, x.Value, nil)
-					}
+					take(extentOf(e))
 				}
 			}
 			p.b = nil
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // loaded puts what the tree has of the regions into m, and what lies over it.
@@ -322,7 +332,7 @@ func (d *Disk) relocate(e blockmap.Extent, source layout.Position) {
 // count adds blocks to an object's count of live ones, if there is such an object.
 // d.mu is held.
 func (d *Disk) count(at layout.Position, blocks int64) {
-	if dead, _ := d.objects.count(at, blocks); dead && blocks < 0 {
+	if d.objects.count(at, blocks) && blocks < 0 {
 		d.dead(at)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sort"
 
+	"golang.org/x/sync/errgroup"
+
 	"swiftnbd/internal/logdisk/layout"
 )
 
@@ -280,4 +282,42 @@ func (d *Disk) keptEpochs(needed map[uint32]bool) {
 		needed[e] = true
 		list = list[sort.Search(len(list), func(i int) bool { return list[i].At.Epoch > e }):]
 	}
+}
+
+// pinsWith returns those of the pins whose roots have something below that is so. Their
+// roots are read beside each other.
+func (d *Disk) pinsWith(ctx context.Context, pins []layout.Pin, so func(*layout.Below) bool) (with []layout.Pin, err error) {
+	needs := make([]bool, len(pins))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(d.o.Connections)
+	for i, p := range pins {
+		g.Go(guarded(func() error {
+			root, err := d.readRoot(gctx, p.Root)
+			if err != nil {
+				return fmt.Errorf("snapshot %s: %w", p.Name, err)
+			}
+			needs[i] = root.Below != nil && so(root.Below)
+			return nil
+		}))
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for i, p := range pins {
+		if needs[i] {
+			with = append(with, p)
+		}
+	}
+	return with, nil
+}
+
+// onChunks says whether chunks of version 1 lie below.
+func onChunks(b *layout.Below) bool { return b.Disk != nil }
+
+// pinNames returns the names of snapshots.
+func pinNames(pins []layout.Pin) (names []string) {
+	for _, p := range pins {
+		names = append(names, p.Name)
+	}
+	return names
 }

@@ -53,18 +53,25 @@ func (d *Disk) retireChunks(ctx context.Context, r *retirement) error {
 	}
 	r.at = now.Add(d.o.Horizon) // when something is in the way
 	pinned := map[layout.Position]bool{}
+	var unknown []layout.Pin
 	for _, p := range pins {
 		pinned[p.Root] = true
-		needs, known := r.needs[p.Root]
-		if !known {
-			root, err := d.readRoot(ctx, p.Root)
-			if err != nil {
-				return fmt.Errorf("snapshot %s: %w", p.Name, err)
-			}
-			needs = root.Below != nil && root.Below.Disk != nil
-			r.needs[p.Root] = needs
+		if _, known := r.needs[p.Root]; !known {
+			unknown = append(unknown, p)
 		}
-		if needs {
+	}
+	with, err := d.pinsWith(ctx, unknown, onChunks)
+	if err != nil {
+		return err
+	}
+	for _, p := range unknown {
+		r.needs[p.Root] = false
+	}
+	for _, p := range with {
+		r.needs[p.Root] = true
+	}
+	for _, p := range pins {
+		if r.needs[p.Root] {
 			return nil
 		}
 	}
@@ -119,14 +126,6 @@ func (d *Disk) ChunksNeeded(ctx context.Context) (left bool, snapshots []string,
 	if !slices.Contains(root.Requires, layout.FeatureChunks) {
 		return false, nil, nil
 	}
-	for _, p := range root.Pins {
-		r, err := d.readRoot(ctx, p.Root)
-		if err != nil {
-			return true, nil, err
-		}
-		if r.Below != nil && r.Below.Disk != nil {
-			snapshots = append(snapshots, p.Name)
-		}
-	}
-	return true, snapshots, nil
+	pins, err := d.pinsWith(ctx, root.Pins, onChunks)
+	return true, pinNames(pins), err
 }

@@ -54,10 +54,10 @@ func (d *Disk) openRuns(ctx context.Context, names []layout.Position) ([]*runFil
 		if runs[i] = d.o.near.run(at); runs[i] != nil {
 			continue
 		}
-		g.Go(func() (err error) {
+		g.Go(guarded(func() (err error) {
 			runs[i], err = d.openRun(gctx, at, sizes[layout.RunName(at)])
 			return err
-		})
+		}))
 	}
 	return runs, g.Wait()
 }

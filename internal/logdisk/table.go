@@ -100,10 +100,10 @@ func (d *Disk) readTable(ctx context.Context, names []layout.Position) error {
 		runs := make([][]byte, len(batch))
 		g, gctx := errgroup.WithContext(ctx)
 		for i, at := range batch {
-			g.Go(func() (err error) {
+			g.Go(guarded(func() (err error) {
 				runs[i], err = d.readWhole(gctx, layout.RunName(at), "the root")
 				return err
-			})
+			}))
 		}
 		if err := g.Wait(); err != nil {
 			return err
