@@ -90,7 +90,8 @@ func (s *suite) collectPinnedRun(snapshots int) (c pinnedRun, err error) {
 		if now > last {
 			last, c.took = now, time.Since(start)
 		}
-		if time.Since(start) > c.took+pinnedQuiet {
+		// Before its first write it looks through the container.
+		if c.took > 0 && time.Since(start) > c.took+pinnedQuiet {
 			break
 		}
 		if time.Since(start) > pinnedTime {
