@@ -130,6 +130,9 @@ cmd:rsync rsync
 cmd:restic restic
 cmd:sqlite3 sqlite3
 file:/usr/lib/postgresql/15/bin/initdb postgresql-15
+cmd:guestfish guestfish
+cmd:virt-cat guestfs-tools
+cmd:supermin supermin
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

@@ -8,7 +8,7 @@ set -eu
 [ $# = 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
 dir=$1
 # The last module that was added here is not in the directory of an older checkout.
-[ ! -e "$dir/complete" ] || [ ! -e "$dir/modules/virtio_console.ko" ] || exit 0
+[ ! -e "$dir/complete" ] || [ ! -e "$dir/modules/t10-pi.ko" ] || exit 0
 
 mkdir -p "$dir"
 new=$(mktemp -d "$dir/new.XXXXXX")
@@ -41,7 +41,8 @@ dpkg-deb --fsys-tarfile "${deb[0]}" | tar -x -C "$new" --wildcards \
   './lib/modules/*/kernel/fs/9p/*' './lib/modules/*/kernel/net/9p/*' './lib/modules/*/kernel/fs/netfs/*' \
   './lib/modules/*/kernel/fs/fscache/*' './lib/modules/*/kernel/fs/fuse/*' './lib/modules/*/kernel/drivers/md/*' \
   './lib/modules/*/kernel/arch/x86/crypto/*' './lib/modules/*/kernel/drivers/dax/*' \
-  './lib/modules/*/kernel/drivers/scsi/*' './lib/modules/*/kernel/drivers/char/virtio_console.ko*'
+  './lib/modules/*/kernel/drivers/scsi/*' './lib/modules/*/kernel/drivers/char/virtio_console.ko*' \
+  './lib/modules/*/kernel/block/*' './lib/modules/*/kernel/fs/fat/*' './lib/modules/*/kernel/fs/nls/*'
 mkdir -p "$dir/modules"
 find "$new/lib" -name '*.ko' -exec mv -t "$dir/modules" {} +
 [ -e "$dir/modules/nbd.ko" ] || { echo "$0: ${deb[0]##*/} has no uncompressed nbd.ko" >&2; exit 1; }

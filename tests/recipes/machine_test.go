@@ -3,7 +3,9 @@
 package recipes
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,7 +72,7 @@ func there(t *testing.T, document string, more ...string) {
 	initramfs := k.Initramfs(t, harness.TempDir(t), fmt.Sprintf(mountHost, dir), []string{"virtio_pci", "9pnet_virtio", "9p", "overlay"}, nil)
 	m := k.Start(t, initramfs, append([]string{"-m", "2048", "-smp", "2",
 		"-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"}, more...)...)
-	for end := time.Now().Add(*limit + 3*time.Minute); !strings.Contains(m.Console(), "VM-END "); time.Sleep(time.Second) {
+	for end := time.Now().Add(*limit + 3*time.Minute); m.Running() && !strings.Contains(m.Console(), "VM-END "); time.Sleep(time.Second) {
 		if time.Now().After(end) {
 			t.Fatalf("%s: the machine has not come to the end after %v; console:\n%s", document, *limit, m.Console())
 		}
@@ -79,7 +81,8 @@ func there(t *testing.T, document string, more ...string) {
 	printed(t, document, all, console)
 }
 
-// modules makes a tree of the kernel's modules in dir, as modprobe wants it.
+// modules makes a tree of the kernel's modules in dir, as modprobe wants it, and
+// returns the kernel's version and the path of the tree.
 func modules(t testing.TB, dir string) (version, tree string) {
 	t.Helper()
 	kernel := filepath.Join(harness.Root(t), "build", "kernel")
@@ -94,6 +97,24 @@ func modules(t testing.TB, dir string) (version, tree string) {
 	harness.Must(t, "touch", filepath.Join(tree, "modules.order"), filepath.Join(tree, "modules.builtin"))
 	harness.Must(t, "depmod", "-b", dir, version)
 	return version, tree
+}
+
+// TestRecipesGuestfish runs the recipes with libguestfs. It makes its machine from
+// this one's packages, and from Debian's kernel: this machine may have none in /boot.
+func TestRecipesGuestfish(t *testing.T) {
+	need(t)
+	k := vm.Debian(t)
+	version, tree := modules(t, harness.TempDir(t))
+	// supermin, which makes the machine, fails without this directory, although it
+	// takes the modules from elsewhere.
+	const usual = "/lib/modules"
+	switch err := os.Mkdir(usual, 0o755); {
+	case err == nil:
+		t.Cleanup(func() { os.Remove(usual) })
+	case !errors.Is(err, fs.ErrExist):
+		t.Fatal(err)
+	}
+	here(t, "GUESTFISH.md", "SUPERMIN_KERNEL="+k.Image, "SUPERMIN_KERNEL_VERSION="+version, "SUPERMIN_MODULES="+tree)
 }
 
 // TestRecipesKernel runs the recipes with the kernel's own NBD client.

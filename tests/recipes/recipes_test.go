@@ -22,7 +22,7 @@ import (
 )
 
 var full = flag.Bool("full", false, "run the recipes; without it, the tests are skipped")
-var limit = flag.Duration("limit", 20*time.Minute, "how long the commands of one page may take")
+var limit = flag.Duration("limit", time.Hour, "how long the commands of one page may take")
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 

@@ -80,6 +80,9 @@ func (m *Machine) Console() string {
 	return strings.ReplaceAll(m.process.Output(), "\r", "")
 }
 
+// Running reports whether the machine has not ended yet.
+func (m *Machine) Running() bool { return m.process.Running() }
+
 // Until waits until the machine has printed a line that contains text.
 func (m *Machine) Until(t testing.TB, text string) {
 	t.Helper()
