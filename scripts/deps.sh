@@ -130,9 +130,18 @@ cmd:rsync rsync
 cmd:restic restic
 cmd:sqlite3 sqlite3
 file:/usr/lib/postgresql/15/bin/initdb postgresql-15
+cmd:mmdebstrap mmdebstrap
+cmd:mkfs.vfat dosfstools
+cmd:mcopy mtools
+cmd:syslinux syslinux
+file:/usr/lib/SYSLINUX/mbr.bin syslinux
 cmd:guestfish guestfish
 cmd:virt-cat guestfs-tools
 cmd:supermin supermin
+cmd:libvirtd libvirt-daemon
+cmd:virsh libvirt-clients
+cmd:virt-xml-validate libvirt-clients
+cmd:xmllint libxml2-utils
 EOF
       ;;
     check) needs quickstart; needs lint; needs keystone; needs rgw; cat <<'EOF'

@@ -117,6 +117,9 @@ func TestRecipesGuestfish(t *testing.T) {
 	here(t, "GUESTFISH.md", "SUPERMIN_KERNEL="+k.Image, "SUPERMIN_KERNEL_VERSION="+version, "SUPERMIN_MODULES="+tree)
 }
 
+// TestRecipesMachines runs those with virtual machines: qemu and libvirt.
+func TestRecipesMachines(t *testing.T) { here(t, "MACHINES.md") }
+
 // TestRecipesKernel runs the recipes with the kernel's own NBD client.
 func TestRecipesKernel(t *testing.T) { there(t, "KERNEL.md") }
 
