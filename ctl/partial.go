@@ -224,7 +224,8 @@ func (im *image) settled() error {
 	return im.durable()
 }
 
-// worth says whether what there is, is worth being gone on with.
+// worth says whether what there is, is worth being gone on with. No note is being
+// made.
 func (im *image) worth() bool {
 	return im.kind == imageFile && im.begun && (im.whole || im.was.at > 0 && im.noted > 0 || im.at > 0 && (im.fetched >= keptBytes || im.chunks >= keptChunks))
 }
@@ -258,6 +259,7 @@ func (im *image) remove() {
 // end ends an image that is not complete, because of err, and returns err with how
 // to go on. Otherwise a regular file is left as it was before.
 func (im *image) end(err error) error {
+	im.notes.Wait()
 	if !im.worth() {
 		im.abort()
 		if im.there && !im.begun && im.was.at > 0 {

@@ -93,7 +93,7 @@ step_race() {
   real_swift || return 1
   real_rgw || return 1
   # shellcheck disable=SC2046 # one word a package
-  go test -race -timeout 15m $(unit_packages) && (cd plugin/nbdkit && go test -race -timeout 10m .)
+  go test -race -timeout 30m $(unit_packages) && (cd plugin/nbdkit && go test -race -timeout 10m .)
 }
 step_quickstart() { make -s quickstart; }
 step_blackbox() {
