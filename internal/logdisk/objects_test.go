@@ -171,7 +171,7 @@ func TestLargeTable(t *testing.T) {
 	}
 	c.close()
 	t.Logf("the collector's choice: %d groups, in %d looks, with %d rows at most in one", len(c.groups), looks, c.most)
-	if len(c.groups) != collectGroups || c.most >= rowsAtOnce+pageRows+2 {
+	if len(c.groups) != pagedGroups || c.most >= rowsAtOnce+pageRows+2 {
 		t.Errorf("%d groups; %d rows were looked at at once", len(c.groups), c.most)
 	}
 
