@@ -18,6 +18,10 @@ import (
 // a snapshot needs it. Objects are written once, so until then the reader reads
 // the same bytes, and after that no others.
 
+// momentTries is how many moments a reader tries to open. One after the other is over
+// before it is open only if opening takes ten minutes, or with a clock that jumps.
+const momentTries = 10
+
 // GoneError says that the moment that is read is not in Swift any more.
 type GoneError struct {
 	Snapshot string          // it was this snapshot, which was deleted; empty: it was the disk

@@ -106,10 +106,14 @@ const (
 // inspection; the errors are those of requests.
 func Inspect(ctx context.Context, o Options, objects int64, full bool) (*Inspection, error) {
 	o.Epoch = 0
-	d := newDisk(o)
-	defer d.cancel(ErrClosed)
-	i := &Inspection{}
-	err := d.inspect(ctx, i, objects, full)
+	var i *Inspection
+	var err error
+	for try := 0; try == 0 || try < momentTries && errors.As(err, new(*GoneError)); try++ {
+		d := newDisk(o)
+		i = &Inspection{}
+		err = d.inspect(ctx, i, objects, full)
+		d.cancel(ErrClosed)
+	}
 	if content(err) || errors.Is(err, errNoRoot) || unsupported(err) {
 		i.Trouble, err = err, nil
 	}

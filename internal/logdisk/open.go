@@ -41,13 +41,16 @@ func SetupAfter(ctx context.Context, s store.Store, u layout.UUID, size int64, r
 // Options.Epoch it then ends the log of the former holder, by a root of its own,
 // before it returns. Errors are a *layout.DamagedError, an *AwayError, or Swift's.
 func Open(ctx context.Context, o Options) (*Disk, error) {
-	d := newDisk(o)
-	err := d.recover(ctx)
+	d, err := opened(ctx, o)
+	for try := 1; try < momentTries && errors.As(err, new(*GoneError)); try++ {
+		d, err = opened(ctx, o)
+	}
 	if err == nil {
-		err = d.openCache()
+		if err = d.openCache(); err != nil {
+			d.cancel(ErrClosed)
+		}
 	}
 	if err != nil {
-		d.cancel(ErrClosed)
 		return nil, err
 	}
 	if o.Epoch != 0 {
@@ -67,6 +70,16 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 			go d.merging()
 			go d.collect()
 		}
+	}
+	return d, nil
+}
+
+// opened returns a disk that is as Swift has it.
+func opened(ctx context.Context, o Options) (*Disk, error) {
+	d := newDisk(o)
+	if err := d.recover(ctx); err != nil {
+		d.cancel(ErrClosed)
+		return nil, err
 	}
 	return d, nil
 }
@@ -97,6 +110,7 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	d.rootAt = at
 	root, err := d.readRoot(ctx, at)
 	if err != nil {
 		return err
@@ -106,12 +120,12 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 		if pin == nil {
 			return fmt.Errorf("snapshot %s: %w", d.o.Snapshot, ErrNoSnapshot)
 		}
-		at = pin.Root
-		if root, err = d.readRoot(ctx, at); err != nil {
+		d.rootAt = pin.Root
+		if root, err = d.readRoot(ctx, d.rootAt); err != nil {
 			return err
 		}
 	}
-	d.root, d.rootAt = root, at
+	d.root = root
 	d.size = root.Size
 	if err := d.setBase(root); err != nil {
 		return err
@@ -251,6 +265,9 @@ func (d *Disk) headKnown(ctx context.Context, name, by string) (int64, error) {
 		size, ok, err := d.head(ctx, name)
 		if err != nil || ok {
 			return size, err
+		}
+		if gone := d.gone(ctx, fmt.Errorf("object %s: %w", name, store.ErrNotFound)); gone != nil {
+			return 0, gone
 		}
 		if time.Now().After(end) {
 			return 0, &AwayError{Name: name, By: by}
@@ -402,8 +419,12 @@ func (d *Disk) replay(ctx context.Context, from layout.Position) error {
 			}
 		}
 		if g := from.N + uint64(whole); log.durable >= g {
+			away := &AwayError{Name: layout.LogName(layout.Position{Epoch: from.Epoch, N: g}), By: log.by}
+			if gone := d.gone(ctx, fmt.Errorf("object %s: %w", away.Name, store.ErrNotFound)); gone != nil {
+				return gone
+			}
 			if time.Now().After(end) {
-				return &AwayError{Name: layout.LogName(layout.Position{Epoch: from.Epoch, N: g}), By: log.by}
+				return away
 			}
 			select {
 			case <-time.After(time.Second):

@@ -452,6 +452,9 @@ func (d *Disk) getKnown(ctx context.Context, name, by string, off int64, p []byt
 		if !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("read object %s: %w", name, err)
 		}
+		if gone := d.gone(ctx, fmt.Errorf("read object %s: %w", name, err)); gone != nil {
+			return gone
+		}
 		if time.Now().After(end) {
 			return &AwayError{Name: name, By: by}
 		}

@@ -3,6 +3,7 @@
 package logdisk
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -10,18 +11,22 @@ import (
 	"time"
 
 	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/faulty"
 )
 
 // TestReaders opens readers beside a writer that writes, trims, flushes, makes
 // checkpoints and collects. Each has a state that the disk had at one moment, and
 // keeps it: the same bytes, or an error that says that the moment is over.
-func TestReaders(t *testing.T) { readers(t, false) }
+func TestReaders(t *testing.T) { readers(t, "") }
 
 // TestReadersPaged is TestReaders with little memory for the map.
-func TestReadersPaged(t *testing.T) { readers(t, true) }
+func TestReadersPaged(t *testing.T) { readers(t, "paged") }
 
-func readers(t *testing.T, paged bool) {
+// TestReadersCompressed is TestReaders with compression.
+func TestReadersCompressed(t *testing.T) { readers(t, "compressed") }
+
+func readers(t *testing.T, how string) {
 	rng := newRand(t)
 	rounds := 30
 	if *opsFlag > 0 {
@@ -35,9 +40,10 @@ func readers(t *testing.T, paged bool) {
 			Seal: 16 * layout.FrameSize, Tail: 64 * layout.FrameSize, Cache: 8 << 20, Connections: 4, Checkpoint: 7,
 			Age: time.Second, FlushTime: -1, Timeout: 20 * time.Second, GC: 70, Every: 5 * time.Second, regionShift: 4,
 		}
-		if paged {
+		if how == "paged" {
 			v.o.littleMap()
 		}
+		v.o.Compress = how == "compressed"
 		h := &past{changes: map[uint64][]change{}}
 		gate := faulty.NewGate(v.box)
 		var flushed uint64
@@ -160,4 +166,92 @@ func TestReaderAway(t *testing.T) {
 			t.Errorf("the snapshot was deleted: %v", err)
 		}
 	})
+}
+
+// TestReaderOpensLate has the writer go on, and delete at once what its newest root
+// does not need, while a reader opens the disk, at each of its requests. The reader
+// then opens the newer moment, without waiting for what is deleted. A snapshot that
+// is deleted meanwhile is not found.
+func TestReaderOpensLate(t *testing.T) {
+	for _, snapshot := range []string{"", "one"} {
+		for _, deleted := range []bool{false, true} {
+			if deleted && snapshot == "" {
+				continue
+			}
+			later := 0
+			for k, done := 1, false; !done; k++ {
+				synctest.Test(t, func(t *testing.T) {
+					v := newClosing(t, 64*blockSize)
+					v.o = Options{Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 20 * time.Second, Horizon: time.Nanosecond, Every: time.Second}
+					v.o.littleMap()
+					s := newScript(t, 64)
+					do := doer(t)
+					w, err := v.open(t.Context(), v.box)
+					do(err)
+					do(s.write(w, 1, 2, 3, 4, 5))
+					do(w.Snapshot(t.Context(), "one"))
+					at := s.h.ops
+					do(s.write(w, 1, 2, 3))
+					do(s.save(w))
+					do(s.write(w, 3, 4, 9))
+					do(s.flush(w))
+					before := s.flushed
+					requests := 0
+					line := store.Wrap(v.box, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+						if requests++; requests == k {
+							do(s.write(w, 1, 2, 3, 4, 5, 6, 7, 8, 9))
+							do(s.save(w))
+							if deleted {
+								do(w.DeleteSnapshot(t.Context(), "one", false))
+							}
+							time.Sleep(time.Minute)
+						}
+						return call(ctx)
+					})
+					o := v.o
+					o.Store, o.UUID, o.Newest, o.Snapshot = line, v.uuid, v.epoch, snapshot
+					began := time.Now()
+					r, err := Open(t.Context(), o)
+					if done = requests < k; done {
+						do(err)
+					}
+					if took := time.Since(began); took > 61*time.Second {
+						t.Errorf("request %d: it took %v", k, took)
+					}
+					if err != nil && deleted && (errors.Is(err, ErrNoSnapshot) || errors.As(err, new(*GoneError))) {
+						later++
+						return
+					}
+					if err != nil {
+						t.Fatalf("request %d: %v", k, err)
+					}
+					defer r.Close()
+					p, want := make([]byte, blockSize), make([]byte, blockSize)
+					if snapshot != "" {
+						for b := range uint64(64) {
+							s.h.at(b, at, want)
+							if _, err := r.read(t.Context(), b, p); errors.As(err, new(*GoneError)) && deleted {
+								return
+							} else if err != nil || string(p) != string(want) {
+								t.Fatalf("request %d, block %d: %v", k, b, err)
+							}
+						}
+						return
+					}
+					if _, err := r.read(t.Context(), 1, p); errors.As(err, new(*GoneError)) {
+						return // it had read all that it opens with
+					}
+					if op, _ := s.h.prefix(t, r, 64, before, faulty.NewGate(nil)); op > before {
+						later++
+					}
+				})
+				if t.Failed() {
+					return
+				}
+			}
+			if later == 0 && (snapshot == "" || deleted) {
+				t.Errorf("%q, deleted is %t: this test shows little", snapshot, deleted)
+			}
+		}
+	}
 }
