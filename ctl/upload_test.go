@@ -152,8 +152,8 @@ func TestUploadPipe(t *testing.T) {
 func TestUploadRefused(t *testing.T) {
 	path, _ := sparse(t, 1<<20, map[int][]byte{0: noise(10)})
 	empty, _ := sparse(t, 0, nil)
-	b := newBench(t, devswift.Options{}, "disk", "log", "new", "plain")
-	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = test:tester\npassword = testing\n[disk]\n[log]\n[new]\n[plain]\n[mirror]\nread-only = 1\n")
+	b := newBench(t, devswift.Options{}, "disk", "log", "new", "plain", "text")
+	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = test:tester\npassword = testing\n[disk]\n[log]\n[new]\n[plain]\n[text]\ncompression = zstd\n[mirror]\nread-only = 1\n")
 	b.ok("setup", "disk", "--size", "4M")
 	b.ok("setup", "log", "--size", "4M", "--format", "2")
 	b.put("disk", chunked.ObjectName(1), noise(1<<20))
@@ -178,6 +178,7 @@ func TestUploadRefused(t *testing.T) {
 		{1, "not with objects of 64 KiB", []string{path, "disk", "--object-size", "64K"}},
 		{1, "with 4 MiB and not 5 MiB: resize", []string{path, "disk", "--size", "5M"}},
 		{1, "with 4 MiB and not 3 MiB: resize", []string{path, "log", "--size", "3M"}},
+		{1, "[text] compression: a disk of version 1 of the format cannot be compressed", []string{path, "text", "--format", "1"}},
 		{2, "must be 1 or 2", []string{path, "disk", "--format", "raw"}},
 		{2, "--size", []string{path, "disk", "--size", "some"}},
 		{2, "CONTAINER is missing", []string{path}},

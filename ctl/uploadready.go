@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
@@ -24,7 +25,7 @@ func (t *tool) ready(ctx context.Context, c *container, in input, path string, o
 		}
 	}
 	if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, volume.ErrNotSetUp) {
-		if err := t.setupFor(ctx, c.name, in, path, o); err != nil {
+		if err := t.setupFor(ctx, c, in, path, o); err != nil {
 			return state, err
 		}
 		state, err = lease.Inspect(ctx, c.lease("", 0))
@@ -34,6 +35,9 @@ func (t *tool) ready(ctx context.Context, c *container, in input, path string, o
 	}
 	if err := state.Held(); err != nil {
 		return state, fmt.Errorf("%s is %w", c.name, err)
+	}
+	if c.export.Disk.Compress && state.Meta.Version == volume.Version1 {
+		return state, t.secrets.Blame(c.name, "compression", device.ErrNoCompression)
 	}
 	if err := o.fits(c.name, state.Meta, in, path); err != nil || o.force || state.Meta.Version != volume.Version1 || state.Meta.Blank {
 		return state, err
@@ -51,8 +55,8 @@ func (t *tool) ready(ctx context.Context, c *container, in input, path string, o
 }
 
 // setupFor sets a disk up for the image.
-func (t *tool) setupFor(ctx context.Context, name string, in input, path string, o uploadOptions) error {
-	size := o.size
+func (t *tool) setupFor(ctx context.Context, c *container, in input, path string, o uploadOptions) error {
+	name, size := c.name, o.size
 	switch n := in.size(); {
 	case size != "":
 	case n < 0:
@@ -71,6 +75,9 @@ func (t *tool) setupFor(ctx context.Context, name string, in input, path string,
 			t.say("Done, %s: version 2, %s", name, humanSize(out.Size))
 		}
 		return err
+	}
+	if c.export.Disk.Compress {
+		return t.secrets.Blame(name, "compression", device.ErrNoCompression)
 	}
 	g, _, err := parseGeometry([]string{name}, size, o.objectSize)
 	if err != nil {

@@ -194,8 +194,11 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 			}
 		}
 		var small *device.CacheSizeError
-		if errors.As(err, &small) {
+		switch {
+		case errors.As(err, &small):
 			err = e.current().Blame(x.Container, "cache", err)
+		case errors.Is(err, device.ErrNoCompression):
+			err = e.current().Blame(x.Container, "compression", err)
 		}
 		if err != nil {
 			return nil, describe(x, refused(err, func() (bool, error) { return e.foreign(ctx, x) }))

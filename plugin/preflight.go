@@ -232,6 +232,9 @@ func checkContainer(p *params, secrets *config.Secrets, defaults config.Defaults
 			return nil, describe(x, secrets.Blame(p.container, "follow", err))
 		}
 	}
+	if x.Disk.Compress && state.Meta.Version == volume.Version1 {
+		return nil, describe(x, secrets.Blame(p.container, "compression", device.ErrNoCompression))
+	}
 	if !x.ReadOnly && !x.Disk.Reads() && !readOnlyOption(os.Args) {
 		if err := state.Held(); err != nil {
 			return nil, describe(x, err)

@@ -58,6 +58,7 @@ w.shutdown()
 			{append(params[:2:2], "follow=1", "snapshot=x"), "snapshot x: there is no such snapshot"},
 			{append(params[:2:2], "follow=x"), "must be a number of seconds"},
 			{append(v1, "follow=1"), "a disk of version 1 of the format has no moments"},
+			{append(v1, "compression=zstd"), "a disk of version 1 of the format cannot be compressed"},
 		} {
 			harness.Fail(t, harness.Options{Params: bad.params}).Want(t, bad.says)
 		}

@@ -131,6 +131,9 @@ func age(t time.Time) time.Duration {
 	return max(time.Since(t), 1)
 }
 
+// ErrNoCompression says that the volume is of version 1.
+var ErrNoCompression = errors.New("a disk of version 1 of the format cannot be compressed")
+
 // format opens volumes of one version. A value is good for one.
 type format interface {
 	// prepare is called before the lease is taken, with meta as a hint may have
@@ -155,6 +158,9 @@ func formatOf(o Options, meta volume.Meta) (format, error) {
 	}
 	if o.Follow > 0 {
 		return nil, ErrNoFollow
+	}
+	if o.Compress {
+		return nil, ErrNoCompression
 	}
 	return &chunkedFormat{o: o}, nil
 }

@@ -83,9 +83,15 @@ func numbered(n int) []byte { return bytes.Repeat([]byte{byte(n), byte(n >> 8)},
 // TestFollow reads a disk beside a busy writer: each request sees one moment, a
 // later one no earlier moment, and none that is older than Follow. Who does not
 // follow stays where they were.
-func TestFollow(t *testing.T) {
+func TestFollow(t *testing.T) { follow(t, false) }
+
+// TestFollowCompressed is TestFollow with compression.
+func TestFollowCompressed(t *testing.T) { follow(t, true) }
+
+func follow(t *testing.T, compress bool) {
 	const blocks, rounds = 256, 12
 	w := newLogWorld(t, overHTTP(t), 64<<10, blocks/16)
+	w.opts.Compress = compress
 	w.mustOpen()
 	var durable atomic.Int64 // so many rounds are
 	write := func(n int) {
@@ -227,6 +233,11 @@ func TestFollowOver(t *testing.T) {
 // TestFollowRefused: version 1 has no moments.
 func TestFollowRefused(t *testing.T) {
 	w := newWorld(t, inMemory(t), 4096, 4, true)
+	for _, readOnly := range []bool{false, true} {
+		if _, err := device.Open(t.Context(), device.Options{Store: w.inner, ReadOnly: readOnly, Compress: true}); !errors.Is(err, device.ErrNoCompression) {
+			t.Errorf("version 1, read-only is %t: %v", readOnly, err)
+		}
+	}
 	if _, err := device.Open(t.Context(), device.Options{Store: w.inner, ReadOnly: true, Follow: time.Second}); !errors.Is(err, device.ErrNoFollow) {
 		t.Error(err)
 	}

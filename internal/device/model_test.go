@@ -99,7 +99,7 @@ func (m *model) run(seed uint64, total int) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for done, n := 0, uint64(0); done < total && !m.t.Failed(); n++ {
 		ops := min(total-done, 50+rng.IntN(1000))
-		m.opts.Compress = rng.IntN(2) == 0 // of version 2
+		m.opts.Compress = rng.IntN(2) == 0 && m.logged
 		m.runSession(rng, seed+n, ops)
 		done += ops
 	}
