@@ -148,6 +148,8 @@ func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64)
 		Seal: 3 * layout.FrameSize, Cache: 8 << 20, Connections: 8, Checkpoint: 6, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70, Every: time.Minute,
 		Bases: func(_ context.Context, _, name string) (store.Store, error) { return cluster.Container(name), nil },
 	}
+	compress := rng.IntN(4) // the parent, the clone, both or neither
+	o.Compress = compress&1 != 0
 	v := (&opener{box: parent, uuid: layout.UUID{1}, t: t, o: o}).create(t, blocks*blockSize)
 	w := newWitness(t, parent, horizon)
 	s := newScript(t, blocks)
@@ -198,6 +200,7 @@ func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64)
 	b := get(t, child, metaName)
 	c := &opener{box: child, t: t, o: o}
 	copy(c.uuid[:], b)
+	c.o.Compress = compress&2 != 0
 	check := func() {
 		t.Helper()
 		co := c.o

@@ -149,6 +149,9 @@ func TestEveryRequestPaged(t *testing.T) { everyRequestOf(t, "paged") }
 // TestEveryRequestConverted is TestEveryRequest of a disk that was of version 1.
 func TestEveryRequestConverted(t *testing.T) { everyRequestOf(t, "converted") }
 
+// TestEveryRequestCompressed is TestEveryRequest with compression.
+func TestEveryRequestCompressed(t *testing.T) { everyRequestOf(t, "compressed") }
+
 func everyRequestOf(t *testing.T, what string) {
 	var (
 		kinds map[string]int
@@ -162,6 +165,8 @@ func everyRequestOf(t *testing.T, what string) {
 	switch what {
 	case "paged":
 		step *= 5
+	case "compressed": // the models have the rest
+		step *= 12
 	case "converted":
 		if step *= 60; *opsFlag > 0 { // TestModelConverted has the rest
 			step = 1
@@ -217,6 +222,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 	if what == "paged" {
 		v.o.littleMap()
 	}
+	v.o.Compress = what == "compressed"
 	w := newWitness(t, v.box, horizon)
 	// A first holder that ends badly: there is a log to be read, and a stray.
 	first := newWire(w)
@@ -341,5 +347,8 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 		t.Errorf("%d objects are left, %d are named: %v; %+v", len(list), named, names, u)
 	}
 	d.Close()
+	if n := recordKinds(t, v)[layout.Zstd]; (n > 0) != v.o.Compress {
+		t.Errorf("%d compressed records are left", n)
+	}
 	return used, kinds
 }

@@ -113,23 +113,24 @@ func shapings() []shaping {
 // repeats the verb. The disk has the old form or the new one, never another.
 func TestEveryRequestOfAShape(t *testing.T) {
 	for _, what := range shapings() {
-		for _, paged := range []bool{false, true} {
+		for i, how := range []string{"", "paged", "compressed"} {
 			name := what.name
-			if paged {
-				name += ", paged"
+			if how != "" {
+				name += ", " + how
 			}
+			every := []int64{3, 6, 7}[i]
 			t.Run(name, func(t *testing.T) {
 				var n int64
-				synctest.Test(t, func(t *testing.T) { n = everyShape(t, what, 1<<40, "late", paged) }) // it ends at none
-				if n < 2 {                                                                             // a root, and the metadata
+				synctest.Test(t, func(t *testing.T) { n = everyShape(t, what, 1<<40, "late", how) }) // it ends at none
+				if n < 2 {                                                                           // a root, and the metadata
 					t.Fatalf("%d requests: this test shows little", n)
 				}
 				for k := int64(1); k <= n; k++ {
 					for i, way := range []string{"without effect", "with effect", "late", "fails", "fails, arrives", "fails, arrives late"} {
-						if every := map[bool]int64{false: 3, true: 6}[paged]; *opsFlag == 0 && (int64(i)+k)%every != 0 {
+						if *opsFlag == 0 && (int64(i)+k)%every != 0 {
 							continue // make check-crash has all of them
 						}
-						synctest.Test(t, func(t *testing.T) { everyShape(t, what, k, way, paged) })
+						synctest.Test(t, func(t *testing.T) { everyShape(t, what, k, way, how) })
 						if t.Failed() {
 							t.Fatalf("request %d, %s", k, way)
 						}
@@ -142,15 +143,16 @@ func TestEveryRequestOfAShape(t *testing.T) {
 }
 
 // everyShape returns how many requests the verb has made.
-func everyShape(t *testing.T, what shaping, k int64, way string, paged bool) (requests int64) {
+func everyShape(t *testing.T, what shaping, k int64, way, how string) (requests int64) {
 	const blocks = 64
 	rng := rand.New(rand.NewPCG(uint64(k), 1))
 	v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, blocks*blockSize)
 	v.o = smallOptions()
 	v.o.Every = 5 * time.Minute
-	if paged {
+	if how == "paged" {
 		v.o.littleMap()
 	}
+	v.o.Compress = how == "compressed"
 	w := newWitness(t, v.box, horizon)
 	s := newScript(t, blocks)
 	snaps := snapshots{}

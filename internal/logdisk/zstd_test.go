@@ -62,7 +62,8 @@ func recordsOf(t testing.TB, v *opener) map[layout.Position][]layout.Record {
 	return all
 }
 
-func kinds(t testing.TB, v *opener) (n map[layout.Kind]int) {
+// recordKinds counts the records of all data objects.
+func recordKinds(t testing.TB, v *opener) (n map[layout.Kind]int) {
 	n = map[layout.Kind]int{}
 	for _, records := range recordsOf(t, v) {
 		for _, r := range records {
@@ -152,7 +153,7 @@ func TestCompress(t *testing.T) {
 		write(d, 0, prose(rng, 1<<20))
 		write(d, 1<<20, noise(rng, 1<<20))
 	})
-	n := kinds(t, v)
+	n := recordKinds(t, v)
 	if n[layout.Zstd] != 16 || n[layout.Data] != 1 {
 		t.Errorf("the records are %v: 1 MiB of text and one of noise", n)
 	}
@@ -207,7 +208,7 @@ func TestCompressNotLarger(t *testing.T) {
 		}
 		d.Close()
 		sizes = append(sizes, len(get(t, v.box, layout.LogName(layout.Position{Epoch: 1, N: 1}))))
-		if n := kinds(t, v); n[layout.Zstd] != 0 {
+		if n := recordKinds(t, v); n[layout.Zstd] != 0 {
 			t.Errorf("the records are %v", n)
 		}
 	}
