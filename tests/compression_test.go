@@ -74,6 +74,9 @@ func TestCompression(t *testing.T) {
 		t.Error("after the second kill the disk is not what was flushed")
 	}
 	n.Stop(t)
+	if got := c.Account(t).Read011(t, name); !bytes.Equal(got, data) {
+		t.Error("Swift does not have what was written, read as docs/FORMAT-V2.md says")
+	}
 
 	ctl(t, plain, "verify", name)
 	image := filepath.Join(harness.TempDir(t), "image")

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+
 	"swiftnbd/internal/words"
 )
 
@@ -86,12 +88,15 @@ type logged struct {
 	size      int64
 	blocks    map[uint64]place // without an entry: zeroes
 	objects   map[string][]byte
+	unpacked  map[place][]byte // what compressed records have, by where they begin
 }
 
 type place struct {
-	kind   uint64 // 0 data, 1 zeroes, 2 trimmed
+	kind   uint64 // 0 data, 1 zeroes, 2 trimmed, 3 compressed
 	object string
 	at     int64
+	bytes  int64  // of a compressed record
+	first  uint64 // its first block
 }
 
 func (a *Account) logged(t testing.TB, container string) *logged {
@@ -100,7 +105,7 @@ func (a *Account) logged(t testing.TB, container string) *logged {
 	if err != nil || len(uuid) != 16 {
 		t.Fatalf("container %s: uuid: %v", container, err)
 	}
-	return &logged{t: t, a: a, container: container, uuid: uuid, blocks: make(map[uint64]place), objects: make(map[string][]byte)}
+	return &logged{t: t, a: a, container: container, uuid: uuid, blocks: make(map[uint64]place), objects: make(map[string][]byte), unpacked: make(map[place][]byte)}
 }
 
 func (l *logged) fail(name, format string, args ...any) {
@@ -132,7 +137,7 @@ func (a *Account) DataBlocks(t testing.TB, container string) []bool {
 	l := a.readMap(t, container)
 	has := make([]bool, (l.size+blockSize-1)/blockSize)
 	for block, p := range l.blocks {
-		has[block] = p.kind == 0
+		has[block] = p.kind == 0 || p.kind == 3
 	}
 	return has
 }
@@ -143,7 +148,13 @@ func (a *Account) readLog(t testing.TB, container string) []byte {
 	l := a.readMap(t, container)
 	disk := make([]byte, l.size)
 	for block, p := range l.blocks {
-		if p.kind == 0 && int64(block)*blockSize < l.size {
+		if int64(block)*blockSize >= l.size {
+			continue
+		}
+		if p.kind == 3 {
+			copy(disk[block*blockSize:], l.unpack(p)[(block-p.first)*blockSize:][:blockSize])
+		}
+		if p.kind == 0 {
 			b := l.get(p.object)
 			if int64(len(b)) < p.at+frameSize {
 				l.fail(p.object, "it has %d bytes, and no frame at %d", len(b), p.at)
@@ -155,6 +166,33 @@ func (a *Account) readLog(t testing.TB, container string) []byte {
 			copy(disk[block*blockSize:], frame[:blockSize])
 		}
 	}
+	return disk
+}
+
+// unpack returns the blocks of a compressed record.
+func (l *logged) unpack(p place) []byte {
+	l.t.Helper()
+	if disk, ok := l.unpacked[p]; ok {
+		return disk
+	}
+	b := l.get(p.object)
+	if int64(len(b)) < p.at+p.bytes || p.bytes < 5 {
+		l.fail(p.object, "it has %d bytes, and no record of %d at %d", len(b), p.bytes, p.at)
+	}
+	data := b[p.at:][:p.bytes-4]
+	if le.Uint32(b[p.at+p.bytes-4:]) != l.crc(data, p.first) {
+		l.fail(p.object, "the compressed record at %d, of block %d, is damaged", p.at, p.first)
+	}
+	d, err := zstd.NewReader(nil, zstd.WithDecoderMaxWindow(16*blockSize), zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer d.Close()
+	disk, err := d.DecodeAll(data, nil)
+	if err != nil || len(disk) == 0 || len(disk) > 16*blockSize || len(disk)%blockSize != 0 || len(data)+4 >= len(disk)/blockSize*frameSize {
+		l.fail(p.object, "the compressed record at %d has %d bytes, and gives %d: %v", p.at, p.bytes, len(disk), err)
+	}
+	l.unpacked[p] = disk
 	return disk
 }
 
@@ -236,19 +274,28 @@ func (l *logged) readRecords(name string) {
 		l.fail(name, "its records are damaged")
 	}
 	for ; len(records) > 0; records = records[size:] {
-		l.set(name, le.Uint64(records), uint64(le.Uint32(records[8:])), uint64(records[12]), int64(le.Uint32(records[16:])))
+		first, kind, at := le.Uint64(records), uint64(records[12]), int64(le.Uint32(records[16:]))
+		l.set(first, uint64(le.Uint32(records[8:])), place{kind, name, at, int64(le.Uint32(records[20:])), first})
 	}
 	l.size = int64(le.Uint64(f[64:]))
 }
 
-func (l *logged) set(name string, first, count, kind uint64, at int64) {
+// set gives blocks their place: p is that of the first one, and of all if they are
+// compressed.
+func (l *logged) set(first, count uint64, p place) {
 	l.t.Helper()
-	if kind > 2 {
-		l.fail(name, "kind %d", kind)
+	if p.kind > 3 {
+		l.fail(p.object, "kind %d", p.kind)
+	}
+	if p.kind != 3 {
+		p.bytes, p.first = 0, 0
 	}
 	count = min(count, uint64(l.size+blockSize-1)/blockSize-first)
 	for i := range count {
-		l.blocks[first+i] = place{kind, name, at + int64(i)*frameSize}
+		l.blocks[first+i] = p
+		if p.kind != 3 {
+			p.at += frameSize
+		}
 	}
 }
 
@@ -282,12 +329,17 @@ func (l *logged) readRun(name string) {
 			first := at + varint()
 			count, kind := varint(), varint()&^32 // 32 is about the counts of live bytes
 			at = first + count
-			if kind != 0 {
-				l.set(name, first, count, kind, 0)
+			if kind != 0 && kind != 3 {
+				l.set(first, count, place{kind: kind, object: name})
 				continue
 			}
-			epoch, n, place := varint(), varint(), varint()
-			l.set(fmt.Sprintf("swiftnbd/log/%08x-%012x", epoch, n), first, count, 0, int64(place))
+			epoch, n, at := varint(), varint(), varint()
+			p := place{kind: kind, object: fmt.Sprintf("swiftnbd/log/%08x-%012x", epoch, n), at: int64(at)}
+			if kind == 3 {
+				p.bytes = int64(varint())
+				p.first = first - varint() // so many of its blocks precede these
+			}
+			l.set(first, count, p)
 		}
 	}
 }
