@@ -35,9 +35,6 @@ func (s snapshots) check(t testing.TB, v *opener, st store.Store, name string, h
 	o := v.o
 	o.Store, o.UUID, o.Epoch, o.Snapshot, o.Newest = st, v.uuid, 0, name, v.epoch
 	d, err := Open(t.Context(), o)
-	for try := 0; try < 5 && errors.As(err, new(*AwayError)); try++ { // where roots are deleted at once
-		d, err = Open(t.Context(), o)
-	}
 	if err != nil {
 		t.Fatalf("open snapshot %s: %v", name, err)
 	}
