@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -240,19 +239,11 @@ func (c *cloning) room(ctx context.Context) (roots uint64, err error) {
 		if roots, err = c.freeForLog(ctx, c.child, md, false); err != nil || again {
 			return roots, err
 		}
-		// Somebody else may just be making it.
-		select {
-		case <-time.After(cloneGrace + rand.N(4*cloneGrace)):
-		case <-ctx.Done():
-			return 0, c.child.explain(ctx, ctx.Err())
+		if err := c.grace(ctx, c.child); err != nil {
+			return 0, err
 		}
 	}
 }
-
-// cloneGrace is how long a clone that is just being made by somebody else gets at
-// least, where the container is there and holds no disk. Of two that come at the
-// same moment one waits for longer.
-var cloneGrace = time.Second
 
 // snapshot makes a snapshot of the parent with the name, or with that and a
 // number if there is one.

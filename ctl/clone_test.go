@@ -336,8 +336,8 @@ func TestCloneTwice(t *testing.T) {
 	disk := b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")
 	b.create("web2") // all of them find it
-	cloneGrace = 500 * time.Millisecond
-	defer func() { cloneGrace = 50 * time.Millisecond }()
+	setupGrace = 500 * time.Millisecond
+	defer func() { setupGrace = 50 * time.Millisecond }()
 	for _, name := range []string{"web", "web2"} {
 		var g sync.WaitGroup
 		var made atomic.Int64

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	contactPolicy, workPolicy = quick, quick
 	workPolicy.Timeout, workPolicy.Attempt = 10*time.Second, 10*time.Second
 	verifyPatience = 100 * time.Millisecond
-	cloneGrace = 50 * time.Millisecond
+	setupGrace = 50 * time.Millisecond
 	code := m.Run()
 	if binaryDir != "" {
 		_ = os.RemoveAll(binaryDir)

@@ -7,6 +7,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
+	"time"
 
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/lease"
@@ -63,9 +65,25 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 		return out, err
 	}
 	// The root first: who finds the disk must find its content, too.
+	created := false
 	if !exists {
-		if _, err := c.CreateContainer(ctx, nil); err != nil {
+		if created, err = c.CreateContainer(ctx, nil); err != nil {
 			return out, c.explain(ctx, err)
+		}
+	}
+	if !created {
+		// Of two who set it up at the same moment, one has created it. The other would
+		// write another disk over theirs.
+		if !exists {
+			if err := t.grace(ctx, c); err != nil {
+				return out, err
+			}
+		}
+		if md, err = c.contact.Metadata(ctx); err != nil {
+			return out, c.explain(ctx, err)
+		}
+		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
+			return out, err
 		}
 	}
 	m := volume.Meta{Version: volume.Version2, Size: bytes, UUID: layout.NewUUID()}
@@ -75,7 +93,22 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if err := volume.Create2(ctx, c, m); err != nil {
 		return out, c.explain(ctx, err)
 	}
-	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: !exists}, nil
+	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: created}, nil
+}
+
+// setupGrace is how long a disk that is just being made by somebody else gets at
+// least, where the container is there and holds no disk. Of two that come at the
+// same moment one waits for longer.
+var setupGrace = time.Second
+
+// grace waits for somebody else who may just be making the disk.
+func (t *tool) grace(ctx context.Context, c *container) error {
+	select {
+	case <-time.After(setupGrace + mathrand.N(4*setupGrace)):
+		return nil
+	case <-ctx.Done():
+		return c.explain(ctx, ctx.Err())
+	}
 }
 
 // logSize rounds the size of a disk of version 2, which is positive, up to whole
