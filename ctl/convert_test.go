@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -252,4 +253,20 @@ func TestConvertDamage(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestConvertFirstRoot: the first root of a conversion that ends there does not stay,
+// if it came to be.
+func TestConvertFirstRoot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	disk := b.fillChunks("disk", 256<<10, "64K")
+	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPut, Prefix: "/v1/AUTH_test/disk/swiftnbd/root/", Times: 1,
+		Action: devswift.Action{Status: http.StatusForbidden, After: true}}))
+	b.fails(1, []string{"disk: ", "write root "}, "convert", "disk")
+	if names := b.names("disk", "swiftnbd/root/"); len(names) > 0 {
+		t.Errorf("%q stay", names)
+	}
+	b.ok("convert", "disk")
+	b.holds("disk", disk)
 }

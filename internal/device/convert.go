@@ -109,7 +109,8 @@ func convert(ctx context.Context, o Options, held *lease.Held, meta volume.Meta,
 		Objects: meta.Geometry.Objects(), ObjectSize: meta.Geometry.ObjectSize(),
 	}
 	if root, err = c.Begin(ctx); err != nil {
-		_ = o.Store.Delete(ctx, layout.RootPrefix+root) // it is garbage, and does no harm
+		// It may be there all the same. It is garbage then, and does no harm.
+		_ = o.Store.Delete(ctx, layout.RootName(layout.Position{Epoch: c.Epoch, N: 1}))
 		return "", true, err
 	}
 	items := map[string]string{
