@@ -128,7 +128,7 @@ func (c *container) explain(ctx context.Context, err error) error {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: interrupted", c.name)
+		return &interruptedError{c.name}
 	case errors.Is(err, store.ErrContainerNotFound):
 		return fmt.Errorf("%s doesn't exist (auth-url: %s)", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL))
 	case errors.Is(err, volume.ErrNotSetUp):
@@ -143,6 +143,11 @@ func (c *container) explain(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("%s: %w", c.name, oneLine{err})
 }
+
+// interruptedError is the end of a verb that a signal has stopped.
+type interruptedError struct{ container string }
+
+func (e *interruptedError) Error() string { return e.container + ": interrupted" }
 
 // oneLine prints an error on one line. The error may quote a server's answer,
 // which may have several.

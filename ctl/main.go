@@ -61,6 +61,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		root.SetArgs(args)
 		cmd, err = root.ExecuteContextC(ctx)
 	}
+	if err == nil && t.unsaid != nil {
+		// What was asked for is done, and a script must not take what was
+		// printed for all.
+		err = t.unsaid
+	}
 	if err == nil {
 		return 0
 	}
@@ -78,7 +83,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "%s: %v\nTry '%s --help'.\n", program, err, cmd.CommandPath())
 		return exitUsage
 	}
-	t.fault(err)
+	t.fault(t.goOnAfter(err))
 	return exitFailed
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 
 	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
+	"swiftnbd/internal/store"
 	swiftstore "swiftnbd/internal/store/swift"
 	"swiftnbd/internal/version"
 )
@@ -39,9 +41,12 @@ type tool struct {
 	policy     string // --policy of setup and upload
 	verbose    bool
 
+	unsaid error // why a line for people could not be printed, the first time
+
 	json bool // --json: one object is the result, and say prints nothing
 
 	begun    bool // a verb has begun: errors are the operation's from now on
+	changes  bool // the verb changes something, all of it or nothing, and may be repeated
 	named    bool // --secrets was given
 	log      *slog.Logger
 	secrets  *config.Secrets // nil until loaded
@@ -112,9 +117,28 @@ func (t *tool) verb(f func(ctx context.Context, args []string) error) func(*cobr
 		if err := t.globals(cmd); err != nil {
 			return err
 		}
-		t.begun = true
+		t.begun, t.changes = true, changing[cmd.Name()]
 		return f(cmd.Context(), args)
 	}
+}
+
+// changing are the verbs that change a disk and do not say themselves how to go on
+// when they end half way.
+var changing = map[string]bool{
+	"setup": true, "delete": true, "resize": true, "snapshot": true, "revert": true, "clone": true, "flatten": true, "convert": true,
+}
+
+// goOnAfter adds to the error of a verb how to go on, unless it says so.
+func (t *tool) goOnAfter(err error) error {
+	var cut *interruptedError
+	switch {
+	case !t.changes:
+	case errors.As(err, &cut) && err.Error() == cut.Error():
+		return fmt.Errorf("%w; nothing is broken: run the same command again", err)
+	case errors.Is(err, store.ErrNoSpace):
+		return fmt.Errorf("%w; make room or have the quota raised, and run the same command again", err)
+	}
+	return err
 }
 
 // globals checks and notes the global flags.
@@ -215,7 +239,9 @@ func (t *tool) warn(format string, a ...any) {
 
 func (t *tool) say(format string, a ...any) {
 	if !t.json {
-		fmt.Fprintf(t.stdout, format+"\n", a...)
+		if _, err := fmt.Fprintf(t.stdout, format+"\n", a...); err != nil && t.unsaid == nil {
+			t.unsaid = err
+		}
 	}
 }
 
