@@ -108,6 +108,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run TestIncrementEveryRequest ./ctl -args -every
+	scripts/check.sh race-long
 	$(GO) test -count 1 -timeout 0 -v -run TestSimulation ./internal/lease -args -ops=$(RIVALRIES) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v ./tests/crash -args -kills=$(KILLS) -starts=$(STARTS) -steps=$(OPS) -seed=$(SEED)
 	scripts/check.sh formats
@@ -115,7 +116,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v ./tests/boot -args -full
 	$(GO) test -count 1 -timeout 0 -v ./tests/replicas -args -writes=$(WRITES) -seed=$(SEED)
 
-check-race: needs ## the unit tests under the race detector
+check-race: needs ## the unit tests under the race detector, the long ones without it
 	scripts/check.sh race
 
 lint: needs ## gofmt, go vet, shellcheck, podchecker, staticcheck, govulncheck; changes nothing

@@ -15,14 +15,16 @@
 #
 #   lint         gofmt, go vet, shellcheck, podchecker, staticcheck, govulncheck
 #   build        make all, from sources as they are
-#   race         unit tests under the race detector; the tests of the stores run
-#                on the embedded and on the real Swift
+#   race         unit tests under the race detector, the long ones (LONG) without
+#                it; the tests of the stores run on the embedded and on the real
+#                Swift
 #   binding      tests of the nbdkit binding, which is a module of its own
 #   quickstart   make quickstart
 #   blackbox     tests/: all nbdkit modes, bad input, Keystone, a kernel client
 # These steps run only if you name them:
 #   golangci     golangci-lint, with the rules of .golangci.yml
 #   unit         like race, without the race detector
+#   race-long    the long unit tests under the race detector
 #   fuzz         each fuzz target for FUZZTIME (10s)
 set -eu
 cd "$(dirname "$0")/.."
@@ -89,12 +91,24 @@ step_unit() {
   go test -timeout 10m $(unit_packages)
 }
 step_binding() { (cd plugin/nbdkit && go test -timeout 10m ./...); }
+# Unit tests that are long because they do one thing many times: they cut at every
+# request, or do thousands of operations or objects. Under the race detector they
+# take several times as long, and mostly one goroutine works at a time. The models
+# with many clients at once stay under it.
+LONG='^Test(Model[A-R]\w*|Cut|CloneCut|\w*EveryRequest\w*|ReplicasAway|CollectPaged|Delete)$'
 step_race() {
+  local rc=0
   real_swift || return 1
   real_rgw || return 1
   # shellcheck disable=SC2046 # one word a package
-  go test -race -timeout 30m $(unit_packages) && (cd plugin/nbdkit && go test -race -timeout 10m .)
+  go test -race -timeout 20m -skip "$LONG" $(unit_packages) || rc=1
+  # shellcheck disable=SC2046
+  go test -timeout 20m -run "$LONG" $(unit_packages) || rc=1
+  (cd plugin/nbdkit && go test -race -timeout 10m .) || rc=1
+  return $rc
 }
+# shellcheck disable=SC2046
+step_race-long() { go test -race -timeout 2h -run "$LONG" $(unit_packages); }
 step_quickstart() { make -s quickstart; }
 step_blackbox() {
   real_swift || return 1
