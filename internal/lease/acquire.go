@@ -304,6 +304,11 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	if s.Epoch > 0 && s.Epoch != epoch {
 		h.old[s.Epoch] = true
 	}
+	if o.Term == Forever {
+		// Who takes it for ever may end without giving it back, and nobody would
+		// remove the lease before this one.
+		h.remove(ctx, epoch)
+	}
 	return nil
 }
 

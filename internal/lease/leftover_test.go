@@ -227,3 +227,65 @@ func besideUnlock(t *testing.T, s *scene) bool {
 	}
 	return true
 }
+
+// TestUnlockWhileTaking has an operator unlock the volume between any two requests of a
+// process that takes it. The process does not believe that it holds what was unlocked.
+func TestUnlockWhileTaking(t *testing.T) {
+	unlocked := 0
+	for n := 1; n < 10; n++ { // from the tenth on it holds it
+		inScene(t, func(t *testing.T, s *scene) {
+			first := s.party("first") // so that there is a key, and a number
+			first.mustAcquire()
+			if err := first.has().Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			a, operator := s.party("a"), s.party("operator")
+			a.set(func(r request, call func() error) error {
+				if r.n == n {
+					if _, err := lease.Unlock(t.Context(), operator.options()); err == nil {
+						unlocked++
+					}
+				}
+				return call()
+			})
+			h, _, err := lease.Acquire(t.Context(), a.options())
+			if err != nil {
+				return
+			}
+			if is := read(t, s.volume()).Client; is != h.Mark() {
+				t.Errorf("unlocked before request %d: it holds the volume, which has the mark %q", n, is)
+			}
+			if err := h.Release(t.Context()); err != nil {
+				t.Errorf("unlocked before request %d: %v", n, err)
+			}
+		})
+	}
+	if unlocked < 2 {
+		t.Errorf("unlocked %d times only", unlocked)
+	}
+}
+
+// TestLockBehindEnded has an operator lock and unlock a volume whose holder has died. No
+// lease stays.
+func TestLockBehindEnded(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		a, operator := s.party("a"), s.party("operator")
+		a.mustAcquire()
+		a.kill()
+		time.Sleep(10 * term)
+		o := operator.options()
+		o.Term = lease.Forever
+		if _, _, err := lease.Acquire(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(s.leases()); n != 1 {
+			t.Errorf("%d leases while it is locked", n)
+		}
+		if _, err := lease.Unlock(t.Context(), operator.options()); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.leases(); len(n) > 0 {
+			t.Errorf("leases stay: %v", n)
+		}
+	})
+}

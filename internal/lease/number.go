@@ -145,26 +145,36 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// verify reads the volume's metadata and returns an error unless we hold the
-// volume: mark, number and key must be ours, and nobody may have the next
-// number. errAgain says that another process may be about to take the volume.
+// verify returns an error unless we hold the volume: nobody may have the next number,
+// and mark, number and key must be ours. errAgain says that another process may be
+// about to take the volume.
+//
+// The metadata are read last. An unlock creates the next number, removes the mark and
+// deletes the number. So does another process that takes the volume and gives it back.
+// If we are stopped between the two requests, the one that comes last must see that.
 func (h *Held) verify(ctx context.Context) (volume.Meta, error) {
-	md, err := h.store.Metadata(ctx)
-	if err != nil {
-		return volume.Meta{}, fmt.Errorf("read the lock mark back: %w", err)
+	next := h.epoch.Load() + 1
+	_, err := h.o.Sibling(ContainerName(h.o.Name, next)).Metadata(ctx)
+	switch {
+	case err == nil:
+		err = fmt.Errorf("somebody has lease %d: %w", next, errAgain)
+	case errors.Is(err, store.ErrContainerNotFound):
+		err = nil
+	default:
+		err = fmt.Errorf("look at lease %d: %w", next, err)
 	}
-	if err := h.checkMark(md); err != nil {
+	md, merr := h.store.Metadata(ctx)
+	if merr != nil {
+		return volume.Meta{}, fmt.Errorf("read the lock mark back: %w", merr)
+	}
+	if merr := h.checkMark(md); merr != nil {
 		if h.key != "" && md.Items[KeyFence] == "" && md.Items[volume.KeyClient] == h.mark && md.Items[KeyEpoch] == strconv.FormatInt(h.epoch.Load(), 10) {
 			return volume.Meta{}, ErrNotOwner
 		}
+		return volume.Meta{}, merr
+	}
+	if err != nil {
 		return volume.Meta{}, err
-	}
-	_, err = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load()+1)).Metadata(ctx)
-	if err == nil {
-		return volume.Meta{}, fmt.Errorf("somebody has lease %d: %w", h.epoch.Load()+1, errAgain)
-	}
-	if !errors.Is(err, store.ErrContainerNotFound) {
-		return volume.Meta{}, fmt.Errorf("look at lease %d: %w", h.epoch.Load()+1, err)
 	}
 	return volume.FromMetadata(md)
 }
