@@ -25,12 +25,12 @@ func TestCompressedVerbs(t *testing.T) {
 	compressedVerbs(b, func(name string) string { return "[" + name + "]\n" + login })
 }
 
-// TestRealSwiftCompressed is TestCompressedVerbs on a real Swift, by Keystone's login.
+// TestRealSwiftCompressed is TestCompressedVerbs on a real Swift.
 func TestRealSwiftCompressed(t *testing.T) {
 	quickContact, quickWork := contactPolicy, workPolicy
 	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
 	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
-	l := storetest.KeystoneLogin(t)
+	l := storetest.RealLogin(t)
 	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
 	t.Cleanup(func() {
 		for _, name := range []string{"above", "packed", "disk", "plain", "old"} {
