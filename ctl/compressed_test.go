@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
@@ -28,7 +29,7 @@ func TestCompressedVerbs(t *testing.T) {
 // TestRealSwiftCompressed is TestCompressedVerbs on a real Swift.
 func TestRealSwiftCompressed(t *testing.T) {
 	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
+	contactPolicy, workPolicy = store.Policy{}, store.Policy{Timeout: 30 * time.Second}
 	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
 	l := storetest.RealLogin(t)
 	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
