@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -179,7 +180,7 @@ func TestReaderOpensLate(t *testing.T) {
 				continue
 			}
 			later := 0
-			for k, done := 1, false; !done; k++ {
+			for k, done := int64(1), false; !done; k++ {
 				synctest.Test(t, func(t *testing.T) {
 					v := newClosing(t, 64*blockSize)
 					v.o = Options{Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 20 * time.Second, Horizon: time.Nanosecond, Every: time.Second}
@@ -196,13 +197,15 @@ func TestReaderOpensLate(t *testing.T) {
 					do(s.write(w, 3, 4, 9))
 					do(s.flush(w))
 					before := s.flushed
-					requests := 0
+					var requests atomic.Int64 // several beside each other
 					line := store.Wrap(v.box, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
-						if requests++; requests == k {
-							do(s.write(w, 1, 2, 3, 4, 5, 6, 7, 8, 9))
-							do(s.save(w))
+						if requests.Add(1) == k {
+							err := errors.Join(s.write(w, 1, 2, 3, 4, 5, 6, 7, 8, 9), s.save(w))
 							if deleted {
-								do(w.DeleteSnapshot(t.Context(), "one", false))
+								err = errors.Join(err, w.DeleteSnapshot(t.Context(), "one", false))
+							}
+							if err != nil {
+								t.Error(err)
 							}
 							time.Sleep(time.Minute)
 						}
@@ -212,7 +215,7 @@ func TestReaderOpensLate(t *testing.T) {
 					o.Store, o.UUID, o.Newest, o.Snapshot = line, v.uuid, v.epoch, snapshot
 					began := time.Now()
 					r, err := Open(t.Context(), o)
-					if done = requests < k; done {
+					if done = requests.Load() < k; done {
 						do(err)
 					}
 					if took := time.Since(began); took > 61*time.Second {
