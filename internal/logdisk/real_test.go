@@ -22,11 +22,10 @@ import (
 	swiftstore "swiftnbd/internal/store/swift"
 )
 
-// embeddedLogin is that of an embedded Swift that runs until the test ends, and
-// whose tokens are good for life; 0: for a day.
-func embeddedLogin(t testing.TB, life time.Duration) config.Login {
+// embedded is an embedded Swift that runs until the test ends, and its login.
+func embedded(t testing.TB) (*devswift.Server, config.Login) {
 	t.Helper()
-	s, err := devswift.New(devswift.Options{TokenLife: life})
+	s, err := devswift.New(devswift.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +35,7 @@ func embeddedLogin(t testing.TB, life time.Duration) config.Login {
 		s.Close()
 		web.Close()
 	})
-	return config.Login{AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "test:tester", Password: "testing"}
+	return s, config.Login{AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "test:tester", Password: "testing"}
 }
 
 // onSwift is a volume in a container of a Swift, which is opened in one session
@@ -198,7 +197,7 @@ func (v *onSwift) clean() *logdisk.Report {
 
 // swifts are the servers that the tests are done on, with the ways to log in.
 var swifts = map[string]func(testing.TB) config.Login{
-	"embedded": func(t testing.TB) config.Login { return embeddedLogin(t, 0) },
+	"embedded": func(t testing.TB) config.Login { _, l := embedded(t); return l },
 	"real":     storetest.RealLogin,
 	"keystone": storetest.KeystoneLogin,
 	"RGW":      storetest.RGWLogin,
