@@ -44,9 +44,11 @@ func runNeeded(pins []layout.Pin, o layout.KeptObject) bool {
 	return needed(pins, func(p layout.Pin) bool { return p.HasRun(o.At) }, o.Last)
 }
 
-// pinned says whether a pin's root has the name.
+// pinned says whether the root of one of the pins, which are in the order of their
+// roots, has the name.
 func pinned(pins []layout.Pin, root layout.Position) bool {
-	return slices.ContainsFunc(pins, func(p layout.Pin) bool { return p.Root == root })
+	_, ok := slices.BinarySearchFunc(pins, root, func(p layout.Pin, root layout.Position) int { return p.Root.Compare(root) })
+	return ok
 }
 
 // pins is what the disk knows of its snapshots. Disk.mu guards it.

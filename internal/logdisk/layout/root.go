@@ -469,7 +469,7 @@ func (r Root) checkContainers() error {
 // checkPins checks the snapshots and the clones made of them.
 func (r Root) checkPins() error {
 	names := map[string]bool{}
-	for _, p := range r.Pins {
+	for i, p := range r.Pins {
 		switch {
 		case !Plain(p.Name):
 			return fmt.Errorf("pin %q: not a name", p.Name)
@@ -477,6 +477,8 @@ func (r Root) checkPins() error {
 			return fmt.Errorf("pin %q is there twice", p.Name)
 		case !p.Root.named():
 			return fmt.Errorf("pin %q: %v is no name of a root", p.Name, p.Root)
+		case i > 0 && !r.Pins[i-1].Root.Less(p.Root):
+			return fmt.Errorf("pin %q: its root %v is not after that of the pin before", p.Name, p.Root)
 		case p.Size < 0 || p.Bytes < 0 || p.Collected > MaxN || p.Run > MaxN:
 			return fmt.Errorf("pin %q: a number is out of range", p.Name)
 		case !p.Of.IsZero() && (p.Of.UUID.IsZero() || !p.Of.Root.named()):

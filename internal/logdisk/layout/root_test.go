@@ -142,6 +142,8 @@ func TestRootRefused(t *testing.T) {
 		{`"Name":"before"`, `"Name":"after"`, `there is no pin "before"`},
 		{`"Name":"before"`, `"Name":"` + strings.Repeat("x", 256) + `"`, `not a name`},
 		{`"Pins":[`, `"Pins":[{"Name":"before","Root":"00000029-00000001","At":"00000029-000000000010","Made":"2023-11-14T22:13:20Z"},`, "is there twice"},
+		{`"Pins":[`, `"Pins":[{"Name":"later","Root":"00000029-00000002","At":"00000029-000000000010","Made":"2023-11-14T22:13:20Z"},`, `pin "before": its root 00000029-000000000001 is not after`},
+		{`"Pins":[`, `"Pins":[{"Name":"same","Root":"00000029-00000001","At":"00000029-000000000010","Made":"2023-11-14T22:13:20Z"},`, "is not after that of the pin before"},
 		{`"Root":"00000029-00000001",`, ``, `pin "before": 00000000-000000000000 is no name`},
 		{`"Made":"2023`, `"Made":"x`, "parsing time"},
 		{`"Number":7`, `"Number":0`, "base 0 is there twice, or has no number"},
@@ -243,6 +245,7 @@ func TestRootRoundTrip(t *testing.T) {
 			r.Children = append(r.Children, Child{Pin: name, URL: "u" + name, Container: "c" + name, UUID: NewUUID()})
 			r.Bases = append(r.Bases, Base{Number: uint32(i) + 1, URL: name, Container: name, UUID: NewUUID()})
 		}
+		slices.SortFunc(r.Pins, func(a, b Pin) int { return a.Root.Compare(b.Root) })
 		if rng.IntN(2) == 0 {
 			r.Below = &Below{Disk: &Disk{Objects: 1 + rng.Int64N(1<<30), ObjectSize: 1 + rng.Int64N(1<<30)}}
 		}
