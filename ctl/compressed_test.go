@@ -26,7 +26,8 @@ func TestCompressedVerbs(t *testing.T) {
 	compressedVerbs(b, func(name string) string { return "[" + name + "]\n" + login })
 }
 
-// TestRealSwiftCompressed is TestCompressedVerbs on a real Swift.
+// TestRealSwiftCompressed: a real Swift takes compressed records as it takes others,
+// and a clone without compression reads them from its parent.
 func TestRealSwiftCompressed(t *testing.T) {
 	quickContact, quickWork := contactPolicy, workPolicy
 	contactPolicy, workPolicy = store.Policy{}, store.Policy{Timeout: 30 * time.Second}
@@ -34,12 +35,36 @@ func TestRealSwiftCompressed(t *testing.T) {
 	l := storetest.RealLogin(t)
 	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
 	t.Cleanup(func() {
-		for _, name := range []string{"above", "packed", "disk", "plain", "old"} {
+		for _, name := range []string{"above", "disk"} {
 			b.run("unlock", name)
 			b.run("delete", name, "--yes")
 		}
 	})
-	compressedVerbs(b, func(name string) string { return section(name, l) })
+	b.writeSecrets(section("disk", l) + "compression = zstd\n" + section("above", l))
+	b.ok("setup", "disk", "--size", itoa(compressedSize), "--format", "2")
+	disk := make([]byte, compressedSize)
+	b.write("disk", true, disk, 30, 5)
+	b.ok("snapshot", "disk", "a")
+	a := bytes.Clone(disk)
+	b.write("disk", true, disk, 2, 2)
+	if b.compressed("disk") == 0 {
+		b.Fatal("nothing is compressed")
+	}
+	b.ok("clone", "disk@a", "above")
+	b.sound("above", a)
+	b.sound("disk", disk)
+}
+
+// compressedSize is how large these disks are, bytes.
+const compressedSize = 4 << 20
+
+// sound fails unless a disk has what was written, and verify agrees.
+func (b *bench) sound(name string, want []byte) {
+	b.Helper()
+	if !bytes.Equal(b.content(name, len(want)), want) {
+		b.Fatalf("%s is not what was written", name)
+	}
+	b.ok("verify", name)
 }
 
 // write opens a disk, with compression or without, and writes text in some places,
@@ -96,20 +121,13 @@ func (b *bench) compressed(name string) (n int) {
 }
 
 func compressedVerbs(b *bench, section func(name string) string) {
-	const size = 4 << 20
+	const size = compressedSize
 	secrets := ""
 	for _, name := range []string{"disk", "packed", "old"} {
 		secrets += section(name) + "compression = zstd\n"
 	}
 	b.writeSecrets(secrets + section("plain") + section("above"))
 	image := filepath.Join(b.TempDir(), "image")
-	sound := func(name string, want []byte) {
-		b.Helper()
-		if !bytes.Equal(b.content(name, len(want)), want) {
-			b.Fatalf("%s is not what was written", name)
-		}
-		b.ok("verify", name)
-	}
 
 	// Snapshots, differences, increments, and the way back.
 	b.ok("setup", "disk", "--size", itoa(size), "--format", "2")
@@ -123,7 +141,7 @@ func compressedVerbs(b *bench, section func(name string) string) {
 	if b.compressed("disk") == 0 {
 		b.Fatal("nothing is compressed")
 	}
-	sound("disk", disk)
+	b.sound("disk", disk)
 	b.differs("disk@a", "disk@b", a, disk)
 	b.ok("download", "disk@a", image)
 	checkImage(b.T, image, a)
@@ -134,26 +152,26 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		b.ok("upload", image, "--onto", "packed")
 		b.ok("upload", image, "--onto", "plain")
 	}
-	sound("packed", disk)
-	sound("plain", disk)
+	b.sound("packed", disk)
+	b.sound("plain", disk)
 	if packed, plain := b.compressed("packed"), b.compressed("plain"); packed == 0 || plain != 0 {
 		b.Errorf("with compression %d records are compressed, without %d", packed, plain)
 	}
 	b.ok("delete", "packed", "--yes")
 	b.ok("revert", "disk", "a", "--yes")
-	sound("disk", a)
+	b.sound("disk", a)
 	b.ok("revert", "disk", "b", "--yes")
 
 	// A size that ends within a compressed record, and grows again.
 	for _, to := range []int{size/2 + 5*4096, size/4 + 1234} {
 		to = to / 4096 * 4096
 		b.ok("resize", "disk", itoa(to), "--force")
-		sound("disk", disk[:to])
+		b.sound("disk", disk[:to])
 		b.ok("resize", "disk", itoa(size))
 		clear(disk[to:])
-		sound("disk", disk)
+		b.sound("disk", disk)
 		b.write("disk", true, disk, 10, 1)
-		sound("disk", disk)
+		b.sound("disk", disk)
 	}
 
 	// Clones: what is compressed below a disk that does not compress, and the other way.
@@ -163,17 +181,17 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		was           []byte
 	}{{"disk@a", "above", false, bytes.Clone(a)}, {"plain", "packed", true, b.content("plain", size)}} {
 		b.ok("clone", c.parent, c.clone)
-		sound(c.clone, c.was)
+		b.sound(c.clone, c.was)
 		b.write(c.clone, c.compress, c.was, 5, 2)
-		sound(c.clone, c.was)
+		b.sound(c.clone, c.was)
 		b.ok("snapshot", c.clone, "s")
 		was := bytes.Clone(c.was)
 		b.write(c.clone, !c.compress, c.was, 5, 2)
-		sound(c.clone, c.was)
+		b.sound(c.clone, c.was)
 		b.differs(c.clone+"@s", c.clone, was, c.was)
 		b.ok("snapshot", "--delete", c.clone, "s")
 		b.ok("flatten", c.clone)
-		sound(c.clone, c.was)
+		b.sound(c.clone, c.was)
 		b.ok("download", c.clone, image)
 		checkImage(b.T, image, c.was)
 		b.ok("delete", c.clone, "--yes")
@@ -195,11 +213,11 @@ func compressedVerbs(b *bench, section func(name string) string) {
 	end()
 	b.fails(1, []string{"[old] compression: a disk of version 1 of the format cannot be compressed"}, "upload", image, "old", "--force")
 	b.ok("convert", "old")
-	sound("old", old)
+	b.sound("old", old)
 	b.write("old", true, old, 5, 2)
-	sound("old", old)
+	b.sound("old", old)
 	b.ok("flatten", "old")
-	sound("old", old)
+	b.sound("old", old)
 	if b.compressed("old") < size/65536/3 {
 		b.Error("flatten does not compress")
 	}
@@ -242,7 +260,7 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		b.Fatal(err)
 	}
 	end()
-	sound("old", old)
+	b.sound("old", old)
 	b.ok("delete", "old", "--yes")
 	b.ok("delete", "disk", "--yes")
 }

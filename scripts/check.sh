@@ -95,7 +95,7 @@ step_binding() { (cd plugin/nbdkit && go test -timeout 10m ./...); }
 # request, or do thousands of operations or objects. Under the race detector they
 # take several times as long, and mostly one goroutine works at a time. The models
 # with many clients at once stay under it.
-LONG='^Test(Model[A-R]\w*|Cut|CloneCut|\w*EveryRequest\w*|ReplicasAway|CollectPaged|Delete)$'
+LONG='^Test(Model[A-R]\w*|Cut|CloneCut|\w*EveryRequest\w*|ReplicasAway|CollectPaged|Delete|CompressedVerbs|TwoOperators)$'
 step_race() {
   local rc=0
   real_swift || return 1
