@@ -95,13 +95,13 @@ step_binding() { (cd plugin/nbdkit && go test -timeout 10m ./...); }
 # request, or do thousands of operations or objects. Under the race detector they
 # take several times as long, and mostly one goroutine works at a time. The models
 # with many clients at once stay under it.
-LONG='^Test(Model[A-R]\w*|Cut|CloneCut|\w*EveryRequest\w*|ReplicasAway|CollectPaged|Delete|CompressedVerbs|TwoOperators)$'
+LONG='^Test(Model[A-R]\w*|Cut|CloneCut|\w*EveryRequest\w*|ReplicasAway|CollectPaged|Delete|CompressedVerbs|TwoOperators|Trouble\w*)$'
 step_race() {
   local rc=0
   real_swift || return 1
   real_rgw || return 1
   # shellcheck disable=SC2046 # one word a package
-  go test -race -timeout 20m -skip "$LONG" $(unit_packages) || rc=1
+  go test -race -timeout 30m -skip "$LONG" $(unit_packages) || rc=1
   # shellcheck disable=SC2046
   go test -timeout 20m -run "$LONG" $(unit_packages) || rc=1
   (cd plugin/nbdkit && go test -race -timeout 10m .) || rc=1
