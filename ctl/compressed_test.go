@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -36,8 +37,8 @@ func TestRealSwiftCompressed(t *testing.T) {
 	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
 	t.Cleanup(func() {
 		for _, name := range []string{"above", "disk"} {
-			b.run("unlock", name)
-			b.run("delete", name, "--yes")
+			b.runContext(context.Background(), "unlock", name) // the test's own context is over
+			b.runContext(context.Background(), "delete", name, "--yes")
 		}
 	})
 	b.writeSecrets(section("disk", l) + "compression = zstd\n" + section("above", l))
@@ -53,6 +54,8 @@ func TestRealSwiftCompressed(t *testing.T) {
 	b.ok("clone", "disk@a", "above")
 	b.sound("above", a)
 	b.sound("disk", disk)
+	b.ok("delete", "above", "--yes")
+	b.ok("delete", "disk", "--yes")
 }
 
 // compressedSize is how large these disks are, bytes.
