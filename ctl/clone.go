@@ -134,7 +134,7 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 			return err
 		}
 	}
-	roots, err := c.room(ctx)
+	roots, err := c.childRoom(ctx)
 	if err != nil {
 		return err
 	}
@@ -216,9 +216,8 @@ func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error
 	return nil, c.parent.explain(ctx, err)
 }
 
-// room makes the clone's container, or finds out that there is an empty one. It
-// returns how many first roots are there of runs that were interrupted.
-func (c *cloning) room(ctx context.Context) (roots uint64, err error) {
+// childRoom makes room for the clone.
+func (c *cloning) childRoom(ctx context.Context) (roots uint64, err error) {
 	if c.policy != "" {
 		_, err := c.child.contact.Metadata(ctx)
 		exists := err == nil
@@ -228,21 +227,8 @@ func (c *cloning) room(ctx context.Context) (roots uint64, err error) {
 			}
 		}
 	}
-	if c.made, err = c.child.CreateContainer(ctx, nil); err != nil || c.made {
-		return 0, c.child.explain(ctx, err)
-	}
-	for again := false; ; again = true {
-		md, err := c.child.contact.Metadata(ctx)
-		if err != nil {
-			return 0, c.child.explain(ctx, err)
-		}
-		if roots, err = c.freeForLog(ctx, c.child, md, false); err != nil || again {
-			return roots, err
-		}
-		if err := c.grace(ctx, c.child); err != nil {
-			return 0, err
-		}
-	}
+	roots, c.made, err = c.room(ctx, c.child, false)
+	return roots, err
 }
 
 // snapshot makes a snapshot of the parent with the name, or with that and a

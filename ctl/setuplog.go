@@ -66,25 +66,13 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	}
 	// The root first: who finds the disk must find its content, too.
 	created := false
-	if !exists {
-		if created, err = c.CreateContainer(ctx, nil); err != nil {
-			return out, c.explain(ctx, err)
-		}
+	if exists {
+		roots, err = t.freeNow(ctx, c, force)
+	} else {
+		roots, created, err = t.room(ctx, c, force)
 	}
-	if !created {
-		// Of two who set it up at the same moment, one has created it. The other would
-		// write another disk over theirs.
-		if !exists {
-			if err := t.grace(ctx, c); err != nil {
-				return out, err
-			}
-		}
-		if md, err = c.contact.Metadata(ctx); err != nil {
-			return out, c.explain(ctx, err)
-		}
-		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
-			return out, err
-		}
+	if err != nil {
+		return out, err
 	}
 	m := volume.Meta{Version: volume.Version2, Size: bytes, UUID: layout.NewUUID()}
 	if m.Root, err = logdisk.SetupAfter(ctx, c, m.UUID, bytes, roots); err != nil {
@@ -96,19 +84,38 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: created}, nil
 }
 
+// room makes the container of a disk of version 2, or finds out that there is an empty
+// one: of two who make the disk at the same moment one has created it, and the other
+// would write another disk over theirs. It returns how many first roots are there of
+// runs that were interrupted.
+func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64, made bool, err error) {
+	if made, err = c.CreateContainer(ctx, nil); err != nil || made {
+		return 0, made, c.explain(ctx, err)
+	}
+	if _, err := t.freeNow(ctx, c, force); err != nil {
+		return 0, false, err
+	}
+	select {
+	case <-time.After(setupGrace + mathrand.N(4*setupGrace)):
+	case <-ctx.Done():
+		return 0, false, c.explain(ctx, ctx.Err())
+	}
+	roots, err = t.freeNow(ctx, c, force)
+	return roots, false, err
+}
+
 // setupGrace is how long a disk that is just being made by somebody else gets at
 // least, where the container is there and holds no disk. Of two that come at the
 // same moment one waits for longer.
 var setupGrace = time.Second
 
-// grace waits for somebody else who may just be making the disk.
-func (t *tool) grace(ctx context.Context, c *container) error {
-	select {
-	case <-time.After(setupGrace + mathrand.N(4*setupGrace)):
-		return nil
-	case <-ctx.Done():
-		return c.explain(ctx, ctx.Err())
+// freeNow is freeForLog of what the container says now.
+func (t *tool) freeNow(ctx context.Context, c *container, force bool) (roots uint64, err error) {
+	md, err := c.contact.Metadata(ctx)
+	if err != nil {
+		return 0, c.explain(ctx, err)
 	}
+	return t.freeForLog(ctx, c, md, force)
 }
 
 // logSize rounds the size of a disk of version 2, which is positive, up to whole

@@ -22,6 +22,16 @@ import (
 // before it is open only if opening takes ten minutes, or with a clock that jumps.
 const momentTries = 10
 
+// whileGone opens a moment, and a newer one if it was over before it was open.
+func whileGone(open func() error) (err error) {
+	for range momentTries {
+		if err = open(); !errors.As(err, new(*GoneError)) {
+			break
+		}
+	}
+	return err
+}
+
 // GoneError says that the moment that is read is not in Swift any more.
 type GoneError struct {
 	Snapshot string          // it was this snapshot, which was deleted; empty: it was the disk

@@ -107,13 +107,12 @@ const (
 func Inspect(ctx context.Context, o Options, objects int64, full bool) (*Inspection, error) {
 	o.Epoch = 0
 	var i *Inspection
-	var err error
-	for try := 0; try == 0 || try < momentTries && errors.As(err, new(*GoneError)); try++ {
+	err := whileGone(func() error {
 		d := newDisk(o)
+		defer d.cancel(ErrClosed)
 		i = &Inspection{}
-		err = d.inspect(ctx, i, objects, full)
-		d.cancel(ErrClosed)
-	}
+		return d.inspect(ctx, i, objects, full)
+	})
 	if content(err) || errors.Is(err, errNoRoot) || unsupported(err) {
 		i.Trouble, err = err, nil
 	}

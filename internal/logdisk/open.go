@@ -41,15 +41,17 @@ func SetupAfter(ctx context.Context, s store.Store, u layout.UUID, size int64, r
 // Options.Epoch it then ends the log of the former holder, by a root of its own,
 // before it returns. Errors are a *layout.DamagedError, an *AwayError, or Swift's.
 func Open(ctx context.Context, o Options) (*Disk, error) {
-	d, err := opened(ctx, o)
-	for try := 1; try < momentTries && errors.As(err, new(*GoneError)); try++ {
-		d, err = opened(ctx, o)
-	}
-	if err == nil {
-		if err = d.openCache(); err != nil {
+	var d *Disk
+	err := whileGone(func() (err error) {
+		d = newDisk(o)
+		if err = d.recover(ctx); err == nil {
+			err = d.openCache()
+		}
+		if err != nil {
 			d.cancel(ErrClosed)
 		}
-	}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +72,6 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 			go d.merging()
 			go d.collect()
 		}
-	}
-	return d, nil
-}
-
-// opened returns a disk that is as Swift has it.
-func opened(ctx context.Context, o Options) (*Disk, error) {
-	d := newDisk(o)
-	if err := d.recover(ctx); err != nil {
-		d.cancel(ErrClosed)
-		return nil, err
 	}
 	return d, nil
 }
