@@ -4,9 +4,9 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,47 +15,38 @@ import (
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/logdisk/layout"
-	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/storetest"
 )
-
-// TestCompressedVerbs uses every verb on disks with compressed records: of
-// sections that compress and of others, below a clone and above one.
-func TestCompressedVerbs(t *testing.T) {
-	b := newBench(t, devswift.Options{})
-	login := "authurl = " + b.auth + "\nusername = test:tester\npassword = testing\n"
-	compressedVerbs(b, func(name string) string { return "[" + name + "]\n" + login })
-}
 
 // TestRealSwiftCompressed: a real Swift takes compressed records as it takes others,
 // and a clone without compression reads them from its parent.
 func TestRealSwiftCompressed(t *testing.T) {
-	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{Timeout: 30 * time.Second}
-	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
 	l := storetest.RealLogin(t)
-	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
-	t.Cleanup(func() {
-		for _, name := range []string{"above", "disk"} {
-			b.runContext(context.Background(), "unlock", name) // the test's own context is over
-			b.runContext(context.Background(), "delete", name, "--yes")
-		}
-	})
+	b := newRealBench(t, l, "above", "disk")
+	workPolicy.Timeout = 30 * time.Second
 	b.writeSecrets(section("disk", l) + "compression = zstd\n" + section("above", l))
-	b.ok("setup", "disk", "--size", itoa(compressedSize), "--format", "2")
-	disk := make([]byte, compressedSize)
-	b.write("disk", true, disk, 30, 5)
-	b.ok("snapshot", "disk", "a")
+	disk := b.packed("disk")
 	a := bytes.Clone(disk)
 	b.write("disk", true, disk, 2, 2)
-	if b.compressed("disk") == 0 {
-		b.Fatal("nothing is compressed")
-	}
 	b.ok("clone", "disk@a", "above")
 	b.sound("above", a)
 	b.sound("disk", disk)
 	b.ok("delete", "above", "--yes")
 	b.ok("delete", "disk", "--yes")
+}
+
+// packed makes a disk with compressed records and a snapshot a, and returns what it
+// has.
+func (b *bench) packed(name string) []byte {
+	b.Helper()
+	b.ok("setup", name, "--size", itoa(compressedSize), "--format", "2")
+	disk := make([]byte, compressedSize)
+	b.write(name, true, disk, 30, 5)
+	b.ok("snapshot", name, "a")
+	if b.compressed(name) == 0 {
+		b.Fatal("nothing is compressed")
+	}
+	return disk
 }
 
 // compressedSize is how large these disks are, bytes.
@@ -123,33 +114,30 @@ func (b *bench) compressed(name string) (n int) {
 	return n
 }
 
-func compressedVerbs(b *bench, section func(name string) string) {
+// TestCompressedVerbs uses every verb on disks with compressed records: of
+// sections that compress and of others, below a clone and above one.
+func TestCompressedVerbs(t *testing.T) {
 	const size = compressedSize
-	secrets := ""
-	for _, name := range []string{"disk", "packed", "old"} {
-		secrets += section(name) + "compression = zstd\n"
+	b := newBench(t, devswift.Options{}, "plain", "above")
+	secrets, err := os.ReadFile(b.secrets)
+	if err != nil {
+		t.Fatal(err)
 	}
-	b.writeSecrets(secrets + section("plain") + section("above"))
-	image := filepath.Join(b.TempDir(), "image")
+	b.writeSecrets(string(secrets) + "[disk]\ncompression = zstd\n[packed]\ncompression = zstd\n[old]\ncompression = zstd\n")
+	image := filepath.Join(t.TempDir(), "image")
 
 	// Snapshots, differences, increments, and the way back.
-	b.ok("setup", "disk", "--size", itoa(size), "--format", "2")
-	disk := make([]byte, size)
-	b.write("disk", true, disk, 30, 5)
-	b.ok("snapshot", "disk", "a")
+	disk := b.packed("disk")
 	a := bytes.Clone(disk)
 	b.write("disk", false, disk, 2, 2)
 	b.write("disk", true, disk, 2, 2)
 	b.ok("snapshot", "disk", "b")
-	if b.compressed("disk") == 0 {
-		b.Fatal("nothing is compressed")
-	}
 	b.sound("disk", disk)
 	b.differs("disk@a", "disk@b", a, disk)
 	b.ok("download", "disk@a", image)
-	checkImage(b.T, image, a)
+	checkImage(t, image, a)
 	b.ok("download", "disk@b", image, "--since", "a")
-	checkImage(b.T, image, disk)
+	checkImage(t, image, disk)
 	for _, args := range [][]string{{"download", "disk@a", image, "-O", "increment"}, {"download", "disk@b", image, "-O", "increment", "--since", "a"}} {
 		b.ok(args...)
 		b.ok("upload", image, "--onto", "packed")
@@ -158,7 +146,7 @@ func compressedVerbs(b *bench, section func(name string) string) {
 	b.sound("packed", disk)
 	b.sound("plain", disk)
 	if packed, plain := b.compressed("packed"), b.compressed("plain"); packed == 0 || plain != 0 {
-		b.Errorf("with compression %d records are compressed, without %d", packed, plain)
+		t.Errorf("with compression %d records are compressed, without %d", packed, plain)
 	}
 	b.ok("delete", "packed", "--yes")
 	b.ok("revert", "disk", "a", "--yes")
@@ -196,14 +184,14 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		b.ok("flatten", c.clone)
 		b.sound(c.clone, c.was)
 		b.ok("download", c.clone, image)
-		checkImage(b.T, image, c.was)
+		checkImage(t, image, c.was)
 		b.ok("delete", c.clone, "--yes")
 	}
 
 	// A disk that was of version 1 is compressed from then on.
 	b.ok("upload", image, "old", "--size", itoa(size), "--format", "2")
 	if b.compressed("old") == 0 {
-		b.Error("upload does not compress")
+		t.Error("upload does not compress")
 	}
 	b.ok("delete", "old", "--yes")
 	b.ok("setup", "old", "--size", itoa(size), "--object-size", "64K")
@@ -211,7 +199,7 @@ func compressedVerbs(b *bench, section func(name string) string) {
 	d, end := b.open("old")
 	copy(old[100_000:], prose(1, 2<<20))
 	if _, err := d.WriteAt(old, 0); err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	end()
 	b.fails(1, []string{"[old] compression: a disk of version 1 of the format cannot be compressed"}, "upload", image, "old", "--force")
@@ -222,7 +210,7 @@ func compressedVerbs(b *bench, section func(name string) string) {
 	b.ok("flatten", "old")
 	b.sound("old", old)
 	if b.compressed("old") < size/65536/3 {
-		b.Error("flatten does not compress")
+		t.Error("flatten does not compress")
 	}
 	b.ok("delete", "old", "--yes")
 
@@ -235,14 +223,14 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		defer end()
 		copy(old, prose(2, len(old)))
 		if _, err := d.WriteAt(old, 0); err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
 	}()
 	names := b.names("old", layout.LogPrefix)
 	b.flip("old", names[0], 100)
 	r := b.run("verify", "old", "--repair")
 	if r.code != exitDamage || !strings.Contains(r.out, names[0]) {
-		b.Errorf("%+v", r)
+		t.Errorf("%+v", r)
 	}
 	b.fails(1, []string{"old: ", names[0], "compressed data"}, "download", "old", image)
 	d, end = b.open("old")
@@ -252,15 +240,15 @@ func compressedVerbs(b *bench, section func(name string) string) {
 		if _, err := d.ReadAt(p, int64(off)); err != nil {
 			bad++
 		} else if !bytes.Equal(p, old[off:][:len(p)]) {
-			b.Errorf("byte %d: wrong bytes", off)
+			t.Errorf("byte %d: wrong bytes", off)
 		}
 	}
 	if bad != 1 {
-		b.Errorf("%d of %d groups of blocks cannot be read", bad, len(old)/len(p))
+		t.Errorf("%d of %d groups of blocks cannot be read", bad, len(old)/len(p))
 	}
 	// Written anew, the record is whole.
 	if _, err := d.WriteAt(old[:64<<10], 0); err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	end()
 	b.sound("old", old)

@@ -14,9 +14,10 @@ import (
 	"swiftnbd/internal/devswift"
 )
 
-// TestTwoOperators has each verb that changes a disk be run by three operators at
-// the same moment; clone has TestCloneTwice. At least one of them does it, the others do it, too, or are told
-// in one line why not, and the disk and its snapshots are what one run makes of them.
+// TestTwoOperators has each verb that changes a disk be run by three operators at the
+// same moment; clone has TestCloneTwice. At least one of them does it, the others do it,
+// too, or are told in one line why not, and the disk and its snapshots are what one run
+// makes of them.
 func TestTwoOperators(t *testing.T) {
 	const size = 1 << 20
 	image := filepath.Join(t.TempDir(), "increment")

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -16,23 +17,40 @@ import (
 	"swiftnbd/internal/store/storetest"
 )
 
+// newRealBench is newBench on a real Swift, with its patience. What stays of the
+// containers after a failure is deleted.
+func newRealBench(t *testing.T, l config.Login, containers ...string) *bench {
+	t.Helper()
+	quickContact, quickWork := contactPolicy, workPolicy
+	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
+	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	t.Cleanup(func() {
+		defer func() { contactPolicy, workPolicy = quickContact, quickWork }()
+		if !t.Failed() {
+			return
+		}
+		for _, c := range containers {
+			b.runContext(context.Background(), "unlock", c) // the test's own context is over
+			b.runContext(context.Background(), "delete", c, "--yes")
+		}
+	})
+	text := ""
+	for _, c := range containers {
+		text += section(c, l)
+	}
+	b.writeSecrets(text)
+	return b
+}
+
 // TestRealSwift is the life of a container on a real Swift; with Keystone,
 // whose logins take seconds on a small machine, the short form of it.
 func TestRealSwift(t *testing.T) {
-	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
-	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
-
 	for how, login := range map[string]func(testing.TB) config.Login{
 		"v1": storetest.RealLogin, "v3": storetest.KeystoneLogin, "v3 application credential": storetest.AppCredLogin,
 	} {
 		t.Run(how, func(t *testing.T) {
-			l := login(t)
 			name := fmt.Sprintf("ctl-test ü %08x", rand.Uint32())
-			b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
-			b.writeSecrets(section(name, l))
-			t.Cleanup(func() { b.run("unlock", name); b.run("delete", name, "--yes") })
-
+			b := newRealBench(t, login(t), name)
 			b.fails(1, []string{name + " doesn't exist"}, "list")
 			disk := b.fill(name, 300, 5000, map[int][]byte{0: noise(5000), 1: make([]byte, 5000), 299: noise(5000)})
 			b.put(name, "swiftnbd/of ours", []byte("x"))
@@ -56,15 +74,8 @@ func TestRealSwift(t *testing.T) {
 
 // TestRealSwiftLog is the life of a disk of version 2 on a real Swift.
 func TestRealSwiftLog(t *testing.T) {
-	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
-	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
-	l := storetest.RealLogin(t)
 	const name = "disk"
-	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
-	b.writeSecrets(section(name, l))
-	t.Cleanup(func() { b.run("unlock", name); b.run("delete", name, "--yes") })
-
+	b := newRealBench(t, storetest.RealLogin(t), name)
 	disk := b.fillLog(name, 4<<20, 2)
 	b.fails(1, []string{"already been setup (version 2"}, "setup", name, "--size", "1G", "--format", "2", "-f")
 	if in := b.info(); *in.Opens != opensAtOnce || *in.Live == 0 || *in.Root == "" {
@@ -143,18 +154,7 @@ func section(name string, l config.Login) string {
 // TestRealSwiftIncrement carries a disk to another container of a real Swift, and
 // brings it up to date.
 func TestRealSwiftIncrement(t *testing.T) {
-	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
-	t.Cleanup(func() { contactPolicy, workPolicy = quickContact, quickWork })
-	l := storetest.RealLogin(t)
-	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
-	b.writeSecrets(section("disk", l) + section("copy", l))
-	t.Cleanup(func() {
-		for _, name := range []string{"disk", "copy"} {
-			b.run("unlock", name)
-			b.run("delete", name, "--yes")
-		}
-	})
+	b := newRealBench(t, storetest.RealLogin(t), "disk", "copy")
 	c := newCopies(b, 4<<20, "a", "b")
 	image := filepath.Join(c.dir, "image")
 	b.ok("download", "disk@a", image)

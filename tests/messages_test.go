@@ -4,17 +4,13 @@ package tests
 
 import (
 	"go/ast"
-	"go/parser"
 	"go/token"
-	"io/fs"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"swiftnbd/tests/harness"
 )
 
 // unlisted are packages and files whose messages docs/MESSAGES.md does not have, with
@@ -49,45 +45,26 @@ func TestMessages(t *testing.T) {
 	text := told + read(t, "docs", "TROUBLESHOOTING.md")
 	printed := make(map[string]bool)
 	wanted := 0
-	for _, dir := range []string{"ctl", "plugin", "internal"} {
-		err := filepath.WalkDir(filepath.Join(harness.Root(t), dir), func(path string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			name, err := filepath.Rel(harness.Root(t), path)
-			switch {
-			case err != nil:
-				return err
-			case unlisted[name] != "" && d.IsDir(), d.Name() == "testdata":
-				return fs.SkipDir
-			case unlisted[name] != "" || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
-				return nil
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-			if err != nil {
-				return err
-			}
-			ast.Inspect(file, func(n ast.Node) bool {
-				message := printedBy(n)
-				if message == "" {
-					return true
-				}
-				printed[message] = true
-				if hidden[message] != "" || unseen[message] != "" {
-					return true
-				}
-				wanted++
-				if !strings.Contains(text, "- `"+message+"`\n") {
-					t.Errorf("docs/MESSAGES.md does not have what %s prints: %s", name, message)
-				}
-				return true
-			})
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+	sources(t, func(name string, file *ast.File) {
+		if below(name, func(path string) bool { return unlisted[path] != "" || filepath.Base(path) == "testdata" }) {
+			return
 		}
-	}
+		ast.Inspect(file, func(n ast.Node) bool {
+			message := printedBy(n)
+			if message == "" {
+				return true
+			}
+			printed[message] = true
+			if hidden[message] != "" || unseen[message] != "" {
+				return true
+			}
+			wanted++
+			if !strings.Contains(text, "- `"+message+"`\n") {
+				t.Errorf("docs/MESSAGES.md does not have what %s prints: %s", name, message)
+			}
+			return true
+		})
+	})
 	if wanted < 300 {
 		t.Errorf("only %d messages are found in the sources", wanted)
 	}
@@ -103,12 +80,8 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-var (
-	// filled is a verb of fmt.
-	filled = regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
-	// saying matches what has words.
-	saying = regexp.MustCompile(`[A-Za-z]{2}`)
-)
+// saying matches what has words.
+var saying = regexp.MustCompile(`[A-Za-z]{2}`)
 
 // printedBy returns the message of a call that makes an error or prints a warning,
 // with … for what is filled in; "" if it is no such call, or has no words after those

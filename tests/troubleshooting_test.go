@@ -17,34 +17,58 @@ import (
 	"swiftnbd/tests/harness"
 )
 
-// messages returns all literal texts of our programs, with … in the place of
-// what is filled in.
-func messages(t testing.TB) (texts []string) {
+// sources has visit see the files of our programs, with their names below the top.
+func sources(t testing.TB, visit func(name string, file *ast.File)) {
 	t.Helper()
-	verb := regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
 	for _, dir := range []string{"ctl", "plugin", "internal"} {
 		err := filepath.WalkDir(filepath.Join(harness.Root(t), dir), func(path string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			name, err := filepath.Rel(harness.Root(t), path)
+			if err != nil {
 				return err
 			}
 			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
 			if err != nil {
 				return err
 			}
-			ast.Inspect(file, func(n ast.Node) bool {
-				if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
-					if text, err := strconv.Unquote(l.Value); err == nil {
-						texts = append(texts, verb.ReplaceAllString(text, "…"))
-					}
-				}
-				return true
-			})
+			visit(name, file)
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// below says whether a file is one of those, or in a directory that is.
+func below(name string, is func(path string) bool) bool {
+	for ; name != "."; name = filepath.Dir(name) {
+		if is(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// filled is a verb of fmt.
+var filled = regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
+
+// messages returns all literal texts of our programs, with … in the place of
+// what is filled in.
+func messages(t testing.TB) (texts []string) {
+	t.Helper()
+	sources(t, func(_ string, file *ast.File) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if l, ok := n.(*ast.BasicLit); ok {
+				if text := literal(l); text != "" {
+					texts = append(texts, filled.ReplaceAllString(text, "…"))
+				}
+			}
+			return true
+		})
+	})
 	return texts
 }
 
@@ -78,7 +102,6 @@ var logging = []string{
 // that a server or "attach" logs.
 func TestTroubleshootingLog(t *testing.T) {
 	t.Parallel()
-	verb := regexp.MustCompile(`%[-+#0-9.\[\]]*[a-zA-Z]`)
 	text := read(t, "docs", "TROUBLESHOOTING.md")
 	found := 0
 	for _, files := range logging {
@@ -117,7 +140,7 @@ func TestTroubleshootingLog(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				message, _, _ = strings.Cut(verb.ReplaceAllString(message, "…"), "\n")
+				message, _, _ = strings.Cut(filled.ReplaceAllString(message, "…"), "\n")
 				if strings.Trim(message, "…: ") == "" {
 					return true // an error, whose own text it is
 				}
@@ -151,40 +174,30 @@ func TestTroubleshootingErrors(t *testing.T) {
 	t.Parallel()
 	text := read(t, "docs", "TROUBLESHOOTING.md")
 	found := make(map[string]bool)
-	for _, dir := range []string{"ctl", "plugin", "internal"} {
-		err := filepath.WalkDir(filepath.Join(harness.Root(t), dir), func(path string, d fs.DirEntry, err error) error {
-			if d != nil && d.IsDir() && slices.Contains([]string{"devswift", "faulty", "storetest", "testdata"}, d.Name()) {
-				return fs.SkipDir // programs for tests
+	programs := func(path string) bool { // for tests
+		return slices.Contains([]string{"devswift", "faulty", "storetest", "testdata"}, filepath.Base(path))
+	}
+	sources(t, func(name string, file *ast.File) {
+		if below(name, programs) {
+			return
+		}
+		for _, decl := range file.Decls {
+			g, ok := decl.(*ast.GenDecl)
+			if !ok || g.Tok != token.VAR {
+				continue
 			}
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-			if err != nil {
-				return err
-			}
-			for _, decl := range file.Decls {
-				g, ok := decl.(*ast.GenDecl)
-				if !ok || g.Tok != token.VAR {
-					continue
-				}
-				for _, spec := range g.Specs {
-					for _, value := range spec.(*ast.ValueSpec).Values {
-						if message := newError(t, value); message != "" {
-							found[message] = true
-							if hidden[message] == "" && !strings.Contains(text, "- `"+message+"`\n") {
-								t.Errorf("docs/TROUBLESHOOTING.md does not explain the error of %s: %s", filepath.Base(path), message)
-							}
+			for _, spec := range g.Specs {
+				for _, value := range spec.(*ast.ValueSpec).Values {
+					if message := newError(t, value); message != "" {
+						found[message] = true
+						if hidden[message] == "" && !strings.Contains(text, "- `"+message+"`\n") {
+							t.Errorf("docs/TROUBLESHOOTING.md does not explain the error of %s: %s", filepath.Base(name), message)
 						}
 					}
 				}
 			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
-	}
+	})
 	if len(found) < 40 {
 		t.Errorf("only %d errors are found in the sources", len(found))
 	}
