@@ -89,7 +89,7 @@ build/completions/%.fish: build/%
 	@mkdir -p $(@D)
 	$< completion fish >$@
 
-check: ## install what is missing, then run lint and all tests: unit (race), both Swifts, all nbdkit modes, Keystone, a kernel client
+check: ## install what is missing, then run lint and all tests: unit, race, both Swifts, all nbdkit modes, Keystone, a kernel client
 	scripts/check.sh
 
 # How long check-crash is: operations of each model test, kills of nbdkit in
@@ -108,7 +108,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run TestIncrementEveryRequest ./ctl -args -every
-	scripts/check.sh race-long
+	scripts/check.sh race-all
 	$(GO) test -count 1 -timeout 0 -v -run TestSimulation ./internal/lease -args -ops=$(RIVALRIES) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v ./tests/crash -args -kills=$(KILLS) -starts=$(STARTS) -steps=$(OPS) -seed=$(SEED)
 	scripts/check.sh formats
@@ -116,7 +116,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v ./tests/boot -args -full
 	$(GO) test -count 1 -timeout 0 -v ./tests/replicas -args -writes=$(WRITES) -seed=$(SEED)
 
-check-race: needs ## the unit tests under the race detector, the long ones without it
+check-race: needs ## the unit tests that have several work at once, under the race detector
 	scripts/check.sh race
 
 lint: needs ## gofmt, go vet, shellcheck, podchecker, staticcheck, govulncheck; changes nothing
