@@ -203,7 +203,7 @@ func (c *container) scratch(policy string) *container {
 		s.name = hex.EncodeToString(sum[:]) + suffix
 	}
 	bare := c.watch(s.name, c.client.ContainerIn(s.name, policy))
-	s.Store, s.contact = store.Retry(bare, workPolicy), store.Retry(bare, contactPolicy)
+	s.Store, s.contact = store.Retry(bare, c.pace.work), store.Retry(bare, c.pace.contact)
 	return &s
 }
 
@@ -392,7 +392,7 @@ func (b *benching) phase(ctx context.Context, cell benchCell, do func(ctx contex
 				next++
 				mu.Unlock()
 				at := time.Now()
-				within, cancel := context.WithTimeout(ctx, workPolicy.Attempt)
+				within, cancel := context.WithTimeout(ctx, b.scratch.pace.work.Attempt)
 				err := do(within, i, p)
 				cancel()
 				took := time.Since(at)

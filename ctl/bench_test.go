@@ -49,6 +49,7 @@ func (b *bench) scratchIs(item string) {
 // TestBench: it says before what it costs, costs no more, leaves nothing, and does
 // not touch the disk, which is in use.
 func TestBench(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4")
 	d, end := b.open("disk")
@@ -110,6 +111,7 @@ func TestBench(t *testing.T) {
 
 // TestBenchNoDisk: it needs no disk, and no container of one.
 func TestBenchNoDisk(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	if r := b.run("bench", "disk", "--bytes", "300K", "--time", "1", "--policy", "policy-0"); r.code != 0 || !strings.Contains(r.out, "Recommended: setup --object-size 65536 (64 KiB), connections=") {
 		t.Errorf("%+v", r)
@@ -121,6 +123,7 @@ func TestBenchNoDisk(t *testing.T) {
 // TestBenchStrays: what a killed run has left is emptied and deleted, after its time;
 // what somebody else has made is left alone.
 func TestBenchStrays(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.scratchIs("host:7 " + itoa(int(time.Now().Add(time.Hour).Unix())))
 	said := func(r result) string {
@@ -147,6 +150,7 @@ func TestBenchStrays(t *testing.T) {
 
 // TestBenchInterrupted: nothing is left, at whatever moment it comes.
 func TestBenchInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	for range 6 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -171,6 +175,7 @@ func TestBenchInterrupted(t *testing.T) {
 // TestBenchStays: where deleting fails, it says what stays, and the next run has it
 // removed at once.
 func TestBenchStays(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Without: []string{"bulk_delete"}}, "disk")
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodDelete, Action: devswift.Action{Status: 403}}))
 	if r := b.run(brief...); r.code != 1 || !strings.Contains(r.err, "warning: "+scratch+" stays: ") || !strings.Contains(r.err, "the next bench of disk deletes it") {
@@ -189,6 +194,7 @@ func TestBenchStays(t *testing.T) {
 // TestBenchErrors: failures that may pass are results, and are not recommended;
 // others end it, with a line, and nothing is left.
 func TestBenchErrors(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
 		if r.Container == scratch && strings.HasPrefix(r.Object, "65536/") && !strings.HasPrefix(r.Object, "65536/16/") && strings.HasSuffix(r.Object, "/0") && r.Method == http.MethodPut {

@@ -200,7 +200,7 @@ func (c *cloning) places(ctx context.Context) (err error) {
 
 // options are those of reading roots.
 func (c *cloning) options() logdisk.Options {
-	return logdisk.Options{Timeout: workPolicy.Timeout, Connections: defaultConnections}
+	return logdisk.Options{Timeout: c.child.pace.work.Timeout, Connections: defaultConnections}
 }
 
 // find finds the snapshot in the parent, or says what is wrong with that.
@@ -523,7 +523,7 @@ func (c *container) parentOf(ctx context.Context, state lease.State) (*layout.Ba
 	if state.Meta.Version != volume.Version2 || state.Meta.Parent == "" {
 		return nil, nil
 	}
-	o := logdisk.Options{UUID: state.Meta.UUID, Root: state.Meta.Root, Connections: defaultConnections, Timeout: contactPolicy.Timeout}
+	o := logdisk.Options{UUID: state.Meta.UUID, Root: state.Meta.Root, Connections: defaultConnections, Timeout: c.pace.contact.Timeout}
 	if state.Holder == holderDelete { // its roots may be deleted already
 		o.Timeout = time.Millisecond
 	}

@@ -45,6 +45,7 @@ func (b *bench) content(name string, size int) []byte {
 // TestClone makes a clone of a snapshot with few requests, serves it, writes to
 // it, downloads and verifies it, flattens it, and deletes its parent.
 func TestClone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	const size = 8 << 20
 	disk := b.fillLog("golden", size, 2)
@@ -119,6 +120,7 @@ func TestClone(t *testing.T) {
 // TestCloneUnnamed makes a clone of a disk as it is now, twice, and deletes the
 // clones.
 func TestCloneUnnamed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "a", "b")
 	const size = 2 << 20
 	disk := b.fillLog("golden", size, 1)
@@ -153,6 +155,7 @@ func TestCloneUnnamed(t *testing.T) {
 // TestCloneRefused has each thing that cannot be refused with one line, and
 // nothing changed.
 func TestCloneRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web", "old", "there", "full", "absent", "plain")
 	b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")
@@ -216,6 +219,7 @@ func TestCloneRefused(t *testing.T) {
 // TestCloneServed makes clones of a disk that a server has and writes: of a
 // snapshot that it has, and of what it is now.
 func TestCloneServed(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web", "now")
 	b.term = 2 * time.Second
 	disk := b.fillLog("golden", 2<<20, 1)
@@ -254,6 +258,7 @@ func TestCloneServed(t *testing.T) {
 // TestCloneReadOnly makes clones of a parent of which the credentials may only
 // read: without a note, and with a line that says so.
 func TestCloneReadOnly(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web", "web2")
 	disk := b.fillLog("golden", 2<<20, 1)
 	b.ok("snapshot", "golden", "v1")
@@ -288,6 +293,7 @@ func TestCloneReadOnly(t *testing.T) {
 // TestCloneTwenty makes twenty clones of one image, several at once, writes to
 // them, and deletes them all.
 func TestCloneTwenty(t *testing.T) {
+	t.Parallel()
 	names := []string{"golden"}
 	for i := range 20 {
 		names = append(names, "web"+itoa(i))
@@ -332,12 +338,12 @@ func TestCloneTwenty(t *testing.T) {
 // TestCloneTwice has several operators make the clone of one name at the same
 // moment: one of them makes it, and the others are told that it is there.
 func TestCloneTwice(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Latency: time.Millisecond}, "golden", "web", "web2")
 	disk := b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")
 	b.create("web2") // all of them find it
-	setupGrace = 500 * time.Millisecond
-	defer func() { setupGrace = 50 * time.Millisecond }()
+	b.pace.setup = 500 * time.Millisecond
 	for _, name := range []string{"web", "web2"} {
 		var g sync.WaitGroup
 		var made atomic.Int64
@@ -366,6 +372,7 @@ func TestCloneTwice(t *testing.T) {
 
 // TestCloneLarge makes a clone of 10 TiB.
 func TestCloneLarge(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	b.ok("setup", "golden", "--size", "10T", "--format", "2")
 	p := noise(100_000)
@@ -395,6 +402,7 @@ func TestCloneLarge(t *testing.T) {
 // TestFlattenAgain interrupts flatten, runs it again, and flattens a clone that
 // has snapshots.
 func TestFlattenAgain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	const size = 8 << 20
 	b.ok("setup", "golden", "--size", itoa(size), "--format", "2")
@@ -452,6 +460,7 @@ func TestFlattenAgain(t *testing.T) {
 // TestCloneParentGone deletes the parent by force: what the clone has written
 // itself is read, and the rest is an error that names the parent.
 func TestCloneParentGone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	const size = 4 << 20
 	b.fillLog("golden", size, 1)
@@ -494,6 +503,7 @@ func TestCloneParentGone(t *testing.T) {
 // TestCloneDeleteAgain interrupts the deletion of a clone, and deletes it again:
 // the note of it goes, too.
 func TestCloneDeleteAgain(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")
@@ -522,6 +532,7 @@ func TestCloneDeleteAgain(t *testing.T) {
 
 // TestCloneLongNames has names that do not fit into the metadata of a container.
 func TestCloneLongNames(t *testing.T) {
+	t.Parallel()
 	golden, snap := strings.Repeat("g", 200), strings.Repeat("é", 100)
 	b := newBench(t, devswift.Options{}, golden, "web")
 	disk := b.fillLog(golden, 1<<20, 1)
@@ -543,6 +554,7 @@ func TestCloneLongNames(t *testing.T) {
 // TestCloneDiff lists what has changed in a clone. What neither moment has
 // written is their parent's, and has not changed.
 func TestCloneDiff(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	const size = 4 << 20
 	disk := b.fillLog("golden", size, 2)

@@ -29,6 +29,7 @@ func accounts(t *testing.T) *bench {
 // TestCloneTwoAccounts has the parent in another account, whose ACL lets the
 // clone's user read it, and nothing else.
 func TestCloneTwoAccounts(t *testing.T) {
+	t.Parallel()
 	b := accounts(t)
 	const size = 2 << 20
 	disk := b.fillLog("golden", size, 1)

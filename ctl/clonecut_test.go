@@ -16,6 +16,7 @@ import (
 // TestCloneCut cuts the verb off from Swift at each of its requests, which then
 // has its effect or not, and runs it again.
 func TestCloneCut(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web")
 	const size = 256 << 10
 	disk := b.fillLog("golden", size, 1)

@@ -15,6 +15,7 @@ import (
 // served by another one, which writes and ends. The first one goes on for as long as
 // it does not know. The clone is what the snapshot was all the time, and protects it.
 func TestCloneParentTaken(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web", "late")
 	b.term = 2 * time.Second
 	disk := b.fillLog("golden", 2<<20, 2)

@@ -32,6 +32,7 @@ type container struct {
 	bases       logdisk.Bases                 // the container of a clone's parent
 	say         func(format string, args ...any)
 	watch       func(name string, s store.Store) store.Store // traces the requests
+	pace        *pace
 }
 
 // load reads the secrets file, once. If the default file does not exist, this
@@ -92,15 +93,16 @@ func (t *tool) open(name string) (*container, error) {
 	}
 	watch := func(name string, s store.Store) store.Store { return traced(s, t.log.With("container", name)) }
 	account := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch})
-	work := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch, Policy: t.telling(name, workPolicy)})
-	contact := func(name string) store.Store { return account.Patient(name, t.telling(name, contactPolicy)) }
+	work := cloud.New(placed{client, t.policy}, cloud.Options{Watch: watch, Policy: t.telling(name, t.pace.work)})
+	contact := func(name string) store.Store { return account.Patient(name, t.telling(name, t.pace.contact)) }
 	return &container{
-		Store:   account.Patient(name, t.telling(name, workPolicy)),
+		Store:   account.Patient(name, t.telling(name, t.pace.work)),
 		contact: contact(name),
 		sibling: contact,
 		bases:   work.Base,
 		say:     t.warn,
 		watch:   watch,
+		pace:    &t.pace,
 		client:  client, name: name, export: x, where: x.From,
 	}, nil
 }

@@ -21,9 +21,10 @@ import (
 // TestRealSwiftCompressed: a real Swift takes compressed records as it takes others,
 // and a clone without compression reads them from its parent.
 func TestRealSwiftCompressed(t *testing.T) {
+	t.Parallel()
 	l := storetest.RealLogin(t)
 	b := newRealBench(t, l, "above", "disk")
-	workPolicy.Timeout = 30 * time.Second
+	b.pace.work.Timeout = 30 * time.Second
 	b.writeSecrets(section("disk", l) + "compression = zstd\n" + section("above", l))
 	disk := b.packed("disk")
 	a := bytes.Clone(disk)
@@ -117,6 +118,7 @@ func (b *bench) compressed(name string) (n int) {
 // TestCompressedVerbs uses every verb on disks with compressed records: of
 // sections that compress and of others, below a clone and above one.
 func TestCompressedVerbs(t *testing.T) {
+	t.Parallel()
 	const size = compressedSize
 	b := newBench(t, devswift.Options{}, "plain", "above")
 	secrets, err := os.ReadFile(b.secrets)

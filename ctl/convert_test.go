@@ -27,6 +27,7 @@ func (b *bench) fillChunks(name string, size int, objectSize string) []byte {
 
 // TestConvert converts disks, and uses every verb on what comes of that.
 func TestConvert(t *testing.T) {
+	t.Parallel()
 	for _, objectSize := range []string{"64K", "1000", "1M"} {
 		t.Run(objectSize, func(t *testing.T) {
 			t.Parallel()
@@ -148,6 +149,7 @@ func (b *bench) differs(from, to string, was, is []byte) {
 
 // TestConvertBlank: of a disk that nobody has written nothing lies below.
 func TestConvertBlank(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "16")
 	v := b.asked("convert", "disk")
@@ -161,6 +163,7 @@ func TestConvertBlank(t *testing.T) {
 
 // TestConvertRefused: what is wrong is said in one line, and changes nothing.
 func TestConvertRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "log", "locked", "half", "absent", "plain")
 	text, err := os.ReadFile(b.secrets)
 	if err != nil {
@@ -203,6 +206,7 @@ func TestConvertRefused(t *testing.T) {
 // TestConvertDamage: a chunk below the log that is damaged or lost is
 // an error when it is read, and verify names it; what was written since is served.
 func TestConvertDamage(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	const objectSize = 65536
 	b.ok("setup", "disk", "16")

@@ -56,6 +56,7 @@ func (b *bench) gone(name string) {
 
 // TestDelete: more objects than a listing has, with bulk delete and without.
 func TestDelete(t *testing.T) {
+	t.Parallel()
 	const objects = 10_500 // a listing has 10,000
 	for _, without := range [][]string{nil, {"bulk_delete"}} {
 		b := newBench(t, devswift.Options{Without: without}, "disk")
@@ -77,6 +78,7 @@ func TestDelete(t *testing.T) {
 
 // TestDeleteRefused: nothing is touched.
 func TestDeleteRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "plain")
 	b.scatter("disk", 3)
 	b.create("plain")
@@ -94,6 +96,7 @@ func TestDeleteRefused(t *testing.T) {
 // TestDeleteInterrupted: the container stays locked, nobody can use what is
 // left of the disk, and another delete finishes.
 func TestDeleteInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, without := range [][]string{nil, {"bulk_delete"}} {
 		b := newBench(t, devswift.Options{Without: without}, "disk")
 		b.scatter("disk", 1500)
@@ -123,6 +126,7 @@ func TestDeleteInterrupted(t *testing.T) {
 // TestDeleteFails: an object that cannot be deleted is named. Where nothing
 // has been deleted yet the lock goes again.
 func TestDeleteFails(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Without: []string{"bulk_delete"}}, "disk")
 	b.scatter("disk", 5)
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk", Action: devswift.Action{Status: 403}}))
@@ -138,6 +142,7 @@ func TestDeleteFails(t *testing.T) {
 // TestDeleteLateListing: Swift calls a container not empty whose listing shows
 // nothing yet, or the listing still shows what has gone.
 func TestDeleteLateListing(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.scatter("disk", 5)
 	b.swift.SetFault(devswift.Rules(

@@ -17,6 +17,7 @@ import (
 // TestDeleteBesideClone makes a clone after delete has looked for clones, and before
 // it has the lock: nothing is deleted. A clone that begins after that is refused.
 func TestDeleteBesideClone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "golden", "web", "late")
 	const size = 1 << 20
 	was := bytes.Clone(b.fillLog("golden", size, 1))
@@ -69,6 +70,7 @@ func TestDeleteBesideClone(t *testing.T) {
 // TestDeleteNoteStays deletes clones whose notes in the parent cannot be deleted, or
 // not be found: it says so.
 func TestDeleteNoteStays(t *testing.T) {
+	t.Parallel()
 	b := accounts(t)
 	b.fillLog("golden", 1<<20, 1)
 	b.ok("snapshot", "golden", "v1")

@@ -21,6 +21,7 @@ import (
 // TestDiffVerb lists changes in columns and as JSON, of a disk that is in use, and
 // refuses what cannot be compared.
 func TestDiffVerb(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "other", "old")
 	const size = 4<<20 + 4096
 	b.ok("setup", "disk", "--size", itoa(size), "--format", "2")
@@ -142,6 +143,7 @@ func TestDiffManual(t *testing.T) {
 
 // TestDiffScribbled holds the changes of some sessions against the bytes.
 func TestDiffScribbled(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	const size = 2 << 20
 	disk := b.fillLog("disk", size, 2)

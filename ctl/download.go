@@ -145,7 +145,7 @@ func (im *image) setFormat(format string) error {
 
 // target opens the image that a download writes.
 func (t *tool) target(o downloading) (*image, error) {
-	im, err := openImage(o.path, t.stdout)
+	im, err := openImage(o.path, t.stdout, &t.pace)
 	if err != nil {
 		return nil, err
 	}

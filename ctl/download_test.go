@@ -5,8 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -24,10 +24,8 @@ import (
 // noise returns n bytes, none of which is zero.
 func noise(n int) []byte {
 	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(1 + rand.IntN(255))
-	}
-	return p
+	_, _ = crand.Read(p) // never fails
+	return bytes.ReplaceAll(p, []byte{0}, []byte{1})
 }
 
 // checkImage holds a file against what it must contain, and returns the bytes
@@ -77,6 +75,7 @@ func checkUnlocked(b *bench, name string) {
 // TestDownload: chunks, absent objects and objects full of zeroes, in several
 // shapes, one of which is no power of two.
 func TestDownload(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{4096, 65536, 100_000, 1000} {
 		b := newBench(t, devswift.Options{}, "disk")
 		half := make([]byte, size)
@@ -100,6 +99,7 @@ func TestDownload(t *testing.T) {
 
 // TestDownloadHolesWithin: zeroes within an object are holes too.
 func TestDownloadHolesWithin(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	chunk := make([]byte, 1<<20)
 	copy(chunk[300_000:], noise(10))
@@ -113,6 +113,7 @@ func TestDownloadHolesWithin(t *testing.T) {
 
 // TestDownloadBlank: of a disk that nobody has opened yet nothing is asked.
 func TestDownloadBlank(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "1000")
 	path := filepath.Join(t.TempDir(), "image")
@@ -131,6 +132,7 @@ func TestDownloadBlank(t *testing.T) {
 // TestDownloadReplaces: an older image has its mode and its link still, and is
 // not touched by a download that fails.
 func TestDownloadReplaces(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "readonly")
 	disk := b.fill("disk", 8, 4096, map[int][]byte{1: noise(4096), 6: noise(4096)})
 	dir := t.TempDir()
@@ -200,8 +202,10 @@ func TestDownloadReplaces(t *testing.T) {
 
 // TestDownloadUnlockFails: the image is whole and kept, the lock is reported.
 func TestDownloadUnlockFails(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 4, 4096, map[int][]byte{1: noise(4096)})
+	b.pace.contact.Timeout, b.pace.work.Timeout = 300*time.Millisecond, 300*time.Millisecond
 	// The lease's own container, the mark, and then its removal.
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPost, Skip: 2, Action: devswift.Action{Status: 503}}))
 	path := filepath.Join(t.TempDir(), "image")
@@ -215,6 +219,7 @@ func TestDownloadUnlockFails(t *testing.T) {
 // TestDownloadReadOnly: a read-only section is downloaded, under the lock
 // where the credentials allow that, and without it otherwise.
 func TestDownloadReadOnly(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 4, 4096, map[int][]byte{1: noise(4096)})
 	b.writeSecrets("[disk]\nread-only = 1\nusername = test:tester\npassword = testing\nauthurl = " + b.auth + "\n")
@@ -235,6 +240,7 @@ func TestDownloadReadOnly(t *testing.T) {
 
 // TestDownloadInterrupted: nothing half-done is left, neither here nor there.
 func TestDownloadInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fill("disk", 64, 4096, map[int][]byte{1: noise(4096), 60: noise(4096)})
 	dir := t.TempDir()
@@ -259,6 +265,7 @@ func TestDownloadInterrupted(t *testing.T) {
 
 // TestDownloadStream: to a pipe everything goes in order, zeroes too.
 func TestDownloadStream(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 50, 70_000, map[int][]byte{0: noise(70_000), 30: noise(70_000), 49: noise(70_000)})
 	for _, how := range []string{"-", "fifo"} {
@@ -294,7 +301,7 @@ func TestDownloadStream(t *testing.T) {
 		if out != nil {
 			stdout = out
 		}
-		code := run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", path}, strings.NewReader(""), stdout, &errs, func(string) string { return "" })
+		code := b.pace.run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", path}, strings.NewReader(""), stdout, &errs, func(string) string { return "" })
 		w.Close()
 		if data := <-got; code != 0 || errs.Len() != 0 || !bytes.Equal(data, disk) {
 			t.Errorf("%s: exit status %d, %d bytes, %s", how, code, len(data), errs.String())
@@ -306,6 +313,7 @@ func TestDownloadStream(t *testing.T) {
 // TestDownloadReaderGone: whoever reads our output goes away; the lock goes
 // all the same.
 func TestDownloadReaderGone(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fill("disk", 8, 65536, map[int][]byte{0: noise(65536), 3: noise(65536)})
 	r, w, err := os.Pipe()
@@ -314,7 +322,7 @@ func TestDownloadReaderGone(t *testing.T) {
 	}
 	r.Close()
 	defer w.Close()
-	code := run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", "-"}, strings.NewReader(""), w, io.Discard, func(string) string { return "" })
+	code := b.pace.run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", "-"}, strings.NewReader(""), w, io.Discard, func(string) string { return "" })
 	if code != 1 {
 		t.Errorf("exit status %d", code)
 	}
@@ -323,6 +331,7 @@ func TestDownloadReaderGone(t *testing.T) {
 
 // TestDownloadSlow: several requests are under way at once.
 func TestDownloadSlow(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 32, 4096, map[int][]byte{3: noise(4096)})
 	// Each read is answered only when eight of them have come.
@@ -352,6 +361,7 @@ func TestDownloadSlow(t *testing.T) {
 // TestDownloadWithMap: what the last session knew of the chunks saves the
 // requests for holes, survives the download, and tells a damaged chunk.
 func TestDownloadWithMap(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "500", "--object-size", "4096")
 	s, data := b.store("disk"), noise(4096)

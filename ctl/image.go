@@ -51,7 +51,7 @@ var zeroes [1 << 20]byte
 
 // openImage prepares path for a download. A regular file is left as it is
 // until commit: the download goes into FILE.partial. "-" is stdout.
-func openImage(path string, stdout io.Writer) (*image, error) {
+func openImage(path string, stdout io.Writer, p *pace) (*image, error) {
 	if path == "-" {
 		f, err := streamOf(stdout, "a disk")
 		if err != nil {
@@ -65,7 +65,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		if link, lerr := os.Lstat(path); lerr == nil && link.Mode()&fs.ModeSymlink != 0 {
 			return nil, fmt.Errorf("%s: a symbolic link to nothing", path)
 		}
-		return openPartial(path, nil)
+		return openPartial(path, nil, p)
 	case err != nil:
 		return nil, err
 	case info.IsDir():
@@ -76,7 +76,7 @@ func openImage(path string, stdout io.Writer) (*image, error) {
 		if err != nil {
 			return nil, err
 		}
-		return openPartial(real, info)
+		return openPartial(real, info, p)
 	}
 	kind, flags := imageStream, os.O_WRONLY
 	if isBlockDevice(info.Mode()) {

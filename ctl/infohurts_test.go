@@ -35,6 +35,7 @@ func TestQuotaHurts(t *testing.T) {
 
 // TestInfoWarns of a Swift without TempURL, and is silent where nothing hurts.
 func TestInfoWarns(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "8")
 	if in := b.info(); in.Warnings == nil || len(in.Warnings) != 0 || in.Policy == nil || *in.Policy != "Policy-0" {
@@ -53,6 +54,7 @@ func TestInfoWarns(t *testing.T) {
 // TestSetupPolicy: a wrong policy lists those that there are, and nothing is
 // created.
 func TestSetupPolicy(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	for _, more := range [][]string{{"--size", "1M"}, {"--size", "1M", "--format", "2"}} {
 		b.fails(1, []string{"disk: --policy: this Swift has no storage policy tin (there are: Policy-0 (the default))"},
@@ -66,9 +68,11 @@ func TestSetupPolicy(t *testing.T) {
 // TestUploadPolicy: upload sets its disk up with the storage policy, and does not
 // take a disk that has another one for it.
 func TestUploadPolicy(t *testing.T) {
+	t.Parallel()
 	path, content := sparse(t, 1<<20, map[int][]byte{0: noise(100)})
 	for format, options := range formats {
 		t.Run(format, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			args := append([]string{"upload", path, "disk"}, options...)
 			b.fails(1, []string{"disk: --policy: this Swift has no storage policy tin (there are: Policy-0 (the default))"}, append(args, "--policy", "tin")...)

@@ -51,7 +51,7 @@ const (
 // inspectLog finds out what there is to know of a disk of version 2.
 func (t *tool) inspectLog(ctx context.Context, c *container, state lease.State, full bool, in *info) error {
 	o := c.logOptions(t, state.Meta, nil, state, defaultConnections)
-	o.Timeout = verifyPatience
+	o.Timeout = t.pace.verify
 	i, err := logdisk.Inspect(ctx, o, state.Objects, full)
 	if err != nil {
 		return err

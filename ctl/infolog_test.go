@@ -27,6 +27,7 @@ func (b *bench) info(args ...string) (in info) {
 // TestInfoLog holds what info says of a disk of version 2 against what was
 // written, from setup to a killed session and to damage.
 func TestInfoLog(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "--size", "1G", "--format", "2")
 	in := b.info()
@@ -107,6 +108,7 @@ func TestInfoLog(t *testing.T) {
 
 // TestInfoLogLarge has the map of a large disk read with --full only.
 func TestInfoLogLarge(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "--size", "1G", "--format", "2")
 	d, _ := b.open("disk")

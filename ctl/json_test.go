@@ -61,8 +61,10 @@ func (b *bench) seconds(v map[string]any) {
 
 // TestJSONLife is the life of a disk of each version, as programs see it.
 func TestJSONLife(t *testing.T) {
+	t.Parallel()
 	for format, options := range map[string][]string{"1": {"setup", "disk", "--size", "1M", "--object-size", "64K"}, "2": {"setup", "disk", "--size", "1M", "--format", "2"}} {
 		t.Run(format, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			version, objects, objectSize := 1., any(16.), any(65536.)
 			if format == "2" {
@@ -137,6 +139,7 @@ func TestJSONLife(t *testing.T) {
 
 // TestJSONMark: a mark of 0.11's has no lease, and nothing is refused by it.
 func TestJSONMark(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4")
 	b.setItem("disk", volume.KeyClient, "127.0.0.1:51120@1700000000")
@@ -147,6 +150,7 @@ func TestJSONMark(t *testing.T) {
 // TestJSONSetupWarns: what setup has to say about the size of objects is no part of
 // the object, and is not lost.
 func TestJSONSetupWarns(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	r := b.run("setup", "disk", "--size", "5000", "--object-size", "1000", "--json")
 	var out setUp
@@ -189,6 +193,7 @@ func (b *bench) request(method, container, key, value string) {
 // TestJSONDeleteVersions: delete counts the older versions that it deletes, and
 // names the container that has others.
 func TestJSONDeleteVersions(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4", "--object-size", "4096")
 	b.request("POST", "disk", "X-Versions-Enabled", "true")
@@ -211,6 +216,7 @@ func TestJSONDeleteVersions(t *testing.T) {
 // TestJSONList: of a disk of version 2 the columns show how much Swift has stored,
 // and so does --json.
 func TestJSONList(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fillLog("disk", 4<<20, 1)
 	var all []listed

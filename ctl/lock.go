@@ -34,9 +34,6 @@ const (
 // killed, the container is free again after this time.
 const downloadTerm = 30 * time.Second
 
-// uploadTerm is the lease of an upload, in the same way.
-var uploadTerm = 30 * time.Second
-
 // resizeTerm is the lease of a resize, in the same way.
 const resizeTerm = 30 * time.Second
 

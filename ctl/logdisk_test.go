@@ -63,7 +63,7 @@ func (b *bench) tryOpen(name string, o device.Options) (*device.Device, error) {
 	b.Helper()
 	b.store(name) // dials
 	o.Holder, o.Timeout, o.Connections = "server:1", 5*time.Second, 4
-	way := cloud.New(b.client, cloud.Options{Connections: 16, Policy: workPolicy})
+	way := cloud.New(b.client, cloud.Options{Connections: 16, Policy: b.pace.work})
 	o.Store, o.Lease = way.Writer(name, cmp.Or(b.term, 30*time.Second))
 	o.Bases = way.Base
 	o.Log = func(format string, args ...any) { b.Logf("server: "+format, args...) }
@@ -121,6 +121,7 @@ func (b *bench) scribble(d *device.Device, want []byte) {
 
 // TestDownloadLog downloads disks of version 2, one of which ends within a chunk.
 func TestDownloadLog(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{8192, 5<<20 + 4096*3, 16 << 20} {
 		b := newBench(t, devswift.Options{}, "disk")
 		disk := b.fillLog("disk", size, 3)
@@ -146,7 +147,7 @@ func TestDownloadLog(t *testing.T) {
 			got <- p
 		}()
 		var errs bytes.Buffer
-		code := run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", "-"}, strings.NewReader(""), w, &errs, func(string) string { return "" })
+		code := b.pace.run(t.Context(), []string{"--secrets", b.secrets, "download", "disk", "-"}, strings.NewReader(""), w, &errs, func(string) string { return "" })
 		w.Close()
 		if p := <-got; code != 0 || errs.Len() > 0 || !bytes.Equal(p, disk) {
 			t.Errorf("to a pipe: exit status %d, %s, %d bytes", code, errs.String(), len(p))
@@ -163,6 +164,7 @@ func TestDownloadLog(t *testing.T) {
 
 // TestDownloadLogBlank downloads a disk that nobody has opened yet: a hole.
 func TestDownloadLogBlank(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "--size", "64M", "--format", "2")
 	path := filepath.Join(t.TempDir(), "image")
@@ -175,6 +177,7 @@ func TestDownloadLogBlank(t *testing.T) {
 // TestDownloadLogRefused has a locked disk refused, with reading only allowed
 // downloaded beside its writer, and a damaged one not kept.
 func TestDownloadLogRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 4<<20, 2)
 	dir := t.TempDir()
@@ -252,6 +255,7 @@ func (b *bench) noLeases(name string, most int64) {
 // TestDeleteLog deletes a disk of version 2 with more objects than a listing has,
 // at once and interrupted, after a server was killed.
 func TestDeleteLog(t *testing.T) {
+	t.Parallel()
 	for _, interrupt := range []bool{false, true} {
 		objects := 10_300 // a listing has 10,000
 		if interrupt {
@@ -306,6 +310,7 @@ func TestDeleteLog(t *testing.T) {
 // TestLockLog locks a disk of version 2 against servers, and takes it from one that
 // serves it: that one ends, and the next has a complete prefix of its writes.
 func TestLockLog(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	want := b.fillLog("disk", 2<<20, 1)
 	root := b.items("disk")[volume.KeyRoot]

@@ -47,12 +47,12 @@ func main() {
 	// The first signal lets the operation clean up and end. A second signal
 	// meanwhile ends the program at once.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
+	os.Exit(usual.run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
 
-// run is the whole program: it returns the exit status.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env config.Environ) int {
-	t := &tool{stdin: stdin, stdout: stdout, stderr: &console{out: stderr}, env: env}
+// run is the whole program, at its pace: it returns the exit status.
+func (p pace) run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env config.Environ) int {
+	t := &tool{stdin: stdin, stdout: stdout, stderr: &console{out: stderr}, env: env, pace: p}
 	defer t.close()
 	root := t.root()
 	cmd := root

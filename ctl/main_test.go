@@ -7,15 +7,19 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,13 +30,33 @@ import (
 	"swiftnbd/internal/volume"
 )
 
-// TestMain makes failures that are tried again fail sooner.
+// quick is the pace of most tests: failures that are tried again fail sooner.
+var quick = func() pace {
+	p := usual
+	p.contact = store.Policy{Timeout: 3 * time.Second, Attempt: 3 * time.Second, Base: time.Millisecond, Max: 20 * time.Millisecond}
+	p.work = p.contact
+	p.work.Timeout, p.work.Attempt = 10*time.Second, 10*time.Second
+	p.verify = 100 * time.Millisecond
+	p.setup = 50 * time.Millisecond
+	return p
+}()
+
+// TestMain lets more tests run at once than there are processors, unless -parallel
+// says otherwise: they wait more than they work.
 func TestMain(m *testing.M) {
-	quick := store.Policy{Timeout: 3 * time.Second, Attempt: 3 * time.Second, Base: time.Millisecond, Max: 20 * time.Millisecond}
-	contactPolicy, workPolicy = quick, quick
-	workPolicy.Timeout, workPolicy.Attempt = 10*time.Second, 10*time.Second
-	verifyPatience = 100 * time.Millisecond
-	setupGrace = 50 * time.Millisecond
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", itoa(max(4, runtime.GOMAXPROCS(0))))
+	}
+	// Under nohup, or in the background of a script, we ignore these, and a program
+	// that we start would do so too.
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGHUP} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 	code := m.Run()
 	if binaryDir != "" {
 		_ = os.RemoveAll(binaryDir)
@@ -50,6 +74,7 @@ type bench struct {
 	env     map[string]string
 	client  *swiftstore.Client // of store; nil until asked for
 	term    time.Duration      // of the leases of open; 0: 30 s
+	pace    pace               // of run
 }
 
 // newBench starts a Swift, and writes a secrets file with these containers.
@@ -65,7 +90,7 @@ func newBench(t *testing.T, o devswift.Options, containers ...string) *bench {
 		s.Close()
 		server.Close()
 	})
-	b := &bench{T: t, swift: s, auth: server.URL + "/auth/v1.0", secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b := &bench{T: t, pace: quick, swift: s, auth: server.URL + "/auth/v1.0", secrets: filepath.Join(t.TempDir(), "secrets.conf")}
 	b.login = config.Login{AuthURL: b.auth, Version: 1, Username: "test:tester", Password: "testing"}
 	text := "[DEFAULT]\nauthurl = " + b.auth + "\nusername = test:tester\npassword = testing\n"
 	for _, c := range containers {
@@ -106,7 +131,7 @@ func (b *bench) runWith(ctx context.Context, stdin io.Reader, args ...string) re
 	b.Helper()
 	var out, errs bytes.Buffer
 	env := func(name string) string { return b.env[name] }
-	code := run(ctx, append([]string{"--secrets", b.secrets}, args...), stdin, &out, &errs, env)
+	code := b.pace.run(ctx, append([]string{"--secrets", b.secrets}, args...), stdin, &out, &errs, env)
 	said := errs.String()
 	if b.swift == nil {
 		// A real one on a busy machine may be late, and that is no fault.
@@ -241,6 +266,7 @@ func (b *bench) refused(list []refusal, first ...string) {
 
 // TestExitStatus is the table of what is asked and how it ends.
 func TestExitStatus(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "absent", "plain")
 	b.ok("setup", "disk", "16")
 	b.create("plain")
@@ -321,6 +347,7 @@ func TestExitStatus(t *testing.T) {
 // TestGlobalFlags: before and behind the verb, with and without the file's
 // own settings.
 func TestGlobalFlags(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4")
 	b.writeSecrets("[disk]\nusername = test:tester\npassword = testing\n")
@@ -351,6 +378,7 @@ func TestGlobalFlags(t *testing.T) {
 
 // TestEnvironment: without a secrets file the environment alone serves.
 func TestEnvironment(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{})
 	b.env = map[string]string{"ST_AUTH": b.auth, "ST_USER": "test:tester", "ST_KEY": "testing"}
 	b.ok("setup", "disk", "4")
@@ -363,6 +391,7 @@ func TestEnvironment(t *testing.T) {
 
 // TestVerbose: -v logs the requests, and not what must stay secret.
 func TestVerbose(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4")
 	r := b.run("-v", "lock", "disk")
@@ -376,6 +405,7 @@ func TestVerbose(t *testing.T) {
 
 // TestCompletion completes commands, flags and the secrets file's containers.
 func TestCompletion(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk0", "disk1", "other")
 	for args, want := range map[string]string{
 		"lock d":         "disk0\ndisk1\n:4\n",
@@ -398,6 +428,7 @@ func TestCompletion(t *testing.T) {
 
 // TestFaultsOnTheWay: what may pass is tried again and mentioned once.
 func TestFaultsOnTheWay(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "4")
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Prefix: "/v1/", Times: 2, Action: devswift.Action{Status: 503}}))
@@ -406,6 +437,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Prefix: "/v1/", Action: devswift.Action{Status: 503}}))
+	b.pace.contact.Timeout = 300 * time.Millisecond
 	r = b.run("list", "-s")
 	if r.code != 1 || r.out != "" || !strings.Contains(r.err, "disk: ") || !strings.Contains(r.err, "503") {
 		t.Errorf("%+v", r)

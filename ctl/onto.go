@@ -236,14 +236,14 @@ func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*de
 	if err := ctx.Err(); err != nil {
 		return nil, nil, c.explain(ctx, err)
 	}
-	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, workPolicy), Watch: c.watch})
+	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, t.pace.work), Watch: c.watch})
 	opts := device.Options{
-		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
+		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
 		Compress: c.export.Disk.Compress,
 		Cache:    max(uploadCache, logdisk.MinCache()),
 		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
-	opts.Store, opts.Lease = account.Writer(c.name, uploadTerm)
+	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
 	// An interrupt must not leave the lock behind.
 	d, err := device.Open(context.WithoutCancel(ctx), opts)
 	if err != nil {

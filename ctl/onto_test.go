@@ -95,6 +95,7 @@ func (c *copies) has(name string, snaps ...string) {
 // TestIncrement carries a disk to another cloud: first all of it, then what has
 // changed, and back from there.
 func TestIncrement(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "restored")
 	other := newBench(t, devswift.Options{})
 	b.writeSecrets("[DEFAULT]\nusername = test:tester\npassword = testing\nauthurl = " + b.auth + "\n[disk]\n[restored]\n[backup]\nauthurl = " + other.auth + "\n")
@@ -143,7 +144,7 @@ func TestIncrement(t *testing.T) {
 	code := make(chan int, 1)
 	go func() {
 		var errs bytes.Buffer
-		code <- run(t.Context(), []string{"--secrets", b.secrets, "download", "backup@c", "-", "-O", "increment"}, strings.NewReader(""), w, &errs, func(string) string { return "" })
+		code <- b.pace.run(t.Context(), []string{"--secrets", b.secrets, "download", "backup@c", "-", "-O", "increment"}, strings.NewReader(""), w, &errs, func(string) string { return "" })
 		w.Close()
 	}()
 	if r := b.runWith(t.Context(), r, "upload", "-", "--onto", "restored"); r.code != 0 || <-code != 0 {
@@ -160,6 +161,7 @@ func TestIncrement(t *testing.T) {
 // TestDownloadSince changes an image in place from one snapshot to the next, also
 // after a run that was interrupted.
 func TestDownloadSince(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	c := newCopies(b, 4<<20, "a", "b", "c")
 	path := filepath.Join(c.dir, "image")
@@ -195,6 +197,7 @@ func TestDownloadSince(t *testing.T) {
 // TestIncrementRefused: what is no increment, is of something else, or comes in the
 // wrong order, changes nothing.
 func TestIncrementRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "backup", "new", "old", "other", "locked", "full", "small", "taken")
 	c := newCopies(b, 1<<20, "a", "b", "c")
 	full, ab, bc, ac := c.increment("", "a"), c.increment("a", "b"), c.increment("b", "c"), c.increment("a", "c")
@@ -299,6 +302,7 @@ func TestIncrementRefused(t *testing.T) {
 // TestIncrementResized: the disk has become larger, and then smaller. The copy has to
 // be resized, which is no change that anybody has written.
 func TestIncrementResized(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "backup")
 	c := newCopies(b, 1<<20, "a")
 	change := func(size int, name string) {
@@ -331,6 +335,7 @@ func TestIncrementResized(t *testing.T) {
 // TestIncrementForeign: after an interrupted upload somebody else has written to
 // the copy, and what they wrote stays.
 func TestIncrementForeign(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "backup")
 	c := newCopies(b, 1<<20, "a", "b")
 	b.ok("upload", c.increment("", "a"), "--onto", "backup")
@@ -357,11 +362,11 @@ func TestIncrementForeign(t *testing.T) {
 // TestIncrementEveryRequest interrupts an upload of an increment at its requests,
 // by a signal or by a sudden end, and does it again: the copy is whole then.
 func TestIncrementEveryRequest(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	c := newCopies(b, 256<<10, "a", "b", "c")
 	full, ab, bc := c.increment("", "a"), c.increment("a", "b"), c.increment("b", "c")
-	defer func(p, q, term time.Duration) { workPolicy.Timeout, contactPolicy.Timeout, uploadTerm = p, q, term }(workPolicy.Timeout, contactPolicy.Timeout, uploadTerm)
-	uploadTerm = 5 * time.Second
+	b.pace.uploadTerm = 5 * time.Second
 	n := 0
 	copyOf := func() string {
 		n++
@@ -403,10 +408,10 @@ func TestIncrementEveryRequest(t *testing.T) {
 				}
 				return nil
 			})
-			workPolicy.Timeout, contactPolicy.Timeout = 500*time.Millisecond, 500*time.Millisecond
+			b.pace.work.Timeout, b.pace.contact.Timeout = 500*time.Millisecond, 500*time.Millisecond
 			r := b.runContext(ctx, "upload", ab, "--onto", name)
 			b.swift.SetFault(nil)
-			workPolicy.Timeout, contactPolicy.Timeout = 10*time.Second, 3*time.Second
+			b.pace.work.Timeout, b.pace.contact.Timeout = 10*time.Second, 3*time.Second
 			cancel()
 			if r.code != 0 {
 				ends++
@@ -417,8 +422,8 @@ func TestIncrementEveryRequest(t *testing.T) {
 			// It may have died between its lease and its mark: then the lease ends
 			// by itself.
 			again := b.run("upload", ab, "--onto", name)
-			for end := time.Now().Add(12 * uploadTerm); strings.Contains(again.err, "locked by ctl-upload") && time.Now().Before(end); {
-				time.Sleep(time.Second)
+			for end := time.Now().Add(12 * b.pace.uploadTerm); strings.Contains(again.err, "locked by ctl-upload") && time.Now().Before(end); {
+				time.Sleep(200 * time.Millisecond)
 				again = b.run("upload", ab, "--onto", name)
 			}
 			if again.code != 0 || again.err != "" || !strings.HasPrefix(again.out, "Done, "+name+" has the snapshot b") {
@@ -439,6 +444,7 @@ func TestIncrementEveryRequest(t *testing.T) {
 
 // TestOntoRecord reads what was written, and nothing else.
 func TestOntoRecord(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	c := newCopies(b, 64<<10, "a", "b")
 	_ = c

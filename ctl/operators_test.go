@@ -19,6 +19,7 @@ import (
 // too, or are told in one line why not, and the disk and its snapshots are what one run
 // makes of them.
 func TestTwoOperators(t *testing.T) {
+	t.Parallel()
 	const size = 1 << 20
 	image := filepath.Join(t.TempDir(), "increment")
 	whole := filepath.Join(t.TempDir(), "whole")

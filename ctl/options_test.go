@@ -105,6 +105,7 @@ func given(t *testing.T, verb string, args []string) (options []string) {
 // TestOptionSpellings checks what beginnings and other names of options stand
 // for, and what is left alone.
 func TestOptionSpellings(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ args, want, err string }{
 		{args: "--keystone-region-name R list", want: "--keystone-region R list"},
 		{args: "--keystone-tenant-separator=: list", want: "--keystone-separator=: list"},

@@ -17,19 +17,10 @@ import (
 	"swiftnbd/internal/nbd"
 )
 
-// downloadNote is the time between two notes of how far a download is.
-var downloadNote = 15 * time.Second
-
-// A download that has got less than this, in bytes and in chunks, is not kept when
-// it ends too early: it is there again in a moment.
-var (
-	keptBytes  int64 = 16 << 20
-	keptChunks int64 = 4096
-)
-
 // partial is the file of a download that is not complete, FILE.partial, and the
 // record beside it.
 type partial struct {
+	pace   *pace
 	record string         // the record's path
 	was    downloadRecord // of an earlier download; unit is 0 where there is none
 	there  bool           // the file was there before
@@ -47,9 +38,6 @@ type partial struct {
 	syncErr error // of the first Sync that failed
 }
 
-// syncFile is os.File.Sync.
-var syncFile = (*os.File).Sync
-
 // partialName returns the path of FILE.partial. A name that would become too long
 // for a file system is cut.
 func partialName(path string) string {
@@ -63,9 +51,9 @@ func partialName(path string) string {
 
 // openPartial opens FILE.partial, which is left as it is until begin or goOn. A
 // new one has the mode of the file that it will replace, old, or a new file's.
-func openPartial(path string, old fs.FileInfo) (*image, error) {
+func openPartial(path string, old fs.FileInfo, p *pace) (*image, error) {
 	temp := partialName(path)
-	im := &image{kind: imageFile, path: path, temp: temp, partial: partial{record: temp + ".record", digest: newDigest(), busy: make(chan struct{}, 1)}}
+	im := &image{kind: imageFile, path: path, temp: temp, partial: partial{pace: p, record: temp + ".record", digest: newDigest(), busy: make(chan struct{}, 1)}}
 	for range 100 {
 		f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 		im.there = errors.Is(err, fs.ErrExist)
@@ -164,7 +152,7 @@ func (im *image) begin(size int64) error {
 // due makes a note of how far the download is, if it is time. Its error is that of
 // an earlier note that could not make the data durable.
 func (im *image) due() error {
-	if im.kind != imageFile || time.Since(im.last) < downloadNote {
+	if im.kind != imageFile || time.Since(im.last) < im.pace.downloadNote {
 		return nil
 	}
 	select {
@@ -208,7 +196,7 @@ func (im *image) durable() error {
 	if im.syncErr == nil && im.server != nil {
 		im.syncErr = im.server.do(nbd.Request{Command: nbd.Flush}, nil, nil)
 	} else if im.syncErr == nil {
-		im.syncErr = syncFile(im.file)
+		im.syncErr = im.pace.sync(im.file)
 	}
 	return im.syncErr
 }
@@ -227,7 +215,7 @@ func (im *image) settled() error {
 // worth says whether what there is, is worth being gone on with. No note is being
 // made.
 func (im *image) worth() bool {
-	return im.kind == imageFile && im.begun && (im.whole || im.was.at > 0 && im.noted > 0 || im.at > 0 && (im.fetched >= keptBytes || im.chunks >= keptChunks))
+	return im.kind == imageFile && im.begun && (im.whole || im.was.at > 0 && im.noted > 0 || im.at > 0 && (im.fetched >= im.pace.keptBytes || im.chunks >= im.pace.keptChunks))
 }
 
 // keep leaves FILE.partial to be gone on with, and closes it. It returns how much

@@ -26,6 +26,7 @@ func mustQemu(t *testing.T, args ...string) string {
 // TestImageFormats uploads images of each format that qemu makes, and downloads
 // them as qcow2: qemu finds the same in all of them.
 func TestImageFormats(t *testing.T) {
+	t.Parallel()
 	raw, content := sparse(t, 6<<20, map[int][]byte{0: noise(70_000), 3<<20 - 5: noise(1 << 20), 6<<20 - 9: noise(9)})
 	for _, c := range []struct {
 		format string
@@ -37,6 +38,7 @@ func TestImageFormats(t *testing.T) {
 		{"vmdk", nil, nil}, {"vdi", nil, nil}, {"vhdx", nil, nil},
 	} {
 		t.Run(c.format+strings.Join(c.how, ""), func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			dir := t.TempDir()
 			path, back := filepath.Join(dir, "image:1"), filepath.Join(dir, "back")

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"swiftnbd/internal/config"
@@ -17,15 +19,20 @@ import (
 	"swiftnbd/internal/store/storetest"
 )
 
+// realDisk is held by the test that has the container disk of the real Swift.
+var realDisk sync.Mutex
+
 // newRealBench is newBench on a real Swift, with its patience. What stays of the
-// containers after a failure is deleted.
+// containers after a failure is deleted. One test of all has the container disk at a time.
 func newRealBench(t *testing.T, l config.Login, containers ...string) *bench {
 	t.Helper()
-	quickContact, quickWork := contactPolicy, workPolicy
-	contactPolicy, workPolicy = store.Policy{}, store.Policy{}
-	b := &bench{T: t, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b := &bench{T: t, pace: quick, auth: l.AuthURL, login: l, secrets: filepath.Join(t.TempDir(), "secrets.conf")}
+	b.pace.contact, b.pace.work = store.Policy{}, store.Policy{}
+	if slices.Contains(containers, "disk") {
+		realDisk.Lock()
+		t.Cleanup(realDisk.Unlock)
+	}
 	t.Cleanup(func() {
-		defer func() { contactPolicy, workPolicy = quickContact, quickWork }()
 		if !t.Failed() {
 			return
 		}
@@ -45,10 +52,12 @@ func newRealBench(t *testing.T, l config.Login, containers ...string) *bench {
 // TestRealSwift is the life of a container on a real Swift; with Keystone,
 // whose logins take seconds on a small machine, the short form of it.
 func TestRealSwift(t *testing.T) {
+	t.Parallel()
 	for how, login := range map[string]func(testing.TB) config.Login{
 		"v1": storetest.RealLogin, "v3": storetest.KeystoneLogin, "v3 application credential": storetest.AppCredLogin,
 	} {
 		t.Run(how, func(t *testing.T) {
+			t.Parallel()
 			name := fmt.Sprintf("ctl-test ü %08x", rand.Uint32())
 			b := newRealBench(t, login(t), name)
 			b.fails(1, []string{name + " doesn't exist"}, "list")
@@ -74,6 +83,7 @@ func TestRealSwift(t *testing.T) {
 
 // TestRealSwiftLog is the life of a disk of version 2 on a real Swift.
 func TestRealSwiftLog(t *testing.T) {
+	t.Parallel()
 	const name = "disk"
 	b := newRealBench(t, storetest.RealLogin(t), name)
 	disk := b.fillLog(name, 4<<20, 2)
@@ -154,6 +164,7 @@ func section(name string, l config.Login) string {
 // TestRealSwiftIncrement carries a disk to another container of a real Swift, and
 // brings it up to date.
 func TestRealSwiftIncrement(t *testing.T) {
+	t.Parallel()
 	b := newRealBench(t, storetest.RealLogin(t), "disk", "copy")
 	c := newCopies(b, 4<<20, "a", "b")
 	image := filepath.Join(c.dir, "image")

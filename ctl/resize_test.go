@@ -18,6 +18,7 @@ import (
 // TestResize: a disk grows with zeroes, and becomes smaller without its data only
 // when that is asked for; what was cut off never comes back.
 func TestResize(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "--size", "256K", "--object-size", "64K")
 	if out := b.ok("resize", "disk", "300K"); out != "Done, disk has 320 KiB now, 327680 bytes; it had 256 KiB\n" {
@@ -62,6 +63,7 @@ func TestResize(t *testing.T) {
 
 // TestResizeRefused: what resize does not do.
 func TestResizeRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "absent")
 	b.ok("setup", "disk", "4")
 	b.ok("lock", "disk")
@@ -79,6 +81,7 @@ func TestResizeRefused(t *testing.T) {
 // TestResizeInterrupted: a disk that becomes smaller has its new size before any
 // of its objects goes, and the same command finishes it.
 func TestResizeInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	chunks := make(map[int][]byte)
 	for i := range 64 {

@@ -37,6 +37,7 @@ func (b *bench) sized(name string, size int64) {
 // TestResizeLog: a disk of version 2 grows with zeroes, and becomes smaller without
 // its data only when that is asked for. Its snapshots stay as they are.
 func TestResizeLog(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 4<<20, 2)
 	b.serve("disk", func(d *device.Device) { // data to the last byte
@@ -110,6 +111,7 @@ func TestResizeLog(t *testing.T) {
 
 // TestResizeLogRefused: what is wrong is said in one line, and changes nothing.
 func TestResizeLogRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "locked", "absent")
 	disk := b.fillLog("disk", 4<<20, 1)
 	b.ok("setup", "locked", "--size", "4M", "--format", "2")
@@ -206,6 +208,7 @@ func everyRequest(b *bench, before func(), after func(), args ...string) {
 
 // TestResizeKilled kills the verb at its requests. Repeated, it goes on.
 func TestResizeKilled(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 4<<20, 1)
 	b.ok("snapshot", "disk", "all")

@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +36,7 @@ func filled(b *bench) []byte {
 // TestDownloadKeptWithoutName: a download that is complete and does not get its name
 // is kept, also a small one, and the next one reads no data again.
 func TestDownloadKeptWithoutName(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	content := filled(b)
 	path := filepath.Join(t.TempDir(), "image")
@@ -61,40 +64,57 @@ func TestDownloadKeptWithoutName(t *testing.T) {
 }
 
 // failingSync makes the Sync number n, and no other, fail: the kernel tells of data
-// that it could not write once.
-func failingSync(t *testing.T, n int) {
-	var mu sync.Mutex
-	was := syncFile
-	syncFile = func(f *os.File) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if n--; n == 0 {
+// that it could not write once. failed says whether it has.
+func (b *bench) failingSync(n int32) (failed func() bool) {
+	var syncs atomic.Int32
+	b.pace.sync = func(f *os.File) error {
+		if syncs.Add(1) == n {
 			return unix.EIO
 		}
-		return was(f)
+		return f.Sync()
 	}
-	t.Cleanup(func() { syncFile = was })
+	return func() bool { return syncs.Load() >= n }
+}
+
+// noteUntil has each request for data of a download to path, which has one
+// connection, wait for a note of the data before, until enough says true. Notes are
+// made beside the download, which would be complete sooner. A chunk that comes while
+// the note before it ends gets none: the next request does not wait for one for ever.
+func (b *bench) noteUntil(path string, enough func() bool) {
+	first, noted := true, int64(0)
+	b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
+		if !isData(q) {
+			return nil
+		}
+		for end := time.Now().Add(200 * time.Millisecond); !first && !enough() && recorded(path) <= noted && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		first, noted = false, recorded(path)
+		return nil
+	})
 }
 
 // TestDownloadSyncFails: data that could not be made durable does not count as
 // downloaded, also if a later Sync says nothing, and what a note has before is kept.
 func TestDownloadSyncFails(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	content := filled(b)
 	path := filepath.Join(t.TempDir(), "image")
 
 	// Without a note nothing is known to be there.
-	failingSync(t, 1)
+	b.failingSync(1)
 	b.fails(1, []string{"input/output error", "nothing of it can be kept"}, "download", "disk", path)
 	checkAlone(t, filepath.Dir(path))
 
-	keepAll(t)
-	for n := 2; n < 5; n++ { // in a note, which nobody waits for
-		failingSync(t, n)
+	b.keepAll()
+	for n := int32(2); n < 5; n++ { // in a note, which nobody waits for
+		b.noteUntil(path, b.failingSync(n))
 		b.fails(1, []string{"input/output error", " is downloaded: to go on from there, run the same command with --resume"}, "download", "disk", path, "--connections", "1")
 		if at := recorded(path); at == 0 || at >= int64(len(content)) {
 			t.Errorf("Sync %d fails, and %d bytes are noted", n, at)
 		}
+		b.swift.SetFault(nil)
 		b.ok("download", "disk", path, "--resume")
 		checkImage(t, path, content)
 		if err := os.Remove(path); err != nil {
@@ -106,9 +126,10 @@ func TestDownloadSyncFails(t *testing.T) {
 // TestDownloadResumeAgain: a download that is interrupted while it fetches changed
 // chunks again is gone on with, and also one that is killed there.
 func TestDownloadResumeAgain(t *testing.T) {
-	keepAll(t)
+	t.Parallel()
 	for _, kill := range []bool{false, true} {
 		b := newBench(t, devswift.Options{}, "disk")
+		b.keepAll()
 		content := filled(b)
 		path := filepath.Join(t.TempDir(), "image")
 		b.cut(40, "disk", path)
@@ -166,8 +187,9 @@ func TestDownloadResumeAgain(t *testing.T) {
 // TestDownloadResumeAgainDamaged: without a digest each chunk is compared, whoever
 // has had the disk.
 func TestDownloadResumeAgainDamaged(t *testing.T) {
-	keepAll(t)
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
+	b.keepAll()
 	content := filled(b)
 	path := filepath.Join(t.TempDir(), "image")
 	b.cut(40, "disk", path)

@@ -15,6 +15,7 @@ import (
 // TestRevert goes back and forth between the snapshots of a disk that is written,
 // resized and served meanwhile.
 func TestRevert(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 4<<20, 2)
 	path := filepath.Join(t.TempDir(), "image")
@@ -73,6 +74,7 @@ func TestRevert(t *testing.T) {
 
 // TestRevertRefused: what is wrong is said in one line, and changes nothing.
 func TestRevertRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "old", "locked", "absent")
 	disk := b.fillLog("disk", 4<<20, 1)
 	b.ok("snapshot", "disk", "one")
@@ -102,6 +104,7 @@ func TestRevertRefused(t *testing.T) {
 
 // TestRevertAsks: on a terminal the container's name has to be typed.
 func TestRevertAsks(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 1<<20, 1)
 	b.ok("snapshot", "disk", "one")
@@ -129,6 +132,7 @@ func TestRevertAsks(t *testing.T) {
 
 // TestRevertKilled kills the verb at its changes. Repeated, it goes on.
 func TestRevertKilled(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fillLog("disk", 4<<20, 1)
 	b.ok("snapshot", "disk", "one")

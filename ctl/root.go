@@ -29,6 +29,7 @@ type tool struct {
 	stdout io.Writer
 	stderr *console
 	env    config.Environ
+	pace   pace
 
 	// The global flags.
 	login      *cmdline.Login

@@ -96,18 +96,13 @@ func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64
 		return 0, false, err
 	}
 	select {
-	case <-time.After(setupGrace + mathrand.N(4*setupGrace)):
+	case <-time.After(t.pace.setup + mathrand.N(4*t.pace.setup)):
 	case <-ctx.Done():
 		return 0, false, c.explain(ctx, ctx.Err())
 	}
 	roots, err = t.freeNow(ctx, c, force)
 	return roots, false, err
 }
-
-// setupGrace is how long a disk that is just being made by somebody else gets at
-// least, where the container is there and holds no disk. Of two that come at the
-// same moment one waits for longer.
-var setupGrace = time.Second
 
 // freeNow is freeForLog of what the container says now.
 func (t *tool) freeNow(ctx context.Context, c *container, force bool) (roots uint64, err error) {

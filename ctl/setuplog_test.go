@@ -21,6 +21,7 @@ func changes(r *devswift.Request) bool {
 
 // TestSetupLog sets disks of version 2 up, and has what they cannot be refused.
 func TestSetupLog(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "small", "full", "first", "locked", "empty")
 	if out := b.ok("setup", "disk", "--size", "10T", "--format", "2"); out != "disk doesn't exist, will be created\nDone, disk: version 2, 10 TiB\n" {
 		t.Errorf("%q", out)
@@ -64,6 +65,7 @@ func TestSetupLog(t *testing.T) {
 
 // TestSetupLogNeedsALease has credentials refused that may not create containers.
 func TestSetupLogNeedsALease(t *testing.T) {
+	t.Parallel()
 	for _, exists := range []bool{false, true} {
 		b := newBench(t, devswift.Options{}, "disk")
 		if exists {
@@ -89,6 +91,7 @@ func TestSetupLogNeedsALease(t *testing.T) {
 // TestSetupLogInterrupted interrupts setup at each request that changes
 // something, before it and after it. It can be repeated, with another size.
 func TestSetupLogInterrupted(t *testing.T) {
+	t.Parallel()
 	interrupted := 0
 	for _, after := range []bool{false, true} {
 		for at := int64(1); ; at++ {
@@ -136,6 +139,7 @@ func TestSetupLogInterrupted(t *testing.T) {
 
 // TestSetupOddNames: names of objects that others have written are in one line.
 func TestSetupOddNames(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{"--format", "2", "--size", "1M"}, {"16"}} {
 		b := newBench(t, devswift.Options{}, "disk")
 		b.create("disk")

@@ -87,6 +87,7 @@ func (p *past) whole(name string) {
 // any two of its snapshots, before and after it was made smaller and larger, flattened
 // and reverted: each is what the later one is, byte for byte.
 func TestSinceBelow(t *testing.T) {
+	t.Parallel()
 	const size = 4 << 20
 	for kind, setup := range map[string]func(b *bench) []byte{
 		"clone": func(b *bench) []byte {

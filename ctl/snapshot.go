@@ -126,11 +126,11 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 		return c.explain(ctx, err)
 	}
 	way := cloud.New(c.client, cloud.Options{
-		Connections: connections, Policy: t.telling(c.name, workPolicy),
+		Connections: connections, Policy: t.telling(c.name, t.pace.work),
 		Watch: c.watch,
 	})
 	o := device.Options{
-		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: workPolicy.Timeout,
+		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: t.pace.work.Timeout,
 		Compress: holder == holderFlatten && c.export.Disk.Compress, // nothing else writes
 		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}

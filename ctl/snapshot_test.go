@@ -16,6 +16,7 @@ import (
 // TestSnapshotVerbs makes snapshots of a disk between sessions, lists them,
 // downloads them and deletes them.
 func TestSnapshotVerbs(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "old")
 	const size = 4 << 20
 	disk := b.fillLog("disk", size, 2)

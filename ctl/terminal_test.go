@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -134,6 +133,7 @@ func (p *process) end(code int) string {
 
 // TestProgressBar: on a terminal, not with -q, and not in a pipe.
 func TestProgressBar(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
 	disk := b.fill("disk", 100, 4096, map[int][]byte{3: noise(4096)})
 	path := filepath.Join(t.TempDir(), "image")
@@ -158,7 +158,8 @@ func TestProgressBar(t *testing.T) {
 
 // TestVerifyBar: verify shows a bar on a terminal, and none in a pipe or with -q.
 func TestVerifyBar(t *testing.T) {
-	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
+	t.Parallel()
+	b := newBench(t, devswift.Options{Latency: 5 * time.Millisecond}, "disk")
 	b.fillLog("disk", 4<<20, 1)
 	for _, args := range [][]string{{}, {"--quick"}} {
 		args = append([]string{"verify", "disk"}, args...)
@@ -177,6 +178,7 @@ func TestVerifyBar(t *testing.T) {
 // TestOddTerminals: a terminal without a size, a small one, and one that loses
 // its size on the way, keep nobody from finishing.
 func TestOddTerminals(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
 	disk := b.fill("disk", 400, 4096, map[int][]byte{3: noise(4096)})
 	path := filepath.Join(t.TempDir(), "image")
@@ -230,6 +232,7 @@ func screen(t *testing.T, sent string) []string {
 // TestWarningAboveTheBar: a line in the middle of a download stays, whole, and
 // of the bar there is one.
 func TestWarningAboveTheBar(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
 	b.fill("disk", 500, 4096, nil)
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodGet, Prefix: "/v1/AUTH_test/disk/disk.part/00000300", Times: 1, Action: devswift.Action{Status: 503}}))
@@ -242,6 +245,7 @@ func TestWarningAboveTheBar(t *testing.T) {
 
 // TestDeleteAsks: the container's name has to be typed.
 func TestDeleteAsks(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.scatter("disk", 3)
 	before := b.writes()
@@ -271,12 +275,9 @@ func TestDeleteAsks(t *testing.T) {
 
 // TestSignals: each of them ends a download in good order.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{Latency: 20 * time.Millisecond}, "disk")
 	b.fill("disk", 2000, 4096, nil)
-	// Under nohup we ignore SIGHUP, and a program that we start would do so too.
-	heard := make(chan os.Signal, 1)
-	signal.Notify(heard, syscall.SIGHUP)
-	defer signal.Stop(heard)
 	for name, send := range map[string]func(p *process){
 		"Ctrl-C":  func(p *process) { p.typed("\x03") },
 		"SIGTERM": func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
@@ -300,6 +301,7 @@ func TestSignals(t *testing.T) {
 
 // TestPipes: a real process, with real pipes and no terminal anywhere.
 func TestPipes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	path, err := binary()
 	if err != nil {

@@ -154,6 +154,7 @@ func TestTopInterval(t *testing.T) {
 
 // TestTopNumbers are numbers at the edges.
 func TestTopNumbers(t *testing.T) {
+	t.Parallel()
 	for v, want := range map[float64]string{0: "0", 0.04: "0.0", 9.94: "9.9", 9.96: "10", 99_999: "99999", 100_000: "100k"} {
 		if got := topRate(v); got != want {
 			t.Errorf("%v: %q, want %q", v, got, want)
@@ -188,11 +189,12 @@ func counted(t *testing.T) (m *metrics.Metrics, address string, end func()) {
 
 // TestTopPipe: a line for each interval, or an object; --once is one.
 func TestTopPipe(t *testing.T) {
+	t.Parallel()
 	m, address, end := counted(t)
 	m.Watch("disk\x1b[2J", func() metrics.Counts { return metrics.Counts{Used: 1 << 20, Dirty: 4096, DirtyAge: 90 * time.Second} })
 	top := func(args ...string) result {
 		var out, errs strings.Builder
-		code := run(t.Context(), append([]string{"top", address, "--interval", "0.1"}, args...), strings.NewReader(""), &out, &errs, func(string) string { return "" })
+		code := quick.run(t.Context(), append([]string{"top", address, "--interval", "0.1"}, args...), strings.NewReader(""), &out, &errs, func(string) string { return "" })
 		return result{code, out.String(), errs.String()}
 	}
 	r := top("--once")
@@ -211,7 +213,7 @@ func TestTopPipe(t *testing.T) {
 		var errs strings.Builder
 		done := make(chan int, 1)
 		go func() {
-			done <- run(ctx, append([]string{"top", address, "--interval", "0.1"}, args...), strings.NewReader(""), out, &errs, func(string) string { return "" })
+			done <- quick.run(ctx, append([]string{"top", address, "--interval", "0.1"}, args...), strings.NewReader(""), out, &errs, func(string) string { return "" })
 			out.Close()
 		}()
 		lines := bufio.NewScanner(in)
@@ -233,7 +235,7 @@ func TestTopPipe(t *testing.T) {
 	var errs strings.Builder
 	done := make(chan int, 1)
 	go func() {
-		done <- run(t.Context(), []string{"top", address, "--interval", "0.1"}, strings.NewReader(""), out, &errs, func(string) string { return "" })
+		done <- quick.run(t.Context(), []string{"top", address, "--interval", "0.1"}, strings.NewReader(""), out, &errs, func(string) string { return "" })
 		out.Close()
 	}()
 	lines := bufio.NewScanner(in)
@@ -248,6 +250,7 @@ func TestTopPipe(t *testing.T) {
 
 // TestTopRefused: one line says what is wrong.
 func TestTopRefused(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{})
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

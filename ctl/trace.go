@@ -11,13 +11,6 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// How long requests are tried. During a verb's first requests a person sits in
-// front of the terminal. A download may run over night.
-var (
-	contactPolicy = store.Policy{Timeout: 20 * time.Second, Attempt: 20 * time.Second}
-	workPolicy    = store.Policy{Timeout: 2 * time.Minute, Attempt: time.Minute}
-)
-
 // traced logs each request at debug level: what, how long, how it ended.
 // Neither data nor credentials pass through here.
 func traced(s store.Store, log *slog.Logger) store.Store {

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
@@ -184,12 +185,14 @@ func TestTroubleAway(t *testing.T) {
 	t.Parallel()
 	b := newTroubled(t)
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Action: devswift.Action{Drop: true}}))
+	b.pace.contact.Timeout, b.pace.work.Timeout = time.Second, time.Second
 	var all sync.WaitGroup
 	for _, d := range deeds {
 		all.Go(func() { b.failed(d, b.run(b.words(d)...), "the connection was closed before an answer came") })
 	}
 	all.Wait()
 	b.swift.SetFault(nil)
+	b.pace = quick
 	b.sound()
 }
 
@@ -223,6 +226,7 @@ func TestTroubleOther(t *testing.T) {
 
 // TestTroubleInterrupted ends each verb at one of its requests, and runs it again.
 func TestTroubleInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, at := range []int64{4, 9} {
 		t.Run(itoa(int(at)), func(t *testing.T) {
 			t.Parallel()
@@ -283,7 +287,7 @@ func TestTroubleOutput(t *testing.T) {
 			"lock disk", "unlock disk", "snapshot disk c", "snapshot --delete disk c",
 		} {
 			var errs bytes.Buffer
-			code := run(t.Context(), append([]string{"--secrets", b.secrets}, strings.Fields(args)...), strings.NewReader(""), fullDisk{c.err}, &errs, func(string) string { return "" })
+			code := b.pace.run(t.Context(), append([]string{"--secrets", b.secrets}, strings.Fields(args)...), strings.NewReader(""), fullDisk{c.err}, &errs, func(string) string { return "" })
 			if code != exitFailed || errs.String() != c.says {
 				t.Errorf("%s, %v: exit status %d, %q", args, c.err, code, errs.String())
 			}

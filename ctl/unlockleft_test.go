@@ -16,6 +16,7 @@ import (
 // TestUnlockLeft ends a lease that a process has left that died before it had set the
 // lock mark. It says whose it was.
 func TestUnlockLeft(t *testing.T) {
+	t.Parallel()
 	for name, items := range map[string]map[string]string{
 		"named":   {"Swiftnbd-Lease-Holder": "server:1@1700000000", "Swiftnbd-Lease-Until": time.Now().Add(time.Hour).UTC().Format(time.RFC3339)},
 		"unnamed": nil,

@@ -43,9 +43,6 @@ const (
 	logGrain = 32 << 10
 )
 
-// uploadNote is the time between two notes of how far an upload is.
-var uploadNote = 15 * time.Second
-
 // uploadOptions are the options of upload.
 type uploadOptions struct {
 	size, format, objectSize string // of a disk that is to be set up
@@ -208,12 +205,12 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	u.broken, u.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	account := cloud.New(c.client, cloud.Options{
 		Connections: o.connections,
-		Policy:      t.telling(c.name, workPolicy),
+		Policy:      t.telling(c.name, t.pace.work),
 		Watch:       c.watch,
 	})
 	u.store = account.Unlimited(c.name)
 	opts := device.Options{
-		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: workPolicy.Timeout,
+		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
 		Compress: c.export.Disk.Compress,
 		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
@@ -227,7 +224,7 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	if err := ctx.Err(); err != nil {
 		return nil, c.explain(ctx, err)
 	}
-	opts.Store, opts.Lease = account.Writer(c.name, uploadTerm)
+	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
 	// An interrupt must not leave the lock behind.
 	d, err := device.Open(context.WithoutCancel(ctx), opts)
 	if err != nil {

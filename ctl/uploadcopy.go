@@ -136,7 +136,7 @@ func (n *notes) add() *sync.WaitGroup {
 
 // due makes a note if it is time. at is the end of the pieces so far.
 func (n *notes) due(at int64, d digest) {
-	if time.Since(n.last) < uploadNote {
+	if time.Since(n.last) < n.u.tool.pace.uploadNote {
 		return
 	}
 	select {

@@ -18,6 +18,7 @@ import (
 
 // TestSetup011 holds what setup writes against what swiftnbd 0.11 writes.
 func TestSetup011(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	if out := b.ok("setup", "disk", "16384"); out != "disk doesn't exist, will be created\nDone, disk: 16384 objects of 64 KiB, 1 GiB\n" {
 		t.Error(out)
@@ -46,6 +47,7 @@ func TestSetup011(t *testing.T) {
 
 // TestSetupSizes: sizes for people, and what does not fit is rounded up.
 func TestSetupSizes(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	for _, c := range []struct{ args, simple, says string }{
 		{"--size 10G", "objects=10240 size=1048576", "10 GiB"},
@@ -68,6 +70,7 @@ func TestSetupSizes(t *testing.T) {
 
 // TestSetupOverSomething: a lock, foreign objects, chunks of another size.
 func TestSetupOverSomething(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk", "foreign", "empty")
 	b.fill("disk", 4, 4096, map[int][]byte{0: make([]byte, 4096), 3: make([]byte, 4096)})
 
@@ -127,6 +130,7 @@ func TestSetupOverSomething(t *testing.T) {
 // TestVersion2: a disk of version 2 is shown and locked, and not replaced by one
 // of version 1.
 func TestVersion2(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	meta := volume.Meta{UUID: volume.NewUUID(), Size: 3<<30 + 4096, Root: "00000001-00000001"}
 	if err := volume.Create2(t.Context(), b.store("disk"), meta); err != nil {
@@ -180,6 +184,7 @@ func TestVersion2(t *testing.T) {
 
 // TestSetupTooLarge: what the cluster says of itself counts.
 func TestSetupTooLarge(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Prefix: "/info", Action: devswift.Action{Status: 200, Body: `{"swift":{"max_file_size":1000000}}`}}))
 	b.fails(1, []string{"too large for this Swift, which takes 976.6 KiB"}, "setup", "disk", "4", "--object-size", "1M")
@@ -189,6 +194,7 @@ func TestSetupTooLarge(t *testing.T) {
 
 // TestLock: the mark is 0.11's, and it moves to Last.
 func TestLock(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "16")
 	stamp := ` since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC`
@@ -221,6 +227,7 @@ func TestLock(t *testing.T) {
 
 // TestList prints all that there is to say, in the three forms.
 func TestList(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "one")
 	b.writeSecrets("[DEFAULT]\nauthurl = " + b.auth + "\nusername = test:tester\npassword = testing\n" +
 		"[disk-b]\n[absent]\n[disk-a]\nread-only = 1\n[plain]\n[locked]\n[other-cloud]\npassword = wrong\n[broken]\n")

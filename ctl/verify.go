@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,14 +16,6 @@ import (
 	"swiftnbd/internal/volume"
 	"swiftnbd/internal/words"
 )
-
-// verifyPatience is how long an object of a disk of version 2 is looked for that
-// has to be there, and that Swift does not find.
-var verifyPatience = 10 * time.Second
-
-// youngest is how old an object that nothing needs has to be, and the newest
-// root with it, before verify deletes it: docs/FORMAT-V2.md, "Deleting".
-var youngest = 10 * time.Minute
 
 // verifying says how verify was called.
 type verifying struct {
@@ -167,7 +158,7 @@ func (t *tool) verify(ctx context.Context, name string, v verifying) error {
 // was found and the error.
 func (t *tool) verifyLog(ctx context.Context, c *container, meta volume.Meta, held *lease.Held, state lease.State, v verifying) (*verified, error) {
 	o := c.logOptions(t, meta, held, state, v.connections)
-	o.Timeout, o.Horizon = verifyPatience, youngest
+	o.Timeout, o.Horizon = t.pace.verify, t.pace.youngest
 	bar := &progress{}
 	defer func() { bar.end(false) }()
 	r, err := logdisk.Verify(ctx, o, logdisk.VerifyOptions{

@@ -18,10 +18,8 @@ import (
 )
 
 // oldAtOnce lets objects that nothing needs be deleted whatever their age.
-func oldAtOnce(t *testing.T) {
-	was := youngest
-	youngest = -time.Hour // of any age: the clock that Swift shows has whole seconds
-	t.Cleanup(func() { youngest = was })
+func (b *bench) oldAtOnce() {
+	b.pace.youngest = -time.Hour // of any age: the clock that Swift shows has whole seconds
 }
 
 // verify runs verify --json, which has to end with the exit status, and returns
@@ -58,6 +56,7 @@ func (b *bench) del(name string) {
 
 // TestVerifyLog damages a disk of version 2 in every way that has a name.
 func TestVerifyLog(t *testing.T) {
+	t.Parallel()
 	all := func(b *bench, prefix string, do func(name string)) {
 		for _, name := range b.names("disk", prefix) {
 			do(name)
@@ -117,6 +116,7 @@ func TestVerifyLog(t *testing.T) {
 		}, "it is not there", layout.RootPrefix, true, true, false},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			b.fillLog("disk", 2<<20, 3)
 			c.damage(b)
@@ -158,10 +158,10 @@ func TestVerifyLog(t *testing.T) {
 					t.Errorf("%+v", r)
 				}
 				// A repair deletes nothing where something is damaged.
-				was, names := youngest, len(b.names("disk", ""))
-				youngest = -time.Hour
+				was, names := b.pace, len(b.names("disk", ""))
+				b.oldAtOnce()
 				b.verify(exitDamage, append(args, "--repair")...)
-				youngest = was
+				b.pace = was
 				if got := len(b.names("disk", "")); got != names {
 					t.Errorf("of %d objects, %d are left", names, got)
 				}
@@ -175,12 +175,14 @@ func TestVerifyLog(t *testing.T) {
 
 // TestVerifyLogTail has the tail of a killed session's log damaged.
 func TestVerifyLogTail(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string]func(b *bench, tail []string){
 		"flipped": func(b *bench, tail []string) { b.flip("disk", tail[1], -20) },
 		"deleted": func(b *bench, tail []string) { b.del(tail[1]) },
 		"whole":   nil,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, devswift.Options{}, "disk")
 			want := b.fillLog("disk", 2<<20, 1)
 			d, _ := b.open("disk")
@@ -211,6 +213,7 @@ func TestVerifyLogTail(t *testing.T) {
 // TestVerifyLogRepair deletes what nothing needs, and nothing else, and notes the
 // newest root.
 func TestVerifyLogRepair(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	want := b.fillLog("disk", 2<<20, 4)
 	stray := layout.LogName(layout.Position{Epoch: 1, N: layout.FirstCollected + 7})
@@ -227,7 +230,7 @@ func TestVerifyLogRepair(t *testing.T) {
 	if got, last := b.items("disk")[volume.KeyRoot], b.last(layout.RootPrefix); layout.RootPrefix+got != last {
 		t.Errorf("the container names root %s, the newest is %s", got, last)
 	}
-	oldAtOnce(t)
+	b.oldAtOnce()
 	before := len(b.names("disk", ""))
 	if out := b.verify(exitStrays); out.Strays != young.Waiting || out.Verdict != verdictStrays {
 		t.Errorf("%+v", out)
@@ -255,6 +258,7 @@ func TestVerifyLogRepair(t *testing.T) {
 // TestVerifyHeld has a disk in use refused, and the verdict withheld of one that
 // was unlocked meanwhile.
 func TestVerifyHeld(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fillLog("disk", 2<<20, 1)
 	_, end := b.open("disk")
@@ -283,6 +287,7 @@ func TestVerifyHeld(t *testing.T) {
 
 // TestVerifyInterrupted leaves no lock.
 func TestVerifyInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fillLog("disk", 2<<20, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -306,6 +311,7 @@ func TestVerifyInterrupted(t *testing.T) {
 // TestVerifyChunks damages a disk of version 1, with the map of a session and
 // without.
 func TestVerifyChunks(t *testing.T) {
+	t.Parallel()
 	for _, mapped := range []bool{false, true} {
 		for _, c := range []struct {
 			name   string

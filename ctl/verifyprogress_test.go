@@ -17,6 +17,7 @@ import (
 // TestVerifyUnlisted: chunks that the listing lacks, and the map has, count as those
 // that it has.
 func TestVerifyUnlisted(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.ok("setup", "disk", "16")
 	b.serve("disk", func(d *device.Device) {
@@ -40,6 +41,7 @@ func TestVerifyUnlisted(t *testing.T) {
 // TestVerifyTotal: what is done comes to the total that was said before, of a disk
 // that was converted and does not need each of its chunks any more.
 func TestVerifyTotal(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	b.fillChunks("disk", 1<<20, "64K")
 	b.ok("convert", "disk")

@@ -17,7 +17,7 @@ import (
 // again makes a request until it succeeds or fails for good, with the same
 // policy as the container's other requests.
 func (c *container) again(ctx context.Context, call func(context.Context) error) error {
-	return store.Again(ctx, workPolicy, store.Op{Kind: store.OpList}, call)
+	return store.Again(ctx, c.pace.work, store.Op{Kind: store.OpList}, call)
 }
 
 // eachVersion calls do for every version of the container's objects.
