@@ -5,8 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,10 +107,26 @@ func TestSnapshotInterrupted(t *testing.T) {
 	b.fillLog("disk", 1<<20, 1)
 	_, end := b.open("disk")
 	defer end()
-	time.Sleep(1500 * time.Millisecond) // the first look of the lease is over
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var asked atomic.Bool
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		switch {
+		case !strings.HasPrefix(r.Header.Get("User-Agent"), program): // the server does not see it
+			return &devswift.Action{Status: 503}
+		case asked.Load():
+			cancel()
+		case r.Method == http.MethodPost && r.Container == "disk":
+			for key := range r.Header {
+				if strings.HasPrefix(key, "X-Container-Meta-Swiftnbd-A") {
+					asked.Store(true)
+				}
+			}
+		}
+		return nil
+	})
 	r := b.runContext(ctx, "snapshot", "disk", "snap")
+	b.swift.SetFault(nil)
 	if r.code == 0 || !strings.Contains(r.err, "interrupted") || !strings.Contains(r.err, "may do it still") {
 		t.Errorf("%+v", r)
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -207,6 +208,12 @@ func (b *bench) cut(n int, args ...string) string {
 	complete := func() bool { return recorded(args[1]) > 0 }
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
+	var noting atomic.Bool
+	defer func(f func(*os.File) error) { b.pace.sync = f }(b.pace.sync)
+	b.pace.sync = func(f *os.File) error {
+		noting.Store(true)
+		return f.Sync()
+	}
 	var mu sync.Mutex
 	b.swift.SetFault(func(q *devswift.Request) *devswift.Action {
 		if !isData(q) {
@@ -214,17 +221,17 @@ func (b *bench) cut(n int, args ...string) string {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		n--
-		for range 20 {
-			if n < 0 && complete() {
-				cancel()
-				return &devswift.Action{Status: 503}
-			}
-			if n < 0 {
-				time.Sleep(10 * time.Millisecond) // the note is on its way, or the first chunk needs more
+		if n--; n >= 0 {
+			return nil
+		}
+		// Either the note is on its way, or the first chunk needs more.
+		for begun := time.Now(); !complete(); time.Sleep(2 * time.Millisecond) {
+			if waited := time.Since(begun); waited > 200*time.Millisecond && !noting.Load() || waited > 10*time.Second {
+				return nil
 			}
 		}
-		return nil
+		cancel()
+		return &devswift.Action{Status: 503}
 	})
 	defer b.swift.SetFault(nil)
 	r := b.runContext(ctx, append([]string{"download", "--connections", "1"}, args...)...)
