@@ -240,7 +240,7 @@ func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*de
 	opts := device.Options{
 		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
 		Compress: c.export.Disk.Compress,
-		Cache:    max(uploadCache, logdisk.MinCache()),
+		Cache:    max(t.pace.uploadCache, logdisk.MinCache()),
 		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
 	}
 	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)

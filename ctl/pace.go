@@ -9,8 +9,8 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// pace says how long a run waits for what, and when its work is worth a note. Each
-// test has its own, and a shorter one.
+// pace says how long a run waits for what, how much it holds, and when its work is
+// worth a note. Each test has its own, and a shorter one.
 type pace struct {
 	// contact is how long the first requests of a verb are tried, while a person
 	// sits in front of the terminal. work is for those after them: a download may
@@ -31,6 +31,8 @@ type pace struct {
 	// uploadNote and downloadNote are the times between two notes of how far an
 	// upload or a download is.
 	uploadNote, downloadNote time.Duration
+	// uploadCache is the least cache of a disk that an upload writes, bytes.
+	uploadCache int64
 	// A download that has got less than keptBytes, and less than keptChunks, is not
 	// kept when it ends too early: it is there again in a moment.
 	keptBytes, keptChunks int64
@@ -48,6 +50,7 @@ var usual = pace{
 	uploadTerm:   30 * time.Second,
 	uploadNote:   15 * time.Second,
 	downloadNote: 15 * time.Second,
+	uploadCache:  16 << 20,
 	keptBytes:    16 << 20,
 	keptChunks:   4096,
 	sync:         (*os.File).Sync,

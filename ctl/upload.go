@@ -33,8 +33,6 @@ const (
 	// uploadLag is how long what is not in Swift yet may take to get there: so long
 	// the end of an upload takes that is interrupted.
 	uploadLag = 4 * time.Second
-	// uploadCache is the least cache of the disk, bytes.
-	uploadCache = 16 << 20
 	// uploadHole is the longest hole that is one piece, in units: the piece that is
 	// begun comes to its end, also after an interrupt.
 	uploadHole = 1024
@@ -217,9 +215,9 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	if meta.Version == volume.Version1 {
 		each := meta.Geometry.ObjectSize()
 		u.grain, u.unit = each, each*max(1, uploadUnit/each)
-		opts.Cache = max(uploadCache, min(2*int64(o.connections)*each, device.MaxDefaultCache), cache.MinSize(each))
+		opts.Cache = max(t.pace.uploadCache, min(2*int64(o.connections)*each, device.MaxDefaultCache), cache.MinSize(each))
 	} else {
-		opts.Cache = max(uploadCache, logdisk.MinCache())
+		opts.Cache = max(t.pace.uploadCache, logdisk.MinCache())
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, c.explain(ctx, err)
