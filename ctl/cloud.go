@@ -79,6 +79,7 @@ func (t *tool) open(name string) (*container, error) {
 			Login:       x.Login,
 			Connections: maxConnections,
 			UserAgent:   program + "/" + version.Version,
+			Source:      t.origin(name),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -105,6 +106,20 @@ func (t *tool) open(name string) (*container, error) {
 		pace:    &t.pace,
 		client:  client, name: name, export: x, where: x.From,
 	}, nil
+}
+
+// origin is where a container's login came from, for verbs that take long: the
+// password may be changed meanwhile.
+func (t *tool) origin(name string) *swiftstore.Source {
+	secrets := t.secrets
+	return &swiftstore.Source{
+		Read: func() (config.Login, string, error) {
+			x, _, _, err := secrets.Again(name, t.defaults, t.env)
+			return x.Login, x.Place, err
+		},
+		Log:   t.warn,
+		Quiet: true, // explain says where the credentials come from
+	}
 }
 
 // placed is an account whose new containers get a storage policy. If it is empty,

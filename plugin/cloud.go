@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"os"
+	"slices"
 	"time"
 
 	"libguestfs.org/nbdkit"
@@ -53,6 +54,8 @@ func (e *exports) cloud(x config.Export) (*cloud.Cloud, error) {
 	if c == nil {
 		o := clientOptions(x)
 		o.ReadFile = e.readCA
+		from := &origin{e: e, secrets: e.secrets, key: key}
+		o.Source = from.source()
 		// The secrets may have changed since then. A token must not be used for
 		// another login.
 		if e.session != nil && x.Login == e.forUser {
@@ -63,7 +66,10 @@ func (e *exports) cloud(x config.Export) (*cloud.Cloud, error) {
 		if c, client, err = cloud.Dial(o, e.requests(x)); err != nil {
 			return nil, err
 		}
-		e.clouds[key], e.clients[key] = c, client
+		e.clouds[key], e.clients[key], e.origins[key] = c, client, from
+	}
+	if from := e.origins[key]; !slices.Contains(from.containers, x.Container) {
+		from.containers = append(from.containers, x.Container)
 	}
 	return c, nil
 }

@@ -46,6 +46,7 @@ type exports struct {
 	closing bool // nbdkit ends: nothing is opened any more
 	clouds  map[cloudKey]*cloud.Cloud
 	clients map[cloudKey]*swiftstore.Client // of clouds
+	origins map[cloudKey]*origin            // of clouds
 	disks   map[string]*disk
 }
 
@@ -61,7 +62,7 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 	e := &exports{
 		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(),
 		secrets: secrets, stamp: h.Stamp, session: h.Session, cas: h.CAs, inCloud: clouds.New(h.Clouds),
-		clouds: make(map[cloudKey]*cloud.Cloud), clients: make(map[cloudKey]*swiftstore.Client), disks: make(map[string]*disk),
+		clouds: make(map[cloudKey]*cloud.Cloud), clients: make(map[cloudKey]*swiftstore.Client), origins: make(map[cloudKey]*origin), disks: make(map[string]*disk),
 	}
 	if h.Session != nil {
 		x, err := secrets.Export(p.container, p.defaults(e.inCloud), env)

@@ -95,7 +95,7 @@ var logged = map[string]bool{"Log": true, "log": true, "warn": true, "Errorf": t
 // logging are the files of the programs that log while a disk is served.
 var logging = []string{
 	"internal/cache/*.go", "internal/chunked/*.go", "internal/control/*.go", "internal/device/*.go", "internal/lease/*.go",
-	"internal/logdisk/*.go", "internal/nbd/bridge/*.go", "plugin/*.go", "ctl/attach*.go",
+	"internal/logdisk/*.go", "internal/nbd/bridge/*.go", "internal/store/swift/again.go", "plugin/*.go", "ctl/attach*.go",
 }
 
 // TestTroubleshootingLog checks that docs/TROUBLESHOOTING.md explains each line

@@ -73,6 +73,18 @@ type Set struct {
 // New returns the clouds of the files.
 func New(files Files) *Set { return &Set{files: files} }
 
+// Again reads the files once more, from the places where they were looked for.
+func (s *Set) Again() *Set {
+	if s == nil || s.files.Places.Directory == "" {
+		return s
+	}
+	files, err := s.files.Places.Read()
+	if err != nil {
+		files = Files{Places: s.files.Places, Trouble: err.Error()}
+	}
+	return New(files)
+}
+
 // Format implements fmt.Formatter: no verb prints what the files hold.
 func (s *Set) Format(f fmt.State, _ rune) {
 	if s == nil || s.files.Clouds == nil {
@@ -312,6 +324,15 @@ func (c *Cloud) Get(keys ...string) (string, error) {
 		return "", &Fault{n.path, n.line, c.Name, key, err}
 	}
 	return text, nil
+}
+
+// Where returns the path of the file that has the first of these keys that is set,
+// or else of the file that has the cloud.
+func (c *Cloud) Where(keys ...string) string {
+	if n, _ := c.find(keys...); n != nil {
+		return n.path
+	}
+	return c.path
 }
 
 // Fault returns an error about the first of these keys that is set, or about the

@@ -115,8 +115,9 @@ type Export struct {
 	ReadOnly  bool
 	Login     Login
 	Disk      Disk
-	// From says where the credentials come from, for messages.
-	From string
+	// From says where the credentials come from, for messages. Place says it in
+	// full: the section or the cloud, and the file.
+	From, Place string
 	// InsecureBy says who asked for Login.Insecure; empty if it is not set.
 	InsecureBy string
 }

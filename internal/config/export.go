@@ -46,7 +46,7 @@ func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, err
 		if osCloud.name != "" {
 			return s.fromCloud(x, osCloud, d, env)
 		}
-		x.From = "the environment"
+		x.From, x.Place = "the environment", "the environment"
 		login, ok, err := fromEnviron(env)
 		switch {
 		case err != nil:
@@ -66,13 +66,18 @@ func (s *Secrets) Export(container string, d Defaults, env Environ) (Export, err
 		return Export{}, err
 	}
 	if ok {
-		x.Login = login
+		key := "password"
+		if login.AppCredentialID != "" {
+			key = "application-credential-secret"
+		}
+		_, section := s.get(container, key)
+		x.Login, x.Place = login, fmt.Sprintf("section [%s] of %s", printable(section), s.path)
 		return s.certificates(x, d)
 	}
 	if osCloud.name != "" {
 		return s.fromCloud(x, osCloud, d, env)
 	}
-	x.From = "the environment"
+	x.From, x.Place = "the environment", "the environment"
 	login, ok, err = fromEnviron(env)
 	if err != nil {
 		return Export{}, &FileError{Path: s.path, Section: container, Err: err}
@@ -93,6 +98,11 @@ func (s *Secrets) fromCloud(x Export, by choice, d Defaults, env Environ) (_ Exp
 	if x.Login, x.InsecureBy, err = s.cloudLogin(x.Container, by, d, env); err != nil {
 		return Export{}, err
 	}
+	c, err := d.Clouds.Cloud(by.name, "")
+	if err != nil {
+		return Export{}, err
+	}
+	x.Place = x.From + " of " + c.Where("auth.password", "auth.application_credential_secret", "auth.token")
 	return x, nil
 }
 

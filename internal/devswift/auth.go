@@ -152,6 +152,17 @@ func (s *Server) RevokeToken(name string) {
 	}
 }
 
+// SetKey changes a user's key. The tokens that were given out stay good.
+func (s *Server) SetKey(account, name, key string) {
+	s.tokens.mu.Lock()
+	defer s.tokens.mu.Unlock()
+	for i, u := range s.users {
+		if u.Account == account && u.Name == name {
+			s.users[i].Key = key
+		}
+	}
+}
+
 // login is tempauth's /auth/v1.0, and its older form /auth/v1/ACCOUNT/auth.
 func (c *call) login() {
 	if c.method != http.MethodGet {
@@ -177,7 +188,10 @@ func (c *call) login() {
 		c.unauthorized("unknown")
 		return
 	}
-	for _, u := range c.s.users {
+	c.s.tokens.mu.RLock()
+	users := slices.Clone(c.s.users)
+	c.s.tokens.mu.RUnlock()
+	for _, u := range users {
 		if u.Account != account || u.Name != name {
 			continue
 		}

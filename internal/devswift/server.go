@@ -10,6 +10,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,7 +89,7 @@ type Options struct {
 // Server is an embedded Swift. It is safe for concurrent use.
 type Server struct {
 	opts    Options
-	users   []User
+	users   []User // tokens.mu guards the keys
 	clock   func() time.Time
 	log     *slog.Logger
 	ticks   ticker
@@ -114,7 +115,7 @@ type Server struct {
 func New(o Options) (*Server, error) {
 	s := &Server{
 		opts:     o,
-		users:    o.Users,
+		users:    slices.Clone(o.Users),
 		clock:    o.Clock,
 		log:      o.Logger,
 		accounts: map[string]*account{},

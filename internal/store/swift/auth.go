@@ -24,6 +24,7 @@ import (
 
 // auth is how to log in: a config.Login made complete and checked.
 type auth struct {
+	source   config.Login // as it was given
 	login    config.Login
 	url      string // with the version's path
 	version  int
@@ -33,7 +34,7 @@ type auth struct {
 
 // newAuth checks l and fills in its empty fields.
 func newAuth(l config.Login) (auth, error) {
-	a := auth{login: l, service: cmp.Or(l.ServiceType, "object-store")}
+	a := auth{source: l, login: l, service: cmp.Or(l.ServiceType, "object-store")}
 	l.AuthURL = config.Base(l.AuthURL)
 	l.StorageURL = strings.TrimRight(l.StorageURL, "/")
 	a.login = l
@@ -249,7 +250,7 @@ func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string,
 	case x.status == 0:
 		x.wrote.Store(false) // a login is never ambiguous
 		return nil, transportError(op, x, err)
-	case x.status == http.StatusUnauthorized || x.status == http.StatusForbidden:
+	case x.status == http.StatusUnauthorized || x.status == http.StatusForbidden || a.unknownCredential(x):
 		return nil, &store.StatusError{Op: op, Code: x.status, Body: errorText(x.text, a.login.Password.Reveal(), a.login.AppCredentialSecret.Reveal(), a.login.Token.Reveal()), Err: store.ErrUnauthorized}
 	case x.status >= 300:
 		return nil, &store.StatusError{Op: op, Code: x.status, RetryAfter: x.retryAfter(), Body: loginHint(a, x), Unsent: true}
@@ -295,6 +296,14 @@ func (a auth) logIn(ctx context.Context, rt http.RoundTripper, userAgent string,
 	}
 	t.own = own
 	return t, nil
+}
+
+// unknownCredential says whether Keystone has answered that there is no such
+// application credential (any more). For one that is given by its ID it answers
+// 404 then, with the ID (keystone/auth/plugins/core.py, AppCredInfo).
+func (a auth) unknownCredential(x *exchange) bool {
+	id := a.login.AppCredentialID
+	return x.status == http.StatusNotFound && id != "" && strings.Contains(string(x.text), id)
 }
 
 // loginHint explains an unusual answer to a login.

@@ -68,6 +68,9 @@ type Options struct {
 	// ReadFile reads Login.CACert, ClientCert and ClientKey; nil means os.ReadFile. A process that has
 	// given up the right to read the file has kept its content elsewhere.
 	ReadFile func(path string) ([]byte, error)
+	// Source, if not nil, is where Login came from. It is read again when the
+	// login is refused; see again.go.
+	Source *Source
 }
 
 // Session is the result of a login. One process may hand it to another. The
@@ -91,11 +94,11 @@ func (o Options) Format(f fmt.State, _ rune) {
 }
 
 // Format implements fmt.Formatter without secrets; see Session.Format.
-func (c *Client) Format(f fmt.State, verb rune) { c.auth.Format(f, verb) }
+func (c *Client) Format(f fmt.State, verb rune) { c.auth.Load().Format(f, verb) }
 
 // Client is a Swift account. It may be used by many goroutines.
 type Client struct {
-	auth      auth
+	auth      atomic.Pointer[auth] // a login changes it, and nothing else
 	container string
 	timeout   time.Duration
 	userAgent string
@@ -108,6 +111,7 @@ type Client struct {
 
 	current atomic.Pointer[token] // nil until the first login
 	logins  atomic.Int64
+	again   again // of the login that is being made
 	refused refusals
 
 	// mu guards the rest. It is never held across a request.
@@ -156,10 +160,11 @@ func Dial(o Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		auth: a, container: o.Container, timeout: cmp.Or(o.Timeout, DefaultTimeout),
+		container: o.Container, timeout: cmp.Or(o.Timeout, DefaultTimeout),
 		userAgent: cmp.Or(o.UserAgent, "swiftnbd"), transport: t, rt: roundTripper{t},
 	}
 	c.options = o
+	c.auth.Store(&a)
 	c.life, c.end = context.WithCancelCause(context.Background())
 	if s := o.Session; s != nil && s.StorageURL != "" && s.Token != "" {
 		t := newToken(c.rt, c.userAgent, s.StorageURL, s.Token.Reveal(), time.Now(), s.Expires)
@@ -253,7 +258,7 @@ func (c *Client) renew(ctx context.Context, seen *token, force bool) (*token, er
 	case <-f.done:
 		return f.token, f.err
 	case <-ctx.Done():
-		return nil, &store.TransportError{Op: c.auth.op(), Err: context.Cause(ctx)}
+		return nil, &store.TransportError{Op: c.auth.Load().op(), Err: context.Cause(ctx)}
 	}
 }
 
@@ -285,7 +290,8 @@ func (c *Client) flyLocked() (*flight, error) {
 		ctx, cancel := context.WithTimeoutCause(c.life, min(loginTimeout, c.timeout), errTimeout)
 		defer cancel()
 		c.logins.Add(1)
-		f.token, f.err = c.auth.logIn(ctx, c.rt, c.userAgent, c.current.Load())
+		var by *auth
+		by, f.token, f.err = c.logIn(ctx, c.current.Load())
 		c.mu.Lock()
 		if old := c.current.Load(); f.err == nil && old != nil {
 			f.err = sameAccount(old.conn.StorageUrl, f.token.conn.StorageUrl)
@@ -293,6 +299,10 @@ func (c *Client) flyLocked() (*flight, error) {
 		f.err = c.holdLocked(f.err)
 		c.flight = nil
 		if f.err == nil {
+			if by != c.auth.Load() {
+				c.auth.Store(by)
+				c.sticky = false
+			}
 			// tempauth returns the same token until it ends. A login ahead of
 			// time is of no use there.
 			if old := c.current.Load(); old != nil && old.conn.AuthToken == f.token.conn.AuthToken {

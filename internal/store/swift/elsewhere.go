@@ -37,9 +37,17 @@ func (c *Client) At(ctx context.Context, storageURL string) (*Client, error) {
 	if other := c.others[key]; other != nil {
 		return other, nil
 	}
-	login := c.auth.login
+	login := c.auth.Load().source
 	login.StorageURL = key
 	o := c.options
+	if s := o.Source; s != nil {
+		read := func() (config.Login, string, error) {
+			now, place, err := s.Read()
+			now.StorageURL = key
+			return now, place, err
+		}
+		o.Source = &Source{Read: read, Log: s.Log, Quiet: s.Quiet}
+	}
 	o.Login, o.Session = login, &Session{StorageURL: key, Own: t.own, Token: config.Secret(t.conn.AuthToken), Expires: t.expires}
 	other, err := Dial(o)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 // the login's own. If the login names no account, Foreign tries a HEAD of the
 // account, which Swift does not refuse to the owner.
 func (c *Client) Foreign(ctx context.Context) (bool, error) {
-	if c.auth.login.StorageURL == "" {
+	if c.auth.Load().login.StorageURL == "" {
 		return false, nil
 	}
 	t, err := c.token(ctx)
@@ -29,7 +29,7 @@ func (c *Client) Foreign(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if t.own != "" {
-		return !samePath(t.own, c.auth.login.StorageURL), nil
+		return !samePath(t.own, c.auth.Load().login.StorageURL), nil
 	}
 	err = c.do(ctx, request{method: "HEAD"}, nil, func(x *exchange) error {
 		x.drain()

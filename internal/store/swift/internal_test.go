@@ -129,7 +129,7 @@ func TestNothingShowsSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for _, v := range []any{o, &o, *o.Session, o.Session, c.Session(), c, c.auth} {
+	for _, v := range []any{o, &o, *o.Session, o.Session, c.Session(), c, c.auth.Load()} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			if s := fmt.Sprintf(verb, v); strings.Contains(s, secret) || strings.Contains(s, "68756e74657232") {
 				t.Errorf("%T with %s shows the secret", v, verb)

@@ -94,7 +94,7 @@ func (c *Client) withToken(ctx context.Context, r request, codes map[int]error, 
 		case refused && t.fresh(sent):
 			c.refused.confirm(r, time.Now())
 			return err
-		case refused && c.auth.login.Token.Reveal() != "":
+		case refused && c.auth.Load().login.Token.Reveal() != "":
 			return c.refusedGiven(err) // there is no other token
 		case refused && c.refused.known(r, time.Now()):
 			return err
