@@ -54,7 +54,9 @@ func TestAgain(t *testing.T) {
 			write("secure.yaml", "clouds: {a: {auth: {password: three}}}", 0o600)
 		}, password: "three", place: "cloud a of " + filepath.Join(dir, "secure.yaml"), warning: true},
 		{container: "c", change: func() { os.Remove(filepath.Join(dir, "clouds.yaml")) }, says: "OS_CLIENT_CONFIG_FILE: "},
-		{container: "a", change: func() { write("secrets.conf", "[DEFAULT]\npassword = three\n"+strings.Replace(of("a", ""), "password = \n", "", 1), 0o600) },
+		{container: "a", change: func() {
+			write("secrets.conf", "[DEFAULT]\npassword = three\n"+strings.Replace(of("a", ""), "password = \n", "", 1), 0o600)
+		},
 			password: "three", place: "section [DEFAULT] of " + secrets},
 		{container: "a", change: func() { write("secrets.conf", of("a", "two")+"half a li", 0o600) }, says: secrets + ":5: "},
 		{container: "a", change: func() { os.Remove(secrets) }, says: "secrets file " + secrets + ": "},

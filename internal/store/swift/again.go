@@ -99,6 +99,7 @@ func (c *Client) logIn(ctx context.Context, old *token) (*auth, *token, error) {
 	}
 	switch {
 	case nextErr == nil:
+		c.again.told = "" // another change is told again
 		c.log("the login was refused, and the one that %s has now counts: %s", place, next.op())
 		if s.Used != nil {
 			s.Used(now)

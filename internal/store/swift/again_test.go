@@ -130,8 +130,8 @@ func TestAgainUser(t *testing.T) {
 	p.said(t, `as "test:second"`)
 	// The new login is made again, and nothing is read for it.
 	server.RevokeTokens()
-	if err := put(t, s, "later"); err != nil || c.Logins() != 3 || p.reads != 1 {
-		t.Errorf("%v, %d logins, read %d times", err, c.Logins(), p.reads)
+	if err := put(t, s, "later"); err != nil || c.Logins() != 3 || p.reads != 1 || len(p.used) != 1 {
+		t.Errorf("%v, %d logins, read %d times, %d of them used", err, c.Logins(), p.reads, len(p.used))
 	}
 }
 
@@ -299,6 +299,7 @@ func TestAgainElsewhere(t *testing.T) {
 	if err := put(t, s, "again"); err != nil {
 		t.Error(err)
 	}
+	p.said(t, "has now counts") // the second change of the first account's
 }
 
 // TestAgainCredential deletes an application credential, and has another one there.
