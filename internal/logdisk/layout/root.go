@@ -23,7 +23,7 @@ const (
 )
 
 // features are the names that a root may require of us.
-var features = []string{FeaturePins, FeatureClone, FeatureChunks, FeatureZstd}
+var features = []string{FeaturePins, FeatureClone, FeatureChunks, FeatureZstd, FeatureInline}
 
 // FeaturePins is required by a root with pins: who does not know them would
 // delete what they need.
@@ -43,6 +43,11 @@ const FeatureChunks = "chunks"
 // kind Zstd: to who does not know them they would be zeroes.
 const FeatureZstd = "zstd"
 
+// FeatureInline is required by a root with a Table or with KeptMore: who does not
+// know them would take old counts of live blocks for those of now, and delete what
+// pins need.
+const FeatureInline = "inline"
+
 // SameAccount is Base.URL of a container in the account of the container that
 // names it.
 const SameAccount = "."
@@ -56,8 +61,10 @@ type Root struct {
 	At       Position   // up to here the log is in the map
 	Ended    []Position // of each ended epoch: its last object that counts; N is 0 if none does. In order
 	Runs     Runs
+	Table    []byte   // a run of objects, of the root's own name, that is newer than Runs.Objects; nil: none. See TableEntries
 	Pins     []Pin    // in the order of their roots
 	Kept     Position // the name of the list of what pins need and the map does not, as KeptName takes it; zero: nothing
+	KeptMore []byte   // a list, of the root's own name, of what Kept lacks; nil: nothing. See MoreKept
 	Bases    []Base
 	Below    *Below // where blocks come from that the map does not have; nil: they are zeroes
 	Children []Child
@@ -183,8 +190,10 @@ type rootText struct {
 	At       Position
 	Ended    []Position
 	Runs     struct{ Blocks, Objects []shortName }
+	Table    inlineText `json:",omitempty"`
 	Pins     []pinText
 	Kept     *shortName `json:",omitempty"`
+	KeptMore inlineText `json:",omitempty"`
 	Bases    []baseText
 	Below    *belowText `json:",omitempty"`
 	Children []childText
@@ -238,8 +247,11 @@ func (r Root) Marshal() ([]byte, error) {
 	if err := r.check(); err != nil {
 		return nil, fmt.Errorf("root: %w", err)
 	}
+	if err := r.checkInline(); err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
 	t := rootText{Form: rootForm, Requires: orEmpty(r.Requires), Name: shortName(r.Name), Uuid: r.UUID, Size: r.Size, At: r.At, Ended: orEmpty(r.Ended),
-		Pins: []pinText{}, Bases: []baseText{}, Children: []childText{}}
+		Table: r.Table, KeptMore: r.KeptMore, Pins: []pinText{}, Bases: []baseText{}, Children: []childText{}}
 	t.Runs.Blocks, t.Runs.Objects = shortNames(r.Runs.Blocks), shortNames(r.Runs.Objects)
 	for _, p := range r.Pins {
 		pin := pinText{Name: p.Name, Root: shortName(p.Root), At: p.At, Made: p.Made.UTC().Truncate(time.Millisecond),
@@ -330,7 +342,7 @@ func ParseRoot(b []byte) (Root, error) {
 		return fail(damaged(root, "%v", err))
 	}
 	r := Root{Requires: t.Requires, Name: Position(t.Name), UUID: t.Uuid, Size: t.Size, At: t.At, Ended: t.Ended,
-		Runs: Runs{Blocks: positions(t.Runs.Blocks), Objects: positions(t.Runs.Objects)}}
+		Runs: Runs{Blocks: positions(t.Runs.Blocks), Objects: positions(t.Runs.Objects)}, Table: t.Table, KeptMore: t.KeptMore}
 	for _, p := range t.Pins {
 		pin := Pin{Name: p.Name, Root: Position(p.Root), At: p.At, Made: p.Made,
 			Size: p.Size, Bytes: p.Bytes, Collected: p.Collected, Run: p.Run}
@@ -355,6 +367,13 @@ func ParseRoot(b []byte) (Root, error) {
 		}
 	}
 	if err := r.check(); err != nil {
+		return fail(damaged(root, "%v", err))
+	}
+	if err := r.checkInline(); err != nil {
+		var later *UnsupportedError
+		if errors.As(err, &later) {
+			return fail(unsupported(root, "%v: %s", later.What, later.Why))
+		}
 		return fail(damaged(root, "%v", err))
 	}
 	return r, nil

@@ -263,6 +263,13 @@ func TestRootRoundTrip(t *testing.T) {
 func FuzzParseRoot(f *testing.F) {
 	f.Add([]byte(goldenLine))
 	f.Add([]byte(goldenRootText))
+	inline, _, _ := inlineRoot(f, rand.New(rand.NewPCG(1, 2)))
+	b, err := inline.Marshal()
+	if err != nil {
+		f.Fatal(err)
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	f.Add(line)
 	for _, r := range [][2]string{{`"Clone":{`, `"Disk":{"Objects":1,"ObjectSize":1},"Clone":{`}, {`"Form":1`, `"Form":1,"form":2`},
 		{`"Pins":[`, `"Pins":[null,`}, {`1099511627776`, `1.5`}, {`"Below":{`, `"Below":null,"x":{`}} {
 		f.Add([]byte(strings.Replace(goldenLine, r[0], r[1], 1)))
