@@ -217,6 +217,7 @@ func asOf(t testing.TB, all map[string][]byte, to layout.UUID) map[string][]byte
 				t.Fatal(err)
 			}
 			root.UUID = to
+			reseal(root.Table, func(uuid []byte) { copy(uuid, to[:]) })
 			if out[name], err = root.Marshal(); err != nil {
 				t.Fatal(err)
 			}

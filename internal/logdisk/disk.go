@@ -95,6 +95,8 @@ type Options struct {
 
 	near        *Disk // has an older moment of the same disk open, whose runs are looked at first
 	regionShift uint  // log2 of a region's blocks; 0: the usual
+	tableLimit  int   // bytes that a root has of the table of objects; 0: as many as it may
+	keptLimit   int   // and of what pins need
 
 	// Of a disk that is a clone's base:
 	at      layout.Position // the root that is read
@@ -130,6 +132,12 @@ func (o *Options) fill() {
 	}
 	if o.regionShift == 0 {
 		o.regionShift = regionShift
+	}
+	if o.tableLimit == 0 {
+		o.tableLimit = layout.MaxTable
+	}
+	if o.keptLimit == 0 {
+		o.keptLimit = layout.MaxKeptMore
 	}
 	set(&o.Age, 5*time.Second)
 	set(&o.FlushTime, 2*time.Second)

@@ -223,7 +223,7 @@ func (t *objects) epochs() iter.Seq[uint32] {
 // moment. It is read without a lock.
 type tableRows struct {
 	pages []frozenPage
-	other []tableRow // of objects that were being written
+	other []tableRow // of objects that were being written; if not whole, those that have changed are written
 	gone  []uint64   // keys of those that are gone
 	drops *tally     // to be taken off
 	whole bool       // all is written, and not what has changed
@@ -237,14 +237,15 @@ type tableRow struct {
 	o    *object // that was being written, or nil
 
 	density uint8
+	changed bool // of other
 }
 
 // freeze returns what is to be written, which is all if whole. thaw comes after it.
 func (t *objects) freeze(whole bool, drops *tally) *tableRows {
 	rows := &tableRows{pages: t.durable.freeze(), drops: drops, whole: whole || t.whole}
 	for at, o := range t.writing {
-		if o.live > 0 && (o.changed || rows.whole) {
-			rows.other = append(rows.other, tableRow{at: at, live: o.live, o: o})
+		if o.live > 0 {
+			rows.other = append(rows.other, tableRow{at: at, live: o.live, o: o, changed: o.changed})
 		}
 		o.changed = false
 	}
@@ -254,6 +255,9 @@ func (t *objects) freeze(whole bool, drops *tally) *tableRows {
 	t.gone, t.whole = nil, false
 	return rows
 }
+
+// takeAll has all written, and not what has changed.
+func (r *tableRows) takeAll() { r.whole, r.gone = true, nil }
 
 // thaw ends freeze. If the rows were not written, the next ones are all.
 func (t *objects) thaw(written bool) {
@@ -266,7 +270,12 @@ func (t *objects) thaw(written bool) {
 // all yields what is to be written, in order.
 func (r *tableRows) all() iter.Seq[tableRow] {
 	return func(yield func(tableRow) bool) {
-		other := slices.Grow(slices.Clone(r.other), len(r.gone))
+		other := make([]tableRow, 0, len(r.other)+len(r.gone))
+		for _, line := range r.other {
+			if r.whole || line.changed {
+				other = append(other, line)
+			}
+		}
 		for _, key := range r.gone {
 			other = append(other, tableRow{at: keyAt(key)})
 		}

@@ -322,11 +322,11 @@ func (d *Disk) openMap(ctx context.Context) error {
 	d.setTree(tree)
 	d.mu.Unlock()
 	if d.o.at.IsZero() { // otherwise nobody asks for the objects
-		if err := d.readTable(ctx, d.root.Runs.Objects); err != nil {
+		if err := d.readTable(ctx, d.root, "the root"); err != nil {
 			return err
 		}
 	}
-	if d.o.at.IsZero() && len(d.root.Runs.Objects) == 0 && len(tree) > 0 {
+	if d.o.at.IsZero() && len(d.root.Runs.Objects) == 0 && d.root.Table == nil && len(tree) > 0 {
 		if err := d.countTree(ctx); err != nil {
 			return err
 		}

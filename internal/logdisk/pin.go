@@ -138,10 +138,14 @@ func (d *Disk) loadKept(ctx context.Context) error {
 	return nil
 }
 
-// readKept reads the list that a root names.
+// readKept reads the list that a root names, with what it has in itself.
 func (d *Disk) readKept(ctx context.Context, root layout.Root) (layout.Kept, error) {
+	more, err := root.MoreKept()
+	if err != nil {
+		return layout.Kept{}, fmt.Errorf("object %s: %w", layout.RootName(root.Name), err)
+	}
 	if root.Kept.IsZero() {
-		return layout.Kept{}, nil
+		return more, nil
 	}
 	name := layout.KeptName(root.Kept)
 	b, err := d.readWhole(ctx, name, "the root")
@@ -149,15 +153,18 @@ func (d *Disk) readKept(ctx context.Context, root layout.Root) (layout.Kept, err
 		return layout.Kept{}, err
 	}
 	kept, err := layout.ParseKept(b, d.o.UUID, root.Kept)
+	if err == nil {
+		kept, err = kept.With(more)
+	}
 	if err != nil {
-		return kept, fmt.Errorf("object %s: %w", name, err)
+		return layout.Kept{}, fmt.Errorf("object %s: %w", name, err)
 	}
 	return kept, nil
 }
 
-// writeKept writes the list of what the pins of a root need and its map does not, and
-// takes out of c.obsolete what is in it. before are the pins of the newest root.
-// saving is held.
+// writeKept puts what the pins of a root need and its map does not into the root, or
+// into a list that the root names, and takes out of c.obsolete what that is. before are
+// the pins of the newest root. saving is held.
 func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin) error {
 	pins := c.root.Pins
 	d.mu.RLock()
@@ -172,30 +179,28 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		c.root.Requires = append(c.root.Requires, layout.FeaturePins)
 	}
 	c.kept = d.pins.kept // saving guards it, too
+	c.root.KeptMore = nil
 	if len(pins)+len(before) == 0 {
 		return nil
 	}
-	changed := false
+	var more layout.Kept // that is new
+	less := false        // something is in it no more
 	if c.then != nil {
 		// If it stayed in the list, it would not be known when it dies again, and a
 		// pin that is made meanwhile would lose it.
-		c.kept, changed = c.then.alive(c.kept)
+		c.kept, less = c.then.alive(c.kept)
 	}
-	runs := slices.Clip(c.kept.Runs)
 	c.obsolete = slices.DeleteFunc(c.obsolete, func(name string) bool {
 		at, ok := layout.ParseRunName(name)
 		k := layout.KeptObject{At: at, Last: d.rootAt}
 		if !ok || !runNeeded(pins, k) {
 			return false
 		}
-		runs = append(runs, k)
-		changed = true
+		more.Runs = append(more.Runs, k)
 		return true
 	})
-	c.kept.Runs = runs
 	gone := slices.DeleteFunc(slices.Clone(before), func(p layout.Pin) bool { return pinned(pins, p.Root) })
 	if len(gone) > 0 {
-		changed = true
 		for _, p := range gone {
 			if p.Root != d.rootAt {
 				c.obsolete = append(c.obsolete, layout.RootName(p.Root))
@@ -206,6 +211,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 				return false
 			}
 			c.freed.add(o.At, o.Size)
+			less = true
 			return true
 		})
 		c.kept.Runs = slices.DeleteFunc(slices.Clone(c.kept.Runs), func(o layout.KeptObject) bool {
@@ -213,40 +219,53 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 				return false
 			}
 			c.obsolete = append(c.obsolete, layout.RunName(o.At))
+			less = true
 			return true
 		})
 	}
-	objects := slices.Clip(c.kept.Objects) // the first one that is added copies it
 	for _, o := range c.fresh {
 		if c.then != nil && c.then.objects.has(o.At) {
 			continue
 		}
 		if objectNeeded(pins, o) {
-			objects = append(objects, o)
-			changed = true
+			more.Objects = append(more.Objects, o)
 		} else {
 			c.freed.add(o.At, o.Size)
 		}
 	}
 	for _, o := range c.dead {
 		if objectNeeded(pins, o) {
-			objects = append(objects, o)
-			changed = true
+			more.Objects = append(more.Objects, o)
 		}
 	}
-	c.kept.Objects = objects
-	if !changed {
-		return nil
-	}
 	order := func(a, b layout.KeptObject) int { return a.At.Compare(b.At) }
-	slices.SortFunc(c.kept.Objects, order)
-	slices.SortFunc(c.kept.Runs, order)
+	slices.SortFunc(more.Objects, order)
+	slices.SortFunc(more.Runs, order)
+	var err error
+	if c.kept, err = c.kept.With(more); err != nil {
+		return err
+	}
+	if !less {
+		// The list that there is stays, and the root has what it lacks.
+		lacks, err := d.root.MoreKept()
+		if err == nil {
+			more, err = lacks.With(more)
+		}
+		if err != nil {
+			return err
+		}
+		var fits bool
+		if c.root.KeptMore, fits, err = d.inlineKept(more, c.at); err != nil || fits {
+			return err
+		}
+	}
 	if !c.root.Kept.IsZero() {
 		c.obsolete = append(c.obsolete, layout.KeptName(c.root.Kept))
 	}
 	c.root.Kept = layout.Position{}
-	if len(c.kept.Objects)+len(c.kept.Runs) == 0 {
-		return nil
+	var fits bool
+	if c.root.KeptMore, fits, err = d.inlineKept(c.kept, c.at); err != nil || fits {
+		return err
 	}
 	d.pins.n++
 	at := layout.Position{Epoch: d.o.Epoch, N: d.pins.n}
@@ -260,6 +279,22 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 	d.stats.SaveBytes.Add(int64(len(b)))
 	c.root.Kept = at
 	return nil
+}
+
+// inlineKept returns a list as the root of the name has it in itself; nil: it is empty.
+// It fits or not.
+func (d *Disk) inlineKept(k layout.Kept, root layout.Position) (b []byte, fits bool, err error) {
+	const least = 4 // bytes of an entry
+	switch n := len(k.Objects) + len(k.Runs); {
+	case n == 0:
+		return nil, true, nil
+	case n > d.o.keptLimit/least:
+		return nil, false, nil
+	}
+	if b, err = k.Marshal(d.o.UUID, root); err != nil || len(b) > d.o.keptLimit {
+		return nil, false, err
+	}
+	return b, true, nil
 }
 
 // bothPins returns the pins of two lists, each in the order of its roots.

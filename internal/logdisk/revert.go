@@ -111,13 +111,10 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	d.pins.moment = c.at
 	d.mu.Unlock()
 
-	names, bytes, err := d.writeTable(ctx, rows.all())
-	if err != nil {
+	if err := d.saveTable(ctx, c, then.root, rows); err != nil {
 		return err
 	}
 	then.objects.thaw(true)
-	c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
-	c.tableBase += bytes
 	// Of the epochs that have ended none is missing in the root: the objects of before
 	// and what is kept have those of then among them.
 	return d.send(ctx, c, c.root.Pins)

@@ -123,6 +123,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 	if d.base != nil {
 		c.root.Below = seenBelow(c.root.Below, d.baseSize)
 	}
+	from := d.root
 	before := c.root.Pins
 	if edit != nil {
 		if err := edit(c); err != nil {
@@ -144,9 +145,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		}
 		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
 	}
-	whole := len(c.root.Runs.Objects) >= maxRuns || d.tableDeltas > d.tableBase
-	rows := d.objects.freeze(whole, drops)
-	whole = rows.whole
+	rows := d.objects.freeze(false, drops)
 	c.fresh = slices.Clone(d.pins.fresh)
 	pins, moment := d.pins.list, d.pins.moment
 	d.pins.moment = c.at
@@ -192,21 +191,11 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 			c.obsolete = append(c.obsolete, layout.RunName(r.at))
 		}
 	}
-	names, bytes, err := d.writeTable(ctx, rows.all()) // the names of an error are the next holder's to find
-	if err != nil {
+	if err := d.saveTable(ctx, c, from, rows); err != nil {
 		return err
 	}
 	c.dead = deadBy(rows, pins, moment)
 	thaw(true)
-	if whole {
-		for _, at := range c.root.Runs.Objects {
-			c.obsolete = append(c.obsolete, layout.RunName(at))
-		}
-		c.root.Runs.Objects, c.tableBase, c.tableDeltas = names, bytes, 0
-	} else {
-		c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
-		c.tableDeltas += bytes
-	}
 	return d.send(ctx, c, before)
 }
 
@@ -216,6 +205,10 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 func (d *Disk) send(ctx context.Context, c *checkpoint, before []layout.Pin) (err error) {
 	if err := d.writeKept(ctx, c, before); err != nil {
 		return err
+	}
+	c.root.Requires = without(c.root.Requires, layout.FeatureInline)
+	if c.root.Table != nil || c.root.KeptMore != nil {
+		c.root.Requires = append(c.root.Requires, layout.FeatureInline)
 	}
 	c.root.Ended = d.ended(c.root.Ended)
 	if c.bytes, err = c.root.Marshal(); err != nil {

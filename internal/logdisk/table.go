@@ -19,9 +19,119 @@ import (
 // many entries of the root's runs of blocks name it, but for those that are known
 // to be covered (see delta). So a count is never too low, and an object that no
 // run needs has none. It is too high while entries are covered blindly.
+//
+// What has changed since the newest of these runs is in the root itself
+// (Root.Table), as long as that is short. The next root has it again, with what
+// has changed meanwhile. So a checkpoint that is soon after another costs no
+// request for the table.
 
-// writeTable writes rows as runs of objects.
-func (d *Disk) writeTable(ctx context.Context, rows iter.Seq[tableRow]) (names []layout.Position, bytes int64, err error) {
+// saveTable puts what a checkpoint writes of the table into its root: what the
+// root from has in itself, and rows over that. If it is too long for that, runs are
+// written. saving is held.
+func (d *Disk) saveTable(ctx context.Context, c *checkpoint, from layout.Root, rows *tableRows) error {
+	table, fits, err := d.inlineTable(c.at, d.tableEntries(ctx, from, rows))
+	if err != nil {
+		return err
+	}
+	var names []layout.Position
+	var bytes int64
+	if !fits {
+		if n := len(c.root.Runs.Objects); n == 0 || n >= maxRuns || c.tableDeltas > c.tableBase {
+			rows.takeAll()
+		}
+		if names, bytes, err = d.writeTable(ctx, d.tableEntries(ctx, from, rows)); err != nil {
+			return err // what was written is the next holder's to find
+		}
+	}
+	c.root.Table = table
+	if !rows.whole {
+		c.root.Runs.Objects = slices.Concat(c.root.Runs.Objects, names)
+		c.tableDeltas += bytes
+		return nil
+	}
+	for _, at := range c.root.Runs.Objects {
+		c.obsolete = append(c.obsolete, layout.RunName(at))
+	}
+	c.root.Runs.Objects, c.tableBase, c.tableDeltas = names, bytes, 0
+	return nil
+}
+
+// tableEntries returns the entries of rows, and those that the root from has in
+// itself and that rows say nothing of: none if rows are all. They are in order.
+func (d *Disk) tableEntries(ctx context.Context, from layout.Root, rows *tableRows) iter.Seq2[layout.ObjectEntry, error] {
+	if rows.whole {
+		from.Table = nil
+	}
+	return func(yield func(layout.ObjectEntry, error) bool) {
+		next, stop := iter.Pull2(from.TableEntries())
+		defer stop()
+		old, err, more := next()
+		for r := range rows.all() {
+			for ; err == nil && more && old.At.Less(r.at); old, err, more = next() {
+				if !yield(old, nil) {
+					return
+				}
+			}
+			if err == nil && more && old.At == r.at {
+				old, err, more = next()
+			}
+			if err != nil {
+				break
+			}
+			if e, err := d.tableEntry(ctx, r); !yield(e, err) || err != nil {
+				return
+			}
+		}
+		for ; more; old, err, more = next() {
+			if !yield(old, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// tableEntry returns a row as a run of objects has it.
+func (d *Disk) tableEntry(ctx context.Context, r tableRow) (e layout.ObjectEntry, err error) {
+	e = layout.ObjectEntry{At: r.at, Remove: true}
+	if r.live > 0 {
+		e.Remove, e.Live = false, r.live*layout.FrameSize
+		if e.Size, err = d.sizeOf(ctx, r); err != nil {
+			return e, err
+		}
+		if e.Density = d.densityOf(r); e.Density == 0 && e.Live > e.Size-layout.FooterSize {
+			e.Density = densityOf(r.live, e.Size)
+		}
+	}
+	return e, nil
+}
+
+// inlineTable returns the entries as the root of the name has them in itself; nil:
+// there are none. They fit or not: it does not go on when they do not.
+func (d *Disk) inlineTable(root layout.Position, entries iter.Seq2[layout.ObjectEntry, error]) (b []byte, fits bool, err error) {
+	w := layout.NewRunWriter(d.o.UUID, layout.RunObjects, root)
+	some := false
+	for e, err := range entries {
+		if err == nil {
+			err = w.AddObject(e)
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		if some = true; w.Len() > d.o.tableLimit {
+			return nil, false, nil
+		}
+	}
+	if !some {
+		return nil, true, nil
+	}
+	if b = w.Bytes(); len(b) > d.o.tableLimit {
+		return nil, false, nil
+	}
+	return b, true, nil
+}
+
+// writeTable writes entries as runs of objects.
+func (d *Disk) writeTable(ctx context.Context, entries iter.Seq2[layout.ObjectEntry, error]) (names []layout.Position, bytes int64, err error) {
 	var w *layout.RunWriter
 	var at layout.Position // its name
 	end := func() error {
@@ -33,16 +143,9 @@ func (d *Disk) writeTable(ctx context.Context, rows iter.Seq[tableRow]) (names [
 		names, bytes = append(names, at), bytes+int64(len(b))
 		return d.putRun(ctx, at, b)
 	}
-	for r := range rows {
-		e := layout.ObjectEntry{At: r.at, Remove: true}
-		if r.live > 0 {
-			e.Remove, e.Live = false, r.live*layout.FrameSize
-			if e.Size, err = d.sizeOf(ctx, r); err != nil {
-				return nil, 0, err
-			}
-			if e.Density = d.densityOf(r); e.Density == 0 && e.Live > e.Size-layout.FooterSize {
-				e.Density = densityOf(r.live, e.Size)
-			}
+	for e, err := range entries {
+		if err != nil {
+			return nil, 0, err
 		}
 		if w == nil {
 			at = d.nextRun()
@@ -94,14 +197,15 @@ func (d *Disk) densityOf(r tableRow) uint8 {
 	return r.o.density
 }
 
-// readTable reads the table that a root names. The disk has no object yet.
-func (d *Disk) readTable(ctx context.Context, names []layout.Position) error {
-	for batch := range slices.Chunk(names, d.o.Connections) {
+// readTable reads the table of a root, which is there, as by says, or needs what it
+// names. The disk has no object yet.
+func (d *Disk) readTable(ctx context.Context, root layout.Root, by string) error {
+	for batch := range slices.Chunk(root.Runs.Objects, d.o.Connections) {
 		runs := make([][]byte, len(batch))
 		g, gctx := errgroup.WithContext(ctx)
 		for i, at := range batch {
 			g.Go(guarded(func() (err error) {
-				runs[i], err = d.readWhole(gctx, layout.RunName(at), "the root")
+				runs[i], err = d.readWhole(gctx, layout.RunName(at), by)
 				return err
 			}))
 		}
@@ -115,6 +219,9 @@ func (d *Disk) readTable(ctx context.Context, names []layout.Position) error {
 			d.tableBase += int64(len(runs[i]))
 		}
 	}
+	if err := d.takeEntries(root.TableEntries()); err != nil {
+		return fmt.Errorf("object %s: %w", layout.RootName(root.Name), err)
+	}
 	return nil
 }
 
@@ -127,9 +234,14 @@ func (d *Disk) takeTable(name layout.Position, b []byte) error {
 	if err != nil {
 		return err
 	}
+	return d.takeEntries(run.Objects())
+}
+
+// takeEntries takes what a part of the table says.
+func (d *Disk) takeEntries(entries iter.Seq2[layout.ObjectEntry, error]) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for e, err := range run.Objects() {
+	for e, err := range entries {
 		switch {
 		case err != nil:
 			return err

@@ -182,6 +182,13 @@ func (v *verification) damaged(name string, err error) {
 	v.r.Damage = append(v.r.Damage, f)
 }
 
+// damagedOnce is damaged for what several roots may name.
+func (v *verification) damagedOnce(name string, err error) {
+	if !slices.ContainsFunc(v.r.Damage, func(f Finding) bool { return f.Object == name }) {
+		v.damaged(name, err)
+	}
+}
+
 // foreign says of damaged objects what lies in their place, if it is a symlink or
 // a manifest.
 func (v *verification) foreign(ctx context.Context) {
@@ -310,7 +317,7 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 		}
 	}
 	if whole {
-		if whole, err = v.checkTable(ctx, counts); err != nil {
+		if whole, err = v.checkTable(ctx, root, "the root", counts); err != nil {
 			return false, err
 		}
 	}
@@ -334,16 +341,18 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 	return whole && ok, nil
 }
 
-// checkTable holds the table of objects against the counts that the runs give. A
-// root of before there were tables has none.
-func (v *verification) checkTable(ctx context.Context, counts map[layout.Position]int64) (whole bool, err error) {
-	if len(v.root.Runs.Objects) == 0 {
+// checkTable holds the table of objects of a root, which needs it, as by says,
+// against the counts that its runs of blocks give; nil: they are not known. A root of
+// before there were tables has none.
+func (v *verification) checkTable(ctx context.Context, root layout.Root, by string, counts map[layout.Position]int64) (whole bool, err error) {
+	if len(root.Runs.Objects) == 0 && root.Table == nil {
 		return true, nil
 	}
+	whole = true
 	table := newDisk(v.o)
 	defer table.cancel(ErrClosed)
-	for _, at := range v.root.Runs.Objects {
-		b, err := v.readWhole(ctx, layout.RunName(at), "the root")
+	for _, at := range root.Runs.Objects {
+		b, err := v.readWhole(ctx, layout.RunName(at), by)
 		if err == nil {
 			err = table.takeTable(at, b)
 		}
@@ -351,12 +360,18 @@ func (v *verification) checkTable(ctx context.Context, counts map[layout.Positio
 			return false, fmt.Errorf("object %s: %w", layout.RunName(at), err)
 		}
 		if err != nil {
-			v.damaged(layout.RunName(at), err)
-			return false, nil
+			v.damagedOnce(layout.RunName(at), err)
+			whole = false
 		}
 	}
+	if err := table.takeEntries(root.TableEntries()); err != nil {
+		return false, fmt.Errorf("object %s: %w", layout.RootName(root.Name), err)
+	}
+	if !whole || counts == nil {
+		return whole, nil
+	}
 	if err := table.sameCounts(counts); err != nil {
-		v.damaged(layout.RootName(v.rootAt), err)
+		v.damaged(layout.RootName(root.Name), err)
 		return false, nil
 	}
 	return true, nil
@@ -366,12 +381,12 @@ func (v *verification) checkTable(ctx context.Context, counts map[layout.Positio
 func (d *Disk) sameCounts(counts map[layout.Position]int64) error {
 	for at, o := range d.objects.all() {
 		if counts[at] != o.live {
-			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects have %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects has %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
 		}
 	}
 	for at, n := range counts {
 		if n != 0 && !d.objects.has(at) {
-			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its runs of objects lack %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects lacks %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
 		}
 	}
 	return nil

@@ -26,7 +26,7 @@ func (v *verification) readPins(ctx context.Context) (whole bool, err error) {
 		if !content(err) {
 			return fmt.Errorf("object %s: %w", name, err)
 		}
-		v.damaged(name, err)
+		v.damagedOnce(name, err)
 		whole = false
 		return nil
 	}
@@ -48,26 +48,31 @@ func (v *verification) readPins(ctx context.Context) (whole bool, err error) {
 		}
 		d := newDisk(v.o)
 		defer d.cancel(ErrClosed)
+		counts, known := map[layout.Position]int64{}, true
 		for _, name := range root.Runs.Blocks {
 			v.pinned.runs[name] = true
 			b, err := v.readWhole(ctx, layout.RunName(name), "snapshot "+p.Name)
 			if err == nil {
-				err = d.loadRun(name, b, map[layout.Position]int64{})
+				err = d.loadRun(name, b, counts)
 			}
 			if err != nil {
 				if err := bad(layout.RunName(name), err); err != nil {
 					return false, err
 				}
+				known = false
 			}
 		}
 		for _, name := range root.Runs.Objects {
 			v.pinned.runs[name] = true
-			if _, err := v.readWhole(ctx, layout.RunName(name), "snapshot "+p.Name); err != nil {
-				if err := bad(layout.RunName(name), err); err != nil {
-					return false, err
-				}
-			}
 		}
+		if !known {
+			counts = nil
+		}
+		ok, err := v.checkTable(ctx, root, "snapshot "+p.Name, counts)
+		if err != nil {
+			return false, err
+		}
+		whole = whole && ok
 		v.pinned.maps = append(v.pinned.maps, d.m)
 		for at := range d.objects.all() {
 			v.needed[at] = true

@@ -158,12 +158,15 @@ func live(t testing.TB, s store.Store, root layout.Root) map[string]bool {
 			t.Error(err)
 		}
 	}
-	if len(root.Runs.Objects) > 0 || len(root.Runs.Blocks) == 0 {
+	if len(root.Runs.Objects) > 0 || root.Table != nil || len(root.Runs.Blocks) == 0 {
 		table := newDisk(Options{UUID: root.UUID})
 		for _, name := range root.Runs.Objects {
 			if err := table.takeTable(name, get(t, s, layout.RunName(name))); err != nil {
 				t.Error(err)
 			}
+		}
+		if err := table.takeEntries(root.TableEntries()); err != nil {
+			t.Error(err)
 		}
 		if err := table.sameCounts(counts); err != nil {
 			t.Errorf("root at %v: %v", root.At, err)

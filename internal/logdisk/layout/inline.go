@@ -86,29 +86,32 @@ func (r Root) MoreKept() (Kept, error) {
 	return ParseKept(r.KeptMore, r.UUID, r.Name)
 }
 
-// With returns the list with the entries of another, in order. One that is in both
-// is damage.
-func (k Kept) With(more Kept) (Kept, error) {
-	join := func(a, b []KeptObject) ([]KeptObject, error) {
-		if len(b) == 0 {
-			return a, nil
-		}
-		both := slices.Concat(a, b)
-		slices.SortFunc(both, func(a, b KeptObject) int { return a.At.Compare(b.At) })
-		for i := range both[1:] {
-			if both[i].At == both[i+1].At {
-				return nil, damaged(kept, "object %v is there twice", both[i].At)
-			}
-		}
-		return both, nil
-	}
-	var all Kept
-	var err error
-	if all.Objects, err = join(k.Objects, more.Objects); err != nil {
+// With returns the list with the entries of another. Both are in order. What is in
+// both is damage.
+func (k Kept) With(more Kept) (all Kept, err error) {
+	if all.Objects, err = joinKept(k.Objects, more.Objects); err != nil {
 		return Kept{}, err
 	}
-	if all.Runs, err = join(k.Runs, more.Runs); err != nil {
+	if all.Runs, err = joinKept(k.Runs, more.Runs); err != nil {
 		return Kept{}, err
 	}
 	return all, nil
+}
+
+func joinKept(a, b []KeptObject) ([]KeptObject, error) {
+	if len(b) == 0 {
+		return a, nil
+	}
+	both := make([]KeptObject, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		switch c := a[0].At.Compare(b[0].At); {
+		case c == 0:
+			return nil, damaged(kept, "object %v is there twice", a[0].At)
+		case c < 0:
+			both, a = append(both, a[0]), a[1:]
+		default:
+			both, b = append(both, b[0]), b[1:]
+		}
+	}
+	return append(append(both, a...), b...), nil
 }
