@@ -239,7 +239,7 @@ func chunksEnd(t *testing.T, v *opener, h *past, blocks, flushed uint64) {
 		d.mu.RLock()
 		requires := d.root.Requires
 		d.mu.RUnlock()
-		if !slices.ContainsFunc(list, func(o store.ObjectInfo) bool { return ofVersion1(o.Name) }) && len(without(requires, layout.FeatureZstd)) == 0 {
+		if !slices.ContainsFunc(list, func(o store.ObjectInfo) bool { return ofVersion1(o.Name) }) && len(without(without(requires, layout.FeatureZstd), layout.FeatureInline)) == 0 {
 			break
 		}
 		if time.Now().After(end) {
