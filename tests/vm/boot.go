@@ -87,11 +87,13 @@ func (m *Machine) Running() bool { return m.process.Running() }
 func (m *Machine) Until(t testing.TB, text string) {
 	t.Helper()
 	harness.EventuallyWithin(t, 15*time.Minute, fmt.Sprintf("the machine prints %q", text), func() bool {
+		running := m.process.Running() // before: what it has printed then is all
 		console := m.Console()
 		if i := strings.Index(console, text); i >= 0 && strings.Contains(console[i:], "\n") {
 			return true
 		}
-		if endLine.MatchString(console) || !m.process.Running() {
+		whole := console[:strings.LastIndex(console, "\n")+1] // the last line may be half there
+		if endLine.MatchString(whole) || !running {
 			t.Fatalf("the machine ended without printing %q; console:\n%s", text, console)
 		}
 		return false
