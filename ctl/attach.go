@@ -147,7 +147,7 @@ func (t *tool) attach(ctx context.Context, o attachOptions, args, params []strin
 	conns, export, err := dialAll(ctx, server.target, o.connections)
 	if err != nil {
 		server.stop()
-		return err
+		return unreached(ctx, name, err)
 	}
 	defer closeAll(conns)
 	index, err = t.connect(o, name, index, export, time.Duration(o.timeout)*time.Second, conns)
@@ -202,6 +202,14 @@ func dialAll(ctx context.Context, target nbd.Target, n int) (conns []net.Conn, e
 		conns, export = append(conns, c), e
 	}
 	return conns, export, nil
+}
+
+// unreached is the error of a disk whose server could not be reached.
+func unreached(ctx context.Context, name string, err error) error {
+	if ctx.Err() != nil {
+		return &interruptedError{name}
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 func closeAll(conns []net.Conn) {

@@ -52,7 +52,7 @@ func (t *tool) bridge(ctx context.Context, o attachOptions, name string, index i
 	dial := func(ctx context.Context) (net.Conn, nbd.Export, error) { return nbd.Dial(ctx, s.target) }
 	b, err := firstBridge(ctx, s, ended, bridge.Options{Dial: dial, Connections: o.connections, Wait: wait, Log: log})
 	if err != nil {
-		return err
+		return unreached(ctx, name, err)
 	}
 	if err := b.CanResume(); err != nil {
 		return fmt.Errorf("--persist is not possible: %w", errors.Join(err, b.Close()))

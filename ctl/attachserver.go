@@ -68,6 +68,9 @@ func (t *tool) server(ctx context.Context, o attachOptions, name string, params 
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
 		s.close()
+		if ctx.Err() != nil {
+			return nil, &interruptedError{name}
+		}
 		return nil, fmt.Errorf("nbdkit does not start: %w", err)
 	}
 	return s, nil

@@ -116,6 +116,7 @@ type benching struct {
 	ahead   time.Duration // Swift's clock is, of ours
 	bar     *progress
 	out     benched
+	ours    bool            // the container is, or is about to be
 	left    map[string]bool // objects that may be there
 	mu      sync.Mutex      // guards left and out.Requests
 }
@@ -157,12 +158,14 @@ func (t *tool) bench(ctx context.Context, name string, most int64, o benchOption
 	fmt.Fprintf(t.stderr, "This writes up to %s to %s, reads it, and deletes it: up to %s, in about %.0f seconds.\n",
 		humanSize(bytes), b.scratch.name, words.Count(3*objects, "request"), o.seconds)
 
-	if err := b.take(ctx); err != nil {
+	switch err = b.take(ctx); {
+	case err == nil:
+		b.bar = t.newProgress("Measuring "+name, int64(2*len(plan)), false, o.quiet)
+		err = b.measure(ctx, plan)
+		b.bar.end(err == nil)
+	case !b.ours || ctx.Err() == nil:
 		return err
 	}
-	b.bar = t.newProgress("Measuring "+name, int64(2*len(plan)), false, o.quiet)
-	err = b.measure(ctx, plan)
-	b.bar.end(err == nil)
 	if cerr := b.clean(ctx); cerr != nil {
 		t.warn("%s stays: %v: the next bench of %s deletes it", b.scratch.name, oneLine{cerr}, name)
 		if err == nil {
@@ -223,6 +226,7 @@ func (b *benching) take(ctx context.Context) error {
 		case !created:
 			return fmt.Errorf("%s: another bench has just begun", s.name)
 		}
+		b.ours = true
 		return s.explain(ctx, b.hold(ctx))
 	case err != nil:
 		return s.explain(ctx, err)
@@ -249,6 +253,7 @@ func (b *benching) take(ctx context.Context) error {
 	if item != "" {
 		b.tool.warn("%s was left by a bench that was killed (%s): it is emptied", s.name, holder)
 	}
+	b.ours = true
 	if err := b.hold(ctx); err != nil {
 		return s.explain(ctx, err)
 	}

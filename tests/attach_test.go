@@ -5,6 +5,7 @@ package tests
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -261,4 +262,50 @@ func serveAgain(t testing.TB, options harness.Options) (n *harness.Nbdkit) {
 		return n != nil
 	})
 	return n
+}
+
+// TestAttachTrouble has nothing to attach: Swift is away, the password is wrong, there
+// is no disk, or somebody has it. The nbdkit that attach starts says why, attach
+// fails, and nothing of either is left.
+func TestAttachTrouble(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	name, account, _ := volume(t, c)
+	held, _, _ := volume(t, c)
+	if r := harness.Run(t, harness.Built(t, "swiftnbd-ctl"), "--secrets", harness.Secrets(t, c.Section(held)), "lock", held); r.Status != 0 {
+		t.Fatal(r.Stderr)
+	}
+	away, wrong := *c, *c
+	away.AuthURL = fmt.Sprintf("http://127.0.0.1:%d/auth/v1.0", harness.FreePort(t))
+	wrong.Key = "wrong"
+	bare := harness.Name(t)
+	account.Create(t, bare, nil)
+	for _, x := range []struct {
+		cloud     *harness.Cloud
+		name, why string
+	}{
+		{&away, name, "connection refused"},
+		{&wrong, name, "401 Unauthorized"},
+		{c, bare, "(see swiftnbd-ctl setup)"},
+		{c, harness.Name(t), "does not exist"},
+		{c, held, "locked by ctl since "},
+	} {
+		secrets := harness.Secrets(t, x.cloud.Section(x.name))
+		cmd := harness.Command(t, harness.Built(t, "swiftnbd-ctl"), "--secrets", secrets, "attach", x.name, "--", "timeout=1")
+		cmd.Env = append(os.Environ(), "SWIFTNBD_PLUGIN="+harness.Plugin(t))
+		r := harness.RunCmd(t, cmd)
+		if r.Status != 1 || r.Stdout != "" || !strings.Contains(r.Stderr, x.why) || !strings.HasSuffix(r.Stderr, "\nswiftnbd-ctl: nbdkit does not start: exit status 1\n") {
+			t.Errorf("%s: status %d, %q, %q", x.why, r.Status, r.Stdout, r.Stderr)
+		}
+		processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range processes {
+			if line, err := os.ReadFile(p); err == nil && strings.Contains(string(line), secrets) {
+				t.Errorf("%s: a process stays: %q", x.why, line)
+			}
+		}
+	}
+	unlocked(t, account, name)
 }
