@@ -205,7 +205,7 @@ func TestDownloadUnlockFails(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, devswift.Options{}, "disk")
 	disk := b.fill("disk", 4, 4096, map[int][]byte{1: noise(4096)})
-	b.pace.contact.Timeout, b.pace.work.Timeout = 300*time.Millisecond, 300*time.Millisecond
+	b.pace.contact.Timeout, b.pace.work.Timeout = time.Second, time.Second
 	// The lease's own container, the mark, and then its removal.
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPost, Skip: 2, Action: devswift.Action{Status: 503}}))
 	path := filepath.Join(t.TempDir(), "image")

@@ -437,7 +437,7 @@ func TestFaultsOnTheWay(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	b.swift.SetFault(devswift.Rules(devswift.Rule{Prefix: "/v1/", Action: devswift.Action{Status: 503}}))
-	b.pace.contact.Timeout = 300 * time.Millisecond
+	b.pace.contact.Timeout = time.Second
 	r = b.run("list", "-s")
 	if r.code != 1 || r.out != "" || !strings.Contains(r.err, "disk: ") || !strings.Contains(r.err, "503") {
 		t.Errorf("%+v", r)
