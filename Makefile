@@ -108,6 +108,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run TestIncrementEveryRequest ./ctl -args -every
+	$(GO) test -count 1 -timeout 0 -v ./tests/breaks -args -all
 	scripts/check.sh race-all
 	$(GO) test -count 1 -timeout 0 -v -run TestSimulation ./internal/lease -args -ops=$(RIVALRIES) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v ./tests/crash -args -kills=$(KILLS) -starts=$(STARTS) -steps=$(OPS) -seed=$(SEED)
