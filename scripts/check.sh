@@ -87,8 +87,9 @@ step_build() { make all; }
 step_unit() {
   real_swift || return 1
   real_rgw || return 1
+  # Many tests wait more than they work.
   # shellcheck disable=SC2046 # one word a package
-  go test -timeout 20m $(unit_packages)
+  go test -parallel 8 -timeout 20m $(unit_packages)
 }
 step_binding() { (cd plugin/nbdkit && go test -timeout 10m ./...); }
 # What the race detector sees at every push. Under it a test takes several times as

@@ -260,6 +260,7 @@ func (c *convertible) version() int {
 // run again. The disk is always of one version or the other, and every byte is
 // what it was.
 func TestConvertEveryRequest(t *testing.T) {
+	t.Parallel()
 	for _, was := range []string{"mapped", "killed", "blank"} {
 		t.Run(was, func(t *testing.T) {
 			var n int64

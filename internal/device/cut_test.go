@@ -27,6 +27,7 @@ import (
 // written and closed, and must be that when it is opened with the map of that
 // session.
 func TestCut(t *testing.T) {
+	t.Parallel()
 	for _, blank := range []bool{false, true} {
 		for _, through := range []bool{false, true} {
 			t.Run(fmt.Sprintf("blank=%t,through=%t", blank, through), func(t *testing.T) {

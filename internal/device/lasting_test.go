@@ -21,6 +21,7 @@ import (
 // its time; when the fault is over the same device goes on by itself, and
 // everything that was written is there, flushed before or not.
 func TestFaultsThatLast(t *testing.T) {
+	t.Parallel()
 	for version, kinds := range map[int][]kind{
 		1: {login, getPart, getWhole, head, put, del, listing},
 		2: {login, getPart, put}, // the others are for opening only

@@ -31,8 +31,12 @@ var slowly = store.Policy{Timeout: time.Minute, Attempt: 700 * time.Millisecond,
 // each kind and each way, through the whole life of a volume. Nobody may see
 // anything of it, and no byte may be wrong.
 func TestFaultMatrix(t *testing.T) {
+	t.Parallel()
 	for _, version := range []int{1, 2} {
-		t.Run(fmt.Sprintf("version %d", version), func(t *testing.T) { faultMatrix(t, version) })
+		t.Run(fmt.Sprintf("version %d", version), func(t *testing.T) {
+			t.Parallel()
+			faultMatrix(t, version)
+		})
 	}
 }
 

@@ -29,6 +29,7 @@ var faults = faulty.Rates{
 // crash every byte must be one that the oracle allows; after a clean end Swift
 // must hold exactly what was written.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name                string
 		objectSize, objects int64

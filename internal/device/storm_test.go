@@ -34,6 +34,7 @@ func newStormy(t *testing.T, o devswift.Options, version int, objectSize, object
 // random, on requests of all kinds, while tokens end every other second. No
 // client may see any of it.
 func TestModelStorm(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		objectSize, objects, cache, stripe int64
 		clients, every                     int
@@ -78,6 +79,7 @@ func TestModelStorm(t *testing.T) {
 // clients see errors, and try again: what was asked must be possible when the
 // outage is over, and nothing may be lost.
 func TestModelOutages(t *testing.T) {
+	t.Parallel()
 	const patience = 600 * time.Millisecond
 	for _, tc := range []struct {
 		objectSize, objects, cache, stripe int64

@@ -34,11 +34,13 @@ func start(t *testing.T, o devswift.Options) (*devswift.Server, conformance.Targ
 }
 
 func TestConformanceMemory(t *testing.T) {
+	t.Parallel()
 	_, target := start(t, devswift.Options{})
 	conformance.Run(t, target)
 }
 
 func TestConformanceDir(t *testing.T) {
+	t.Parallel()
 	_, target := start(t, devswift.Options{Dir: t.TempDir()})
 	conformance.Run(t, target)
 }
@@ -46,6 +48,7 @@ func TestConformanceDir(t *testing.T) {
 // TestConformanceReal holds a real Swift to the same tables: where it fails,
 // the embedded one is wrong too.
 func TestConformanceReal(t *testing.T) {
+	t.Parallel()
 	login := storetest.RealLogin(t)
 	conformance.Run(t, conformance.Target{
 		AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal(),
@@ -57,6 +60,7 @@ func TestConformanceReal(t *testing.T) {
 // TestConformanceRGW holds Ceph's gateway to the same tables, but for what
 // conformance/rgw.txt says that it does otherwise. That it must do.
 func TestConformanceRGW(t *testing.T) {
+	t.Parallel()
 	login := storetest.RGWLogin(t)
 	conformance.Run(t, conformance.Target{
 		AuthURL: login.AuthURL, User: login.Username, Key: login.Password.Reveal(),

@@ -188,6 +188,7 @@ func TestFaultBody(t *testing.T) {
 // before the answer: the server's connection ends, and not by a panic of
 // net/http, which would read the body a second time.
 func TestRefusedAndGone(t *testing.T) {
+	t.Parallel()
 	var said bytes.Buffer
 	s, err := devswift.New(devswift.Options{Latency: 20 * time.Millisecond})
 	if err != nil {

@@ -208,6 +208,7 @@ var swifts = map[string]func(testing.TB) config.Login{
 // flushed, of the disk and of its snapshot. What only the snapshot needs goes with
 // it.
 func TestOnSwiftCollect(t *testing.T) {
+	t.Parallel()
 	for name, login := range swifts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -257,6 +258,7 @@ func TestOnSwiftCollect(t *testing.T) {
 // TestOnSwiftChunks has a disk of version 1 below a log, writes to it, flattens it
 // and has its chunks deleted in the end. The bytes are the same all the time.
 func TestOnSwiftChunks(t *testing.T) {
+	t.Parallel()
 	for name, login := range swifts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -77,12 +77,13 @@ func TestConformanceEmbedded(t *testing.T) {
 	conform(t, login)
 }
 
-func TestConformanceReal(t *testing.T)     { conform(t, storetest.RealLogin(t)) }
-func TestConformanceKeystone(t *testing.T) { conform(t, storetest.KeystoneLogin(t)) }
-func TestConformanceAppCred(t *testing.T)  { conform(t, storetest.AppCredLogin(t)) }
+func TestConformanceReal(t *testing.T)     { t.Parallel(); conform(t, storetest.RealLogin(t)) }
+func TestConformanceKeystone(t *testing.T) { t.Parallel(); conform(t, storetest.KeystoneLogin(t)) }
+func TestConformanceAppCred(t *testing.T)  { t.Parallel(); conform(t, storetest.AppCredLogin(t)) }
 
 // TestConformanceRGW holds Ceph's gateway to all that Swift does, but for what is
 // named here.
 func TestConformanceRGW(t *testing.T) {
+	t.Parallel()
 	conform(t, storetest.RGWLogin(t), storetest.AnyMetadata, storetest.BusyCreation)
 }

@@ -351,6 +351,7 @@ func (g *gate) release() {
 // was acknowledged: Ordered waits until the server refuses it. Without Ordered,
 // or without signatures, the acknowledged one is lost.
 func TestFencedLate(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name            string
 		ordered, signed bool

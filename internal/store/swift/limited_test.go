@@ -50,6 +50,7 @@ func (d *doorman) fault(r *devswift.Request) *devswift.Action {
 // allowed now and then. 16 goroutines write and read all the while and see
 // nothing of it, and the server is not asked by all of them.
 func TestLoginRateLimited(t *testing.T) {
+	t.Parallel()
 	for _, refusal := range []devswift.Action{
 		{Status: 429, Header: http.Header{"Retry-After": {"1"}}},
 		{Status: 403},
