@@ -61,6 +61,9 @@ func (d *Disk) pinnedDisk(ctx context.Context, pin layout.Pin) (then *Disk, err 
 
 // revertTo makes a checkpoint whose root has the map of another moment of the
 // disk, which a pin has. Nothing in memory changes before the root is in Swift.
+//
+// It walks all objects in one hold of mu: 2 seconds for ten million of them. The disk has
+// no clients then (see Revert), and only the renewal of the lease waits.
 func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	if err := d.lockSaving(ctx); err != nil {
 		return err
