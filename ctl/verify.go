@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,10 @@ import (
 	"swiftnbd/internal/volume"
 	"swiftnbd/internal/words"
 )
+
+// verifyGC is by how many percent the heap may grow between collections while a disk of
+// version 2 is verified: docs/LOG.md, "Checking all of it".
+const verifyGC = 25
 
 // verifying says how verify was called.
 type verifying struct {
@@ -161,6 +166,7 @@ func (t *tool) verifyLog(ctx context.Context, c *container, meta volume.Meta, he
 	o.Timeout, o.Horizon = t.pace.verify, t.pace.youngest
 	bar := &progress{}
 	defer func() { bar.end(false) }()
+	defer debug.SetGCPercent(debug.SetGCPercent(verifyGC))
 	r, err := logdisk.Verify(ctx, o, logdisk.VerifyOptions{
 		Quick: v.quick, Repair: v.repair,
 		Held: func() error {

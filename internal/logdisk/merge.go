@@ -136,7 +136,7 @@ func (d *Disk) mergeRuns(ctx context.Context) error {
 	}
 	var failed error
 	entries := func(yield func(layout.Entry) bool) {
-		failed = d.mergeEntries(ctx, groups[from:], m.all, m.drops, yield)
+		failed = d.mergeEntries(ctx, groups[from:], m.all, m.drops.add, yield)
 	}
 	var err error
 	if m.runs, err = d.writeRuns(ctx, entries); err == nil {
@@ -175,10 +175,10 @@ func (h *head) advance() (err error) {
 }
 
 // mergeEntries yields what the sorted runs, the oldest first, are together. all
-// says that nothing lies under them. drops counts the blocks of each object that
+// says that nothing lies under them. drop is told the blocks of each object that
 // are to be taken off its count. It may be nil.
-func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, drops *tally, yield func(layout.Entry) bool) error {
-	return mergeLayers(d.layers(ctx, groups), all, drops, yield)
+func (d *Disk) mergeEntries(ctx context.Context, groups [][]*runFile, all bool, drop func(layout.Position, int64), yield func(layout.Entry) bool) error {
+	return mergeLayers(d.layers(ctx, groups), all, drop, yield)
 }
 
 // layers returns the entries of each of the sorted runs, the oldest of which is the
@@ -199,7 +199,7 @@ func (d *Disk) layers(ctx context.Context, groups [][]*runFile) (layers []iter.S
 }
 
 // mergeLayers is mergeEntries of layers, the newest first.
-func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops *tally, yield func(layout.Entry) bool) error {
+func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drop func(layout.Position, int64), yield func(layout.Entry) bool) error {
 	heads := make([]*head, 0, len(layers)) // the newest first
 	for _, layer := range layers {
 		next, stop := iter.Pull2(layer)
@@ -237,8 +237,8 @@ func mergeLayers(layers []iter.Seq2[layout.Entry, error], all bool, drops *tally
 			if top.Count == 0 {
 				top = p
 			} else {
-				if top.Blind && stored(p.Kind) && drops != nil {
-					drops.add(p.At, int64(p.Count))
+				if top.Blind && stored(p.Kind) && drop != nil {
+					drop(p.At, int64(p.Count))
 				}
 				top.Blind = p.Blind
 			}

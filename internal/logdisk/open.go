@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -348,38 +347,6 @@ func (d *Disk) openMap(ctx context.Context) error {
 	}
 	for _, r := range tree {
 		r.whole = nil
-	}
-	return nil
-}
-
-// loadRun puts a run into m, and counts the live blocks by it. It counts them in
-// counts, too, as the table of objects does.
-func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Position]int64) error {
-	run, err := layout.ParseRun(b, d.o.UUID)
-	if err == nil {
-		err = run.Check(name)
-	}
-	if err != nil {
-		return err
-	}
-	for e, err := range run.Entries() {
-		if err != nil {
-			return err
-		}
-		if err := served(e); err != nil {
-			return err
-		}
-		if stored(e.Kind) {
-			d.objects.ensure(e.At)
-			d.objects.count(e.At, int64(e.Count))
-			counts[e.At] += int64(e.Count)
-		}
-		d.m.Set(e.First, e.Count, extentOf(e).Value, func(old blockmap.Extent) {
-			if !e.Blind && stored(old.Kind) {
-				counts[old.At] -= int64(old.Count)
-			}
-			d.replaced(old)
-		})
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
@@ -52,6 +53,8 @@ type VerifyOptions struct {
 	// how many were. Both may be nil.
 	Begin func(total int64)
 	Add   func(n int64)
+
+	window int64 // bytes of memory for a part of the map; 0: the usual
 }
 
 // Finding is one thing that is wrong.
@@ -104,25 +107,32 @@ type verification struct {
 	r   *Report
 	now time.Time // Swift's
 
-	logs  map[layout.Position]store.ObjectInfo
-	runs  map[layout.Position]store.ObjectInfo
-	roots map[layout.Position]store.ObjectInfo
-	lists []store.ObjectInfo                   // of what snapshots need
-	gone  map[layout.Position]store.ObjectInfo // notes that snapshots go
+	listed Objects         // data objects that the listing has
+	last   layout.Position // of them
+	runs   map[layout.Position]store.ObjectInfo
+	roots  map[layout.Position]store.ObjectInfo
+	lists  []store.ObjectInfo                   // of what snapshots need
+	gone   map[layout.Position]store.ObjectInfo // notes that snapshots go
 
 	chunks map[geometry.ChunkIndex]store.ObjectInfo // of version 1
 	maps   []string                                 // of them
 
-	counted         map[layout.Position]int64 // live blocks of data objects, as the table has them
-	pinned          verifiedPins
-	snapshotObjects map[layout.Position]string // data objects that snapshots need: one of them
+	sound positions     // runs of blocks that are whole
+	table *Disk         // the newest root's table of objects; nil: it has none, or it is damaged
+	tail  *blockmap.Map // what the log after the root has
+
+	pinned verifiedPins
 
 	from, end layout.Position // the log after the root, both included
-	needed    map[layout.Position]bool
+	needed    positions
 
-	found sync.Mutex                          // guards the following, and r while objects are checked
-	bad   map[layout.Position]*Finding        // of data objects
-	parts map[layout.Position]map[uint64]bool // of them, the blocks that are damaged; nil: all that the map has there
+	strayLogs  objectSet // that may be deleted
+	strays     Objects   // and how many there are
+	waiting    Objects
+	unfinished Objects
+
+	found sync.Mutex // guards the following, and r while objects are checked
+	bad   map[layout.Position]*badObject
 }
 
 // Verify checks the whole disk. Its errors are those of requests, or that the
@@ -134,9 +144,8 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 	defer d.cancel(ErrClosed)
 	v := &verification{
 		Disk: d, v: vo, r: &Report{},
-		logs: map[layout.Position]store.ObjectInfo{}, runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{}, gone: map[layout.Position]store.ObjectInfo{},
-		chunks: map[geometry.ChunkIndex]store.ObjectInfo{},
-		needed: map[layout.Position]bool{}, snapshotObjects: map[layout.Position]string{}, bad: map[layout.Position]*Finding{}, parts: map[layout.Position]map[uint64]bool{},
+		runs: map[layout.Position]store.ObjectInfo{}, roots: map[layout.Position]store.ObjectInfo{}, gone: map[layout.Position]store.ObjectInfo{},
+		chunks: map[geometry.ChunkIndex]store.ObjectInfo{}, tail: blockmap.New(), bad: map[layout.Position]*badObject{},
 	}
 	md, err := d.store.Metadata(ctx)
 	if err != nil {
@@ -153,20 +162,23 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 		return nil, err
 	}
 	if v.r.Root != "" {
-		if err := v.checkObjects(ctx); err != nil {
+		ok, err := v.checkObjects(ctx)
+		if err != nil {
 			return nil, err
 		}
+		whole = whole && ok
 		if err := v.checkChunks(ctx); err != nil {
 			return nil, err
 		}
-		v.place()
-		v.checkKept()
+		if err := v.place(ctx); err != nil {
+			return nil, err
+		}
 	}
 	v.foreign(ctx)
 	v.foreignChunks(v.r.Root == "" || slices.Contains(v.root.Requires, layout.FeatureChunks))
 	slices.SortFunc(v.r.Damage, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	v.r.Judged = whole
-	strays := v.strays()
+	strays := v.findStrays()
 	if vo.Repair {
 		return v.r, v.repair(ctx, strays)
 	}
@@ -240,7 +252,8 @@ func (v *verification) list(ctx context.Context) error {
 		}
 		for _, o := range page {
 			if at, ok := layout.ParseLogName(o.Name); ok {
-				v.logs[at] = o
+				v.listed.add(o.Size)
+				v.last = at
 			} else if at, ok := layout.ParseRunName(o.Name); ok {
 				v.runs[at] = o
 			} else if at, ok := layout.ParseRootName(o.Name); ok {
@@ -296,68 +309,60 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 	v.root, v.rootAt, v.size = root, at, root.Size
 	v.r.Root, v.r.Size, v.r.Runs = layout.RootText(at), root.Size, int64(len(root.Runs.Blocks))
 	whole = true
-	v.regions = newRegions(uint64(v.size+layout.BlockSize-1)/layout.BlockSize, v.o.regionShift)
-	for k := range v.regions.n {
-		v.regions.set(k, true) // the map is in memory as a whole
-	}
-	counts := map[layout.Position]int64{}
-	v.counted = counts
-	for _, name := range root.Runs.Blocks {
-		b, err := v.readWhole(ctx, layout.RunName(name), "the root")
-		if err == nil {
-			err = v.loadRun(name, b, counts)
+	bad := func(name string, err error) error {
+		if !content(err) {
+			return fmt.Errorf("object %s: %w", name, err)
 		}
-		switch {
-		case err == nil:
-		case content(err):
-			v.damaged(layout.RunName(name), err)
-			whole = false
-		default:
-			return false, fmt.Errorf("object %s: %w", layout.RunName(name), err)
-		}
+		v.damaged(name, err)
+		whole = false
+		return nil
 	}
-	if whole {
-		if whole, err = v.checkTable(ctx, root, "the root", counts); err != nil {
-			return false, err
-		}
+	tree, err := v.checkRuns(ctx, root.Runs.Blocks, "the root", bad)
+	if err != nil {
+		return false, err
 	}
+	v.setTree(tree)
+	known := whole
 	ok, err := v.readPins(ctx)
 	if err != nil {
 		return false, err
 	}
 	whole = whole && ok
+	if known { // after the tables of the snapshots: there is one in memory at a time
+		if v.table, ok, err = v.tableOf(ctx, root, "the root"); err != nil {
+			return false, err
+		}
+		whole = whole && ok
+	}
 	ok, err = v.readTails(ctx)
 	if err != nil {
 		return false, err
 	}
 	// Whoever has written data has written a root before.
-	for name := range v.logs {
-		if name.Epoch > at.Epoch {
-			v.damaged(layout.RootName(layout.Position{Epoch: name.Epoch, N: 1}),
-				fmt.Errorf("it is not there, and %s was written after it: what the disk has since is not known: %w", layout.LogName(name), store.ErrNotFound))
-			return false, nil
-		}
+	if v.last.Epoch > at.Epoch {
+		v.damaged(layout.RootName(layout.Position{Epoch: v.last.Epoch, N: 1}),
+			fmt.Errorf("it is not there, and %s was written after it: what the disk has since is not known: %w", layout.LogName(v.last), store.ErrNotFound))
+		return false, nil
 	}
 	return whole && ok, nil
 }
 
-// checkTable holds the table of objects of a root, which needs it, as by says,
-// against the counts that its runs of blocks give; nil: they are not known. A root of
-// before there were tables has none.
-func (v *verification) checkTable(ctx context.Context, root layout.Root, by string, counts map[layout.Position]int64) (whole bool, err error) {
+// tableOf reads the table of objects of a root, which needs it, as by says. It returns
+// nil if it is damaged, and for a root of before there were tables.
+func (v *verification) tableOf(ctx context.Context, root layout.Root, by string) (table *Disk, whole bool, err error) {
 	if len(root.Runs.Objects) == 0 && root.Table == nil {
-		return true, nil
+		return nil, true, nil
 	}
 	whole = true
-	table := newDisk(v.o)
-	defer table.cancel(ErrClosed)
+	table = newDisk(v.o)
+	table.cancel(ErrClosed)
 	for _, at := range root.Runs.Objects {
 		b, err := v.readWhole(ctx, layout.RunName(at), by)
 		if err == nil {
 			err = table.takeTable(at, b)
 		}
 		if err != nil && !content(err) {
-			return false, fmt.Errorf("object %s: %w", layout.RunName(at), err)
+			return nil, false, fmt.Errorf("object %s: %w", layout.RunName(at), err)
 		}
 		if err != nil {
 			v.damagedOnce(layout.RunName(at), err)
@@ -365,31 +370,12 @@ func (v *verification) checkTable(ctx context.Context, root layout.Root, by stri
 		}
 	}
 	if err := table.takeEntries(root.TableEntries()); err != nil {
-		return false, fmt.Errorf("object %s: %w", layout.RootName(root.Name), err)
+		return nil, false, fmt.Errorf("object %s: %w", layout.RootName(root.Name), err)
 	}
-	if !whole || counts == nil {
-		return whole, nil
+	if !whole {
+		return nil, false, nil
 	}
-	if err := table.sameCounts(counts); err != nil {
-		v.damaged(layout.RootName(root.Name), err)
-		return false, nil
-	}
-	return true, nil
-}
-
-// sameCounts says which count of the table is another one.
-func (d *Disk) sameCounts(counts map[layout.Position]int64) error {
-	for at, o := range d.objects.all() {
-		if counts[at] != o.live {
-			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects has %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
-		}
-	}
-	for at, n := range counts {
-		if n != 0 && !d.objects.has(at) {
-			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects lacks %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
-		}
-	}
-	return nil
+	return table, true, nil
 }
 
 // readTails applies the log after the root, as opening does, and notes what is
@@ -435,13 +421,17 @@ func (v *verification) readTails(ctx context.Context) (whole bool, err error) {
 // readTailsAlone is readTails for a log of which some object is damaged: it reads
 // one after the other, and stops at the first that is.
 func (v *verification) readTailsAlone(ctx context.Context) error {
+	sizes, _, err := v.listLog(ctx, v.from)
+	if err != nil {
+		return err
+	}
 	var good []logged
 	for at := v.from; ; at.N++ {
-		info, ok := v.logs[at]
+		size, ok := sizes[at.N]
 		if !ok {
 			break
 		}
-		l, err := v.readTail(ctx, at, info.Size)
+		l, err := v.readTail(ctx, at, size)
 		if content(err) {
 			if !away(err) {
 				err = fmt.Errorf("%s; the log after it cannot be used", reason(err))
@@ -463,12 +453,14 @@ func (v *verification) readTailsAlone(ctx context.Context) error {
 }
 
 func (v *verification) applyLog(log []logged) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	for _, l := range log {
 		v.end.N++
-		v.apply(v.end, l)
-		v.needed[v.end] = true
+		for _, r := range l.records {
+			e := extentOfRecord(v.end, r)
+			v.tail.Set(e.First, e.Count, e.Value, nil)
+		}
+		v.size = max(v.size, l.footer.Size) // see apply
+		v.needed.add(v.end)
 	}
 	v.r.Size = v.size
 }
@@ -484,67 +476,30 @@ func (v *verification) counts(at layout.Position) bool {
 	return false
 }
 
-// place finds out which parts of the disk the damaged data objects have.
-func (v *verification) place() {
-	if len(v.bad) == 0 {
-		return
-	}
-	for e := range v.m.All() {
-		f := v.bad[e.At]
-		if !stored(e.Kind) || f == nil {
-			continue
-		}
-		only := v.parts[e.At]
-		for first, end := e.First, e.First+e.Count; first < end; first++ {
-			n := uint64(1)
-			if only == nil {
-				n = end - first
-			} else if !only[first] {
-				continue
-			}
-			f.Blocks += int64(n)
-			r := Range{int64(first) * layout.BlockSize, int64(n) * layout.BlockSize}
-			if k := len(f.Ranges); k > 0 && f.Ranges[k-1].Off+f.Ranges[k-1].Len == r.Off {
-				f.Ranges[k-1].Len += r.Len
-			} else if k < maxRanges {
-				f.Ranges = append(f.Ranges, r)
-			}
-			first += n - 1
-		}
-	}
-	for _, f := range v.bad {
-		v.r.Damage = append(v.r.Damage, *f)
-	}
-}
-
-// strays counts the objects that nothing needs, and returns the names of those
-// that may be deleted.
-func (v *verification) strays() (names []store.ObjectInfo) {
-	if !v.r.Judged {
-		return nil
-	}
+// oldEnough says whether what nothing needs may be deleted.
+func (v *verification) oldEnough(o store.ObjectInfo) bool {
 	old := func(o store.ObjectInfo) bool {
 		return !o.LastModified.IsZero() && v.now.Sub(o.LastModified) >= v.o.Horizon
 	}
-	rootOld := old(v.roots[v.rootAt])
+	return old(v.roots[v.rootAt]) && old(o)
+}
+
+// findStrays counts the objects that nothing needs, and returns the names of those that
+// may be deleted and are no data objects.
+func (v *verification) findStrays() (names []store.ObjectInfo) {
+	if !v.r.Judged {
+		return nil
+	}
+	v.r.Strays, v.r.Waiting, v.r.Unfinished = v.strays, v.waiting, v.unfinished
 	stray := func(o store.ObjectInfo) {
-		if !rootOld || !old(o) {
+		if !v.oldEnough(o) {
 			v.r.Waiting.add(o.Size)
 			return
 		}
 		v.r.Strays.add(o.Size)
 		names = append(names, o)
 	}
-	keepsObject, keepsRun := v.keeps()
-	for at, o := range v.logs {
-		switch {
-		case v.needed[at], keepsObject(at):
-		case at.Epoch == v.from.Epoch && v.end.Less(at) && at.N < layout.FirstCollected:
-			v.r.Unfinished.add(o.Size)
-		default:
-			stray(o)
-		}
-	}
+	_, keepsRun := v.keeps()
 	named := make(map[layout.Position]bool)
 	for _, at := range slices.Concat(v.root.Runs.Blocks, v.root.Runs.Objects) {
 		named[at] = true
@@ -587,22 +542,26 @@ func (v *verification) repair(ctx context.Context, strays []store.ObjectInfo) er
 	if len(v.r.Damage) > 0 {
 		return nil
 	}
-	for len(strays) > 0 {
+	for len(strays) > 0 || v.strayLogs.len() > 0 {
 		if err := v.v.Held(); err != nil {
 			return err
 		}
 		n := min(len(strays), deleteAtOnce)
-		names := make([]string, n)
-		for i, o := range strays[:n] {
+		some := slices.Clone(strays[:n])
+		strays = strays[n:]
+		for _, o := range v.strayLogs.take(deleteAtOnce - n) {
+			some = append(some, store.ObjectInfo{Name: layout.LogName(o.at), Size: o.size})
+		}
+		names := make([]string, len(some))
+		for i, o := range some {
 			names[i] = o.Name
 		}
 		if err := v.remove(ctx, names); err != nil {
-			return fmt.Errorf("delete %d objects: %w", n, err)
+			return fmt.Errorf("delete %d objects: %w", len(names), err)
 		}
-		for _, o := range strays[:n] {
+		for _, o := range some {
 			v.r.Deleted.add(o.Size)
 		}
-		strays = strays[n:]
 	}
 	return nil
 }

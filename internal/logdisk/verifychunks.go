@@ -3,14 +3,17 @@
 package logdisk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"golang.org/x/sync/errgroup"
 
 	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/geometry"
+	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 )
@@ -30,10 +33,18 @@ func (v *verification) checkChunks(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(v.o.Connections)
 	checked := map[geometry.ChunkIndex]bool{}
+	blocks := v.slide(ctx)
+	defer blocks.stop()
 	for i := geometry.ChunkIndex(0); int64(i) < c.geo.Objects() && ctx.Err() == nil; i++ {
 		if n := vol.Holes(i, c.geo.Objects()-int64(i)); n > 0 {
 			i += geometry.ChunkIndex(n) - 1
 			continue
+		}
+		if at := c.geo.Offset(i); at < v.baseSize {
+			first, count := touchedBlocks(at, min(c.geo.ObjectSize(), v.baseSize-at))
+			if v.m, err = blocks.from(uint64(first), uint64(first+count)); err != nil {
+				break
+			}
 		}
 		f := v.seenOf(c, i)
 		if f.Blocks == 0 && len(v.root.Pins) == 0 { // a snapshot may need what the disk does not
@@ -67,13 +78,49 @@ func (v *verification) checkChunks(ctx context.Context) error {
 			return nil
 		})
 	}
-	err = g.Wait()
+	err = cmp.Or(g.Wait(), err)
 	for i, info := range v.chunks {
 		if err == nil && !checked[i] {
 			v.add(info.Size) // nothing needs it
 		}
 	}
 	return err
+}
+
+// slide is a look at the map in the order of blocks, a few at a time.
+type slide struct {
+	next func() (blockmap.Extent, bool)
+	stop func()
+	e    blockmap.Extent // the next one, if some
+	some bool
+	err  error // of reading the map
+}
+
+func (v *verification) slide(ctx context.Context) *slide {
+	s := &slide{}
+	s.next, s.stop = iter.Pull(func(yield func(blockmap.Extent) bool) {
+		if err := v.current(ctx, nil, nil, yield); err != nil {
+			s.err = fmt.Errorf("read the map: %w", err)
+		}
+	})
+	s.e, s.some = s.next()
+	return s
+}
+
+// from returns what the map has of the blocks from first to before end. The next call is
+// for later blocks.
+func (s *slide) from(first, end uint64) (*blockmap.Map, error) {
+	m := blockmap.New()
+	for s.some && s.e.First < end {
+		if x := clip(s.e, first, end); x.Count > 0 {
+			m.Set(x.First, x.Count, x.Value, nil)
+		}
+		if s.e.First+s.e.Count > end {
+			break
+		}
+		s.e, s.some = s.next()
+	}
+	return m, s.err
 }
 
 // add notes that an object that the listing has with that size is done.

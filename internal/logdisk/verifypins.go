@@ -14,8 +14,8 @@ import (
 
 // verifiedPins is what Verify knows of the snapshots.
 type verifiedPins struct {
-	maps []*blockmap.Map          // of each
-	runs map[layout.Position]bool // that only they need, as their roots say
+	objects positions                // that their maps have blocks of
+	runs    map[layout.Position]bool // that only they need, as their roots say
 }
 
 // readPins reads the roots of the snapshots, their maps, and the list of what is
@@ -39,60 +39,112 @@ func (v *verification) readPins(ctx context.Context) (whole bool, err error) {
 	}
 	v.Disk.pins.list, v.Disk.pins.moment, v.Disk.pins.kept = v.root.Pins, v.rootAt, kept
 	for _, p := range v.root.Pins {
-		root, err := v.readRoot(ctx, p.Root)
+		known := true
+		root, tree, err := v.snapshotRuns(ctx, p, func(name string, err error) error {
+			known = false
+			return bad(name, err)
+		})
 		if err != nil {
-			if err := bad(layout.RootName(p.Root), err); err != nil {
-				return false, err
-			}
-			continue
+			return false, err
 		}
-		d := newDisk(v.o)
-		defer d.cancel(ErrClosed)
-		counts, known := map[layout.Position]int64{}, true
 		for _, name := range root.Runs.Blocks {
 			v.pinned.runs[name] = true
-			b, err := v.readWhole(ctx, layout.RunName(name), "snapshot "+p.Name)
-			if err == nil {
-				err = d.loadRun(name, b, counts)
-			}
-			if err != nil {
-				if err := bad(layout.RunName(name), err); err != nil {
-					return false, err
-				}
-				known = false
-			}
 		}
 		for _, name := range root.Runs.Objects {
 			v.pinned.runs[name] = true
 		}
-		if !known {
-			counts = nil
-		}
-		ok, err := v.checkTable(ctx, root, "snapshot "+p.Name, counts)
+		table, ok, err := v.tableOf(ctx, root, "snapshot "+p.Name)
 		if err != nil {
 			return false, err
 		}
-		whole = whole && ok
-		v.pinned.maps = append(v.pinned.maps, d.m)
-		for at := range d.objects.all() {
-			v.needed[at] = true
-			v.snapshotObjects[at] = p.Name
+		counts := &tally{}
+		err = v.merged(ctx, tree, counts.add, func(e layout.Entry) bool {
+			if stored(e.Kind) {
+				v.needed.add(e.At)
+				v.pinned.objects.add(e.At)
+				counts.add(e.At, int64(e.Count))
+			}
+			return true
+		})
+		if err != nil {
+			return false, fmt.Errorf("snapshot %s: read the map: %w", p.Name, err)
 		}
+		if table != nil && known {
+			if err := table.sameTally(counts); err != nil {
+				v.damaged(layout.RootName(root.Name), err)
+				ok = false
+			}
+		}
+		whole = whole && ok
 	}
 	return whole, nil
 }
 
-// checkKept finds what a snapshot needs that is neither in the map nor in the list
-// of what is kept: it would be deleted as a stray.
-func (v *verification) checkKept() {
-	keeps, keepsRun := v.keeps()
-	for at, snap := range v.snapshotObjects {
+// snapshotRuns reads the root of a snapshot and its runs of blocks. bad is as in
+// checkRuns. Without a root there are none.
+func (v *verification) snapshotRuns(ctx context.Context, p layout.Pin, bad func(name string, err error) error) (root layout.Root, tree []*runFile, err error) {
+	if root, err = v.readRoot(ctx, p.Root); err != nil {
+		return layout.Root{}, nil, bad(layout.RootName(p.Root), err)
+	}
+	tree, err = v.checkRuns(ctx, root.Runs.Blocks, "snapshot "+p.Name, bad)
+	return root, tree, err
+}
+
+// overSnapshots calls f for all that the maps of the snapshots have, once more: what is
+// wrong with them is known.
+func (v *verification) overSnapshots(ctx context.Context, f func(layout.Pin, blockmap.Extent)) error {
+	known := func(name string, err error) error {
+		if content(err) {
+			return nil
+		}
+		return fmt.Errorf("object %s: %w", name, err)
+	}
+	for _, p := range v.root.Pins {
+		_, tree, err := v.snapshotRuns(ctx, p, known)
+		if err == nil {
+			err = v.merged(ctx, tree, nil, func(e layout.Entry) bool {
+				f(p, extentOf(e))
+				return true
+			})
+		}
+		if err != nil {
+			return fmt.Errorf("snapshot %s: read the map: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+// checkKept finds data objects that a snapshot needs and that are neither in the map
+// nor in the list of what is kept: they would be deleted as strays.
+func (v *verification) checkKept(w *window, missing *positions) {
+	keeps, _ := v.keeps()
+	for at := range v.pinned.objects.from(w.lo, w.hi) {
 		// A count may be too high: then the object counts as needed until a merge
 		// tells, and is in no list.
-		if !v.objects.has(at) && v.counted[at] == 0 && !keeps(at) {
+		if m := w.get(at); (m == nil || m.live == 0 && m.counted == 0) && !keeps(at) && !v.diedInLog(w, at) {
+			missing.add(at)
+		}
+	}
+}
+
+// notKept notes the data objects that checkKept has found, and runs of which the same
+// is true.
+func (v *verification) notKept(ctx context.Context, missing *positions) error {
+	if missing.len() > 0 {
+		snaps := map[layout.Position]string{} // one of those that need it
+		err := v.overSnapshots(ctx, func(p layout.Pin, e blockmap.Extent) {
+			if stored(e.Kind) && missing.has(e.At) {
+				snaps[e.At] = p.Name
+			}
+		})
+		if err != nil {
+			return err
+		}
+		for at, snap := range snaps {
 			v.damaged(layout.LogName(at), fmt.Errorf("snapshot %s needs it, and the list of what snapshots need lacks it: %w", snap, &layout.DamagedError{What: "list", Why: "an object is missing"}))
 		}
 	}
+	_, keepsRun := v.keeps()
 	named := map[layout.Position]bool{}
 	for _, at := range slices.Concat(v.root.Runs.Blocks, v.root.Runs.Objects) {
 		named[at] = true
@@ -102,16 +154,7 @@ func (v *verification) checkKept() {
 			v.damaged(layout.RunName(at), &layout.DamagedError{What: "list of what snapshots need", Why: "a run is missing"})
 		}
 	}
-}
-
-// inSnapshot says whether a snapshot has the block, which is one, at its place.
-func (v *verification) inSnapshot(e blockmap.Extent) bool {
-	for _, m := range v.pinned.maps {
-		if value, ok := m.Get(e.First); ok && value == e.Value {
-			return true
-		}
-	}
-	return false
+	return nil
 }
 
 // keptStray says whether a list of what snapshots need is not the newest root's.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/faulty"
@@ -354,4 +355,51 @@ func (w *wire) refuse(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refused = err
+}
+
+// loadRun puts a run into m, and counts the live blocks by it. It counts them in
+// counts, too, as the table of objects does.
+func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Position]int64) error {
+	run, err := layout.ParseRun(b, d.o.UUID)
+	if err == nil {
+		err = run.Check(name)
+	}
+	if err != nil {
+		return err
+	}
+	for e, err := range run.Entries() {
+		if err != nil {
+			return err
+		}
+		if err := served(e); err != nil {
+			return err
+		}
+		if stored(e.Kind) {
+			d.objects.ensure(e.At)
+			d.objects.count(e.At, int64(e.Count))
+			counts[e.At] += int64(e.Count)
+		}
+		d.m.Set(e.First, e.Count, extentOf(e).Value, func(old blockmap.Extent) {
+			if !e.Blind && stored(old.Kind) {
+				counts[old.At] -= int64(old.Count)
+			}
+			d.replaced(old)
+		})
+	}
+	return nil
+}
+
+// sameCounts says which count of the table is another one.
+func (d *Disk) sameCounts(counts map[layout.Position]int64) error {
+	for at, o := range d.objects.all() {
+		if counts[at] != o.live {
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects has %d live blocks for %s, and its runs of blocks %d", o.live, layout.LogName(at), counts[at])}
+		}
+	}
+	for at, n := range counts {
+		if n != 0 && !d.objects.has(at) {
+			return &layout.DamagedError{What: "root", Why: fmt.Sprintf("its table of objects lacks %s, of which its runs of blocks have %d blocks", layout.LogName(at), n)}
+		}
+	}
+	return nil
 }
