@@ -319,3 +319,65 @@ func TestTroubleRotated(t *testing.T) {
 		}
 	}
 }
+
+// TestTroubleLater has a cloud that refuses everything from some request on, to verbs
+// that only read and take no lock: whichever it is, the verb fails.
+func TestTroubleLater(t *testing.T) {
+	t.Parallel()
+	b := newTroubled(t)
+	refused := 0
+	for _, d := range deeds {
+		for at, done := int64(1), false; d.reads && d.about == "disk" && !done; at++ {
+			var n atomic.Int64
+			b.swift.SetFault(func(*devswift.Request) *devswift.Action {
+				if n.Add(1) >= at {
+					return &devswift.Action{Status: 400}
+				}
+				return nil
+			})
+			r := b.run(b.words(d)...)
+			b.swift.SetFault(nil)
+			if n.Load() >= at {
+				b.failed(d, r, "400 Bad Request")
+				refused++
+			} else if done = true; r.code != 0 || at > 200 {
+				t.Errorf("%s: %+v", d.args, r)
+			}
+			for _, file := range []string{"1", "2", "3"} {
+				files, _ := filepath.Glob(filepath.Join(b.dir, file+"*"))
+				for _, f := range files {
+					os.Remove(f)
+				}
+			}
+		}
+	}
+	if refused < 40 {
+		t.Errorf("only %d verbs were refused something", refused)
+	}
+	b.sound()
+}
+
+// TestTroubleUnlock interrupts unlock: it takes no time, and does what it was asked for.
+func TestTroubleUnlock(t *testing.T) {
+	t.Parallel()
+	b := newTroubled(t)
+	for at := int64(1); at <= 5; at++ {
+		b.ok("lock", "disk")
+		ctx, cancel := context.WithCancel(t.Context())
+		var n atomic.Int64
+		b.swift.SetFault(func(*devswift.Request) *devswift.Action {
+			if n.Add(1) == at {
+				cancel()
+			}
+			return nil
+		})
+		r := b.runContext(ctx, "unlock", "disk")
+		cancel()
+		b.swift.SetFault(nil)
+		if r.code != 0 || r.err != "" || n.Load() < at {
+			t.Errorf("at request %d of %d: %+v", at, n.Load(), r)
+		}
+		checkUnlocked(b.bench, "disk")
+	}
+	b.sound()
+}
