@@ -342,7 +342,18 @@ func TestTableAtLimit(t *testing.T) {
 		}
 		return root
 	}
-	var root layout.Root
+	// As long as no run has objects, what is gone takes no room.
+	root := save()
+	add(1000)
+	more := save()
+	d.mu.Lock()
+	for k := range uint64(1000) {
+		d.objects.remove(layout.Position{Epoch: 0, N: 1 + k})
+	}
+	d.mu.Unlock()
+	if less := save(); len(more.Table) < 8000 || len(less.Table) > len(root.Table)+50 {
+		t.Errorf("the table in the root has %d bytes, with 1000 objects more %d, and without them %d", len(root.Table), len(more.Table), len(less.Table))
+	}
 	for len(root.Runs.Objects) == 0 {
 		before := len(root.Table)
 		add(1000)
@@ -361,7 +372,7 @@ func TestTableAtLimit(t *testing.T) {
 	// What is gone is removed by the root's own table.
 	d.mu.Lock()
 	for k := range uint64(100) {
-		d.objects.remove(layout.Position{Epoch: 0, N: 1 + 7*k})
+		d.objects.remove(layout.Position{Epoch: 0, N: 1001 + 7*k})
 	}
 	d.mu.Unlock()
 	if root = save(); len(root.Runs.Objects) != 1 || root.Runs.Objects[0] != run || len(root.Table) < 300 {
@@ -376,6 +387,45 @@ func TestTableAtLimit(t *testing.T) {
 	add(9000)
 	if root = save(); len(root.Runs.Objects) != 1 || root.Table != nil || root.Runs.Objects[0] == run {
 		t.Errorf("after 9000 more: %d runs and %d bytes", len(root.Runs.Objects), len(root.Table))
+	}
+}
+
+// TestTableEmpty: a disk that has no data any more has a table all the same. Without
+// one its objects would be counted by its map.
+func TestTableEmpty(t *testing.T) {
+	v := newClosing(t, 64*blockSize)
+	v.o = inlineOptions()
+	d, err := v.open(t.Context(), v.box)
+	do := doer(t)
+	do(err)
+	s := newScript(t, 64)
+	for _, snapshot := range []bool{false, true} {
+		do(s.write(d, 1, 2, 3, 4, 5, 6, 7, 8))
+		if snapshot {
+			do(d.Snapshot(t.Context(), "full"))
+		} else {
+			do(s.flush(d))
+			do(d.Save(t.Context()))
+		}
+		if root := newest(t, d, v.box); len(root.Table) < 70 || len(root.Runs.Objects) > 0 {
+			t.Fatalf("written: a table of %d bytes, %d runs", len(root.Table), len(root.Runs.Objects))
+		}
+		do(s.zero(d, 0, 64))
+		do(s.flush(d))
+		do(d.Save(t.Context()))
+		root := newest(t, d, v.box)
+		if root.Table == nil || len(root.Table) > 64 || len(root.Runs.Blocks) == 0 {
+			t.Errorf("trimmed: a table of %d bytes, %d runs of blocks", len(root.Table), len(root.Runs.Blocks))
+		}
+		if got, err := v.tableOf(t, root); err != nil || len(got) > 0 {
+			t.Errorf("its table has %v, %v", got, err)
+		}
+		d = v.again(t, d, v.box)
+		s.same(d)
+		v.sound(t)
+	}
+	if len(d.pins.kept.Objects) == 0 {
+		t.Error("nothing is kept for the snapshot")
 	}
 }
 

@@ -29,7 +29,9 @@ import (
 // root from has in itself, and rows over that. If it is too long for that, runs are
 // written. saving is held.
 func (d *Disk) saveTable(ctx context.Context, c *checkpoint, from layout.Root, rows *tableRows) error {
-	table, fits, err := d.inlineTable(c.at, d.tableEntries(ctx, from, rows))
+	// A root with a map and without a table is of before there were tables.
+	always := len(c.tree) > 0 && (rows.whole || len(c.root.Runs.Objects) == 0)
+	table, fits, err := d.inlineTable(c.at, d.tableEntries(ctx, from, rows), always)
 	if err != nil {
 		return err
 	}
@@ -57,11 +59,13 @@ func (d *Disk) saveTable(ctx context.Context, c *checkpoint, from layout.Root, r
 }
 
 // tableEntries returns the entries of rows, and those that the root from has in
-// itself and that rows say nothing of: none if rows are all. They are in order.
+// itself and that rows say nothing of: none if rows are all. They are in order. If
+// there are no runs of objects, then what is gone has no entry.
 func (d *Disk) tableEntries(ctx context.Context, from layout.Root, rows *tableRows) iter.Seq2[layout.ObjectEntry, error] {
 	if rows.whole {
 		from.Table = nil
 	}
+	removes := len(from.Runs.Objects) > 0
 	return func(yield func(layout.ObjectEntry, error) bool) {
 		next, stop := iter.Pull2(from.TableEntries())
 		defer stop()
@@ -77,6 +81,9 @@ func (d *Disk) tableEntries(ctx context.Context, from layout.Root, rows *tableRo
 			}
 			if err != nil {
 				break
+			}
+			if r.live <= 0 && !removes {
+				continue
 			}
 			if e, err := d.tableEntry(ctx, r); !yield(e, err) || err != nil {
 				return
@@ -106,10 +113,11 @@ func (d *Disk) tableEntry(ctx context.Context, r tableRow) (e layout.ObjectEntry
 }
 
 // inlineTable returns the entries as the root of the name has them in itself; nil:
-// there are none. They fit or not: it does not go on when they do not.
-func (d *Disk) inlineTable(root layout.Position, entries iter.Seq2[layout.ObjectEntry, error]) (b []byte, fits bool, err error) {
+// there are none, and it is not to have a table always. They fit or not: it does not
+// go on when they do not.
+func (d *Disk) inlineTable(root layout.Position, entries iter.Seq2[layout.ObjectEntry, error], always bool) (b []byte, fits bool, err error) {
 	w := layout.NewRunWriter(d.o.UUID, layout.RunObjects, root)
-	some := false
+	some := always
 	for e, err := range entries {
 		if err == nil {
 			err = w.AddObject(e)
