@@ -235,8 +235,8 @@ func wantedObjects(t testing.TB, d *Disk, s store.Store) map[string]bool {
 		want[layout.KeptName(d.root.Kept)] = true
 	}
 	// What the collector or a merge was writing when a root was made counts as the
-	// root's.
-	for _, o := range d.pins.kept.Objects {
+	// root's; what has died since the newest root is in the list of the next one.
+	for _, o := range slices.Concat(d.pins.kept.Objects, d.pins.fresh) {
 		want[layout.LogName(o.At)] = true
 	}
 	for _, o := range d.pins.kept.Runs {
