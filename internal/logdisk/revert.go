@@ -76,7 +76,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	}
 	c := &checkpoint{
 		root: d.root, at: layout.Position{Epoch: d.o.Epoch, N: d.roots + 1}, savedN: d.durable, dying: d.dying.close(),
-		tree: then.tree, then: then, fresh: slices.Clone(d.pins.fresh),
+		tree: then.tree, then: then, fresh: slices.Clone(d.pins.fresh), epochs: d.neededEpochs(),
 		tableBase: then.tableBase, tableDeltas: then.tableDeltas,
 	}
 	// The log up to here is in this root: it has nothing of it that the pin has not.

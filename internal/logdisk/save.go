@@ -55,6 +55,8 @@ type checkpoint struct {
 
 	tableBase, tableDeltas int64
 
+	epochs map[uint32]bool // that have objects which the root needs
+
 	fresh []layout.KeptObject // the first ones of Disk.pins.fresh
 	dead  []layout.KeptObject // what dies by its merge, if a pin needs it
 	kept  layout.Kept         // of the root
@@ -146,7 +148,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
 	}
 	rows := d.objects.freeze(false, drops)
-	c.fresh = slices.Clone(d.pins.fresh)
+	c.fresh, c.epochs = slices.Clone(d.pins.fresh), d.neededEpochs()
 	pins, moment := d.pins.list, d.pins.moment
 	d.pins.moment = c.at
 	c.tableBase, c.tableDeltas = d.tableBase, d.tableDeltas
@@ -210,7 +212,7 @@ func (d *Disk) send(ctx context.Context, c *checkpoint, before []layout.Pin) (er
 	if c.root.Table != nil || c.root.KeptMore != nil {
 		c.root.Requires = append(c.root.Requires, layout.FeatureInline)
 	}
-	c.root.Ended = d.ended(c.root.Ended)
+	c.root.Ended = d.ended(c)
 	if c.bytes, err = c.root.Marshal(); err != nil {
 		return err
 	}
@@ -303,23 +305,28 @@ func (d *Disk) takeOff(drops *tally, seen []layout.Position) {
 	}
 }
 
-// ended returns the epochs that have ended and of which the map or a pin needs
-// objects.
-func (d *Disk) ended(before []layout.Position) (ended []layout.Position) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	last := make(map[uint32]uint64)
-	for _, e := range before {
-		last[e.Epoch] = e.N
-	}
-	last[d.former.Epoch] = d.former.N // 0 too: the collector's objects may be left
+// neededEpochs returns the epochs of which the map or a pin needs objects. d.mu is held.
+func (d *Disk) neededEpochs() map[uint32]bool {
 	needed := make(map[uint32]bool)
 	for epoch := range d.objects.epochs() {
 		needed[epoch] = true
 	}
 	d.keptEpochs(needed)
+	return needed
+}
+
+// ended returns the epochs that have ended and of which the root of a checkpoint needs
+// objects: those of its moment. What has died since is in its map.
+func (d *Disk) ended(c *checkpoint) (ended []layout.Position) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	last := make(map[uint32]uint64)
+	for _, e := range c.root.Ended {
+		last[e.Epoch] = e.N
+	}
+	last[d.former.Epoch] = d.former.N // 0 too: the collector's objects may be left
 	for e, n := range last {
-		if needed[e] {
+		if c.epochs[e] {
 			ended = append(ended, layout.Position{Epoch: e, N: n})
 		}
 	}
