@@ -158,6 +158,7 @@ func TestModelClones(t *testing.T) {
 			crashes++
 			continue
 		}
+		m.flushed = max(m.flushed, m.h.made(d))
 		op, ok := m.h.prefix(t, d, blocks, m.flushed, gate)
 		if !ok {
 			crashes++
@@ -234,6 +235,7 @@ func TestModelClones(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		m.flushed = max(m.flushed, m.h.made(d))
 		if _, ok := m.h.prefix(t, d, blocks, m.flushed, faulty.NewGate(m.box)); !ok {
 			t.Error("cannot be read")
 		}
