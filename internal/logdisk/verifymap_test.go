@@ -9,6 +9,7 @@ import (
 
 	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
 	"swiftnbd/internal/store/mem"
 )
 
@@ -100,5 +101,42 @@ func TestVerifyCurrent(t *testing.T) {
 	}
 	if covered < 300 {
 		t.Errorf("the log covered %d extents: this test shows little", covered)
+	}
+}
+
+// TestVerifyDied: an object that the log after the root has covered, and that a snapshot
+// knows, is not a stray, though no map has it.
+func TestVerifyDied(t *testing.T) {
+	at := layout.Position{Epoch: 1, N: 5}
+	e := blockmap.Extent{First: 1, Count: 1, Value: blockmap.Value{Kind: layout.Data, At: at}}
+	for _, c := range []struct {
+		name        string
+		saved, live bool
+		root        layout.Position
+		pins        []layout.Pin
+		want        bool
+	}{
+		{"died", true, false, layout.Position{Epoch: 2, N: 3}, []layout.Pin{{Root: layout.Position{Epoch: 2, N: 1}}}, true},
+		{"lives", true, true, layout.Position{Epoch: 2, N: 3}, []layout.Pin{{Root: layout.Position{Epoch: 2, N: 1}}}, false},
+		{"dead before", false, false, layout.Position{Epoch: 2, N: 3}, []layout.Pin{{Root: layout.Position{Epoch: 2, N: 1}}}, false},
+		{"no snapshot", true, false, layout.Position{Epoch: 2, N: 3}, nil, false},
+		{"an older snapshot", true, false, layout.Position{Epoch: 2, N: 3}, []layout.Pin{{Root: layout.Position{Epoch: 1, N: 1}}}, false},
+	} {
+		v := &verification{Disk: newDisk(Options{})}
+		defer v.cancel(ErrClosed)
+		v.root.Pins, v.rootAt = c.pins, c.root
+		w := newWindow(0, 1<<20, func(layout.Position) int64 { return 0 })
+		if c.saved {
+			w.saved(entryOf(e, false))
+		} else {
+			w.covered(at, 1)
+		}
+		if c.live {
+			w.add(e)
+		}
+		none := func(layout.Position) bool { return false }
+		if v.notNeeded(w, at, store.ObjectInfo{Size: 7}, none); (v.waiting.Count == 0) != c.want {
+			t.Errorf("%s: %+v", c.name, v.waiting)
+		}
 	}
 }
