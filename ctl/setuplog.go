@@ -55,9 +55,8 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if err != nil {
 		return out, err
 	}
-	var roots uint64 // what interrupted setups have left
 	if exists {
-		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
+		if _, err = t.freeForLog(ctx, c, md, force); err != nil {
 			return out, err
 		}
 	}
@@ -66,6 +65,7 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	}
 	// The root first: who finds the disk must find its content, too.
 	created := false
+	var roots uint64 // what interrupted setups have left
 	if exists {
 		roots, err = t.freeNow(ctx, c, force)
 	} else {

@@ -339,21 +339,6 @@ func (d *Disk) there(at layout.Position, r layout.Record) iter.Seq[blockmap.Exte
 	}
 }
 
-// still returns how many blocks of an object's records the map has there.
-func (d *Disk) still(at layout.Position, records []layout.Record) (blocks int64) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	for _, r := range records {
-		if !stored(r.Kind) {
-			continue
-		}
-		for e := range d.there(at, r) {
-			blocks += int64(e.Count)
-		}
-	}
-	return blocks
-}
-
 // movesOf returns how the live blocks of an object's record are moved. A compressed
 // record is moved as a whole, unless the frames of what is live are shorter.
 func movesOf(at layout.Position, r layout.Record, live []blockmap.Extent) (moves []move) {
