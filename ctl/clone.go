@@ -134,17 +134,19 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 			return err
 		}
 	}
-	roots, err := c.childRoom(ctx)
+	roots, leave, err := c.childRoom(ctx)
 	if err != nil {
 		return err
 	}
 	if own != "" {
 		if snap, err = c.snapshot(ctx, own); err != nil {
 			c.undo(ctx, nil, "")
+			leave()
 			return err
 		}
 		if p, err = c.find(ctx, snap); err != nil {
 			c.undo(ctx, nil, snap)
+			leave()
 			return err
 		}
 	}
@@ -153,6 +155,7 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 		made = snap
 	}
 	size, err := c.make(ctx, p, roots, made)
+	leave()
 	if err != nil {
 		return err
 	}
@@ -217,18 +220,18 @@ func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error
 }
 
 // childRoom makes room for the clone.
-func (c *cloning) childRoom(ctx context.Context) (roots uint64, err error) {
+func (c *cloning) childRoom(ctx context.Context) (roots uint64, leave func(), err error) {
 	if c.policy != "" {
 		_, err := c.child.contact.Metadata(ctx)
 		exists := err == nil
 		if exists || errors.Is(err, store.ErrContainerNotFound) {
 			if err := c.child.checkPolicy(ctx, c.policy, exists); err != nil {
-				return 0, err
+				return 0, nil, err
 			}
 		}
 	}
-	roots, c.made, err = c.room(ctx, c.child, false)
-	return roots, err
+	roots, c.made, leave, err = c.room(ctx, c.child, false)
+	return roots, leave, err
 }
 
 // snapshot makes a snapshot of the parent with the name, or with that and a

@@ -17,6 +17,7 @@ import (
 
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk/layout"
 )
 
@@ -368,6 +369,27 @@ func TestCloneTwice(t *testing.T) {
 			t.Error("no note")
 		}
 	}
+}
+
+// TestCloneTurnLeft: who died while it was their turn keeps nobody from it.
+func TestCloneTurnLeft(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	disk := b.fillLog("golden", 1<<20, 1)
+	b.ok("snapshot", "golden", "v1")
+	b.create("web")
+	turn := lease.ContainerName("web", 0)
+	b.create(turn)
+	b.ok("clone", "golden@v1", "web")
+	if !bytes.Equal(b.content("web", len(disk)), disk) {
+		t.Error("web is not what the disk was")
+	}
+	for _, r := range b.swift.Requests() {
+		if r.Method == http.MethodDelete && strings.HasSuffix(r.Path, "/"+turn) && r.Status == http.StatusNoContent {
+			return
+		}
+	}
+	t.Error("whose turn it was is there still")
 }
 
 // TestCloneLarge makes a clone of 10 TiB.

@@ -69,7 +69,9 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if exists {
 		roots, err = t.freeNow(ctx, c, force)
 	} else {
-		roots, created, err = t.room(ctx, c, force)
+		var leave func()
+		roots, created, leave, err = t.room(ctx, c, force)
+		defer leave()
 	}
 	if err != nil {
 		return out, err
@@ -86,22 +88,45 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 
 // room makes the container of a disk of version 2, or finds out that there is an empty
 // one: of two who make the disk at the same moment one has created it, and the other
-// would write another disk over theirs. It returns how many first roots are there of
-// runs that were interrupted.
-func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64, made bool, err error) {
+// would write another disk over theirs. Of several who find an empty one, those that
+// come after the first see that it is one's turn: a container with the name of a lease
+// that is none, which one of them has created. leave is to be called when the disk is
+// there, or will not be. room returns how many first roots are there of runs that were
+// interrupted.
+func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64, made bool, leave func(), err error) {
+	leave = func() {}
 	if made, err = c.CreateContainer(ctx, nil); err != nil || made {
-		return 0, made, c.explain(ctx, err)
+		return 0, made, leave, c.explain(ctx, err)
 	}
 	if _, err := t.freeNow(ctx, c, force); err != nil {
-		return 0, false, err
+		return 0, false, leave, err
+	}
+	wait := t.pace.setup
+	turn := c.sibling(lease.ContainerName(c.name, 0))
+	ours, err := turn.CreateContainer(ctx, nil)
+	if err != nil || !ours {
+		// Somebody is about to make the disk, or did not come to its end, or these
+		// credentials may not create containers.
+		wait += 2*t.pace.setup + mathrand.N(2*t.pace.setup)
+	}
+	give := func() {}
+	if err == nil {
+		within := context.WithoutCancel(ctx)
+		give = func() { _ = turn.DeleteContainer(within) } // if it stays, the next one waits for longer
 	}
 	select {
-	case <-time.After(t.pace.setup + mathrand.N(4*t.pace.setup)):
+	case <-time.After(wait):
+		roots, err = t.freeNow(ctx, c, force)
 	case <-ctx.Done():
-		return 0, false, c.explain(ctx, ctx.Err())
+		err = c.explain(ctx, ctx.Err())
 	}
-	roots, err = t.freeNow(ctx, c, force)
-	return roots, false, err
+	if err == nil {
+		return roots, false, give, nil
+	}
+	if ours {
+		give()
+	}
+	return 0, false, leave, err
 }
 
 // freeNow is freeForLog of what the container says now.
@@ -128,7 +153,7 @@ func (c *container) canLease(ctx context.Context) error {
 	s := c.sibling(lease.ContainerName(c.name, 0)) // no lease has that number
 	// Writes are signed with a key. Swift drops it without an error where the
 	// credentials are not the owner's, and then there is no lease for them.
-	_, err := s.CreateContainer(ctx, map[string]string{lease.KeyFence: rand.Text()})
+	created, err := s.CreateContainer(ctx, map[string]string{lease.KeyFence: rand.Text()})
 	switch {
 	case errors.Is(err, store.ErrForbidden):
 		return fmt.Errorf("%s: a disk of version 2 needs a lease, which is a container of its own, and these credentials may not create containers: %w", c.name, oneLine{err})
@@ -136,7 +161,9 @@ func (c *container) canLease(ctx context.Context) error {
 		return c.explain(ctx, err)
 	}
 	md, err := s.Metadata(ctx)
-	if err := s.DeleteContainer(ctx); err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+	if !created {
+		// It says whose turn it is (room).
+	} else if err := s.DeleteContainer(ctx); err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return c.explain(ctx, fmt.Errorf("delete a container that was created to see whether there can be a lease: %w", err))
 	}
 	if err != nil {
