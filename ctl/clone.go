@@ -134,28 +134,7 @@ func (t *tool) clone(ctx context.Context, name, snap, fresh string, o cloneOptio
 			return err
 		}
 	}
-	roots, leave, err := c.childRoom(ctx)
-	if err != nil {
-		return err
-	}
-	if own != "" {
-		if snap, err = c.snapshot(ctx, own); err != nil {
-			c.undo(ctx, nil, "")
-			leave()
-			return err
-		}
-		if p, err = c.find(ctx, snap); err != nil {
-			c.undo(ctx, nil, snap)
-			leave()
-			return err
-		}
-	}
-	made := ""
-	if own != "" {
-		made = snap
-	}
-	size, err := c.make(ctx, p, roots, made)
-	leave()
+	snap, size, err := c.take(ctx, p, snap, own)
 	if err != nil {
 		return err
 	}
@@ -219,14 +198,38 @@ func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error
 	return nil, c.parent.explain(ctx, err)
 }
 
-// childRoom makes room for the clone.
+// take makes room for the clone, and then the clone. p is the snapshot of the parent
+// with the name snap; nil: one is made with the name own.
+func (c *cloning) take(ctx context.Context, p *logdisk.Parent, snap, own string) (_ string, size int64, err error) {
+	roots, leave, err := c.childRoom(ctx)
+	defer leave()
+	if err != nil {
+		return "", 0, err
+	}
+	made := ""
+	if p == nil {
+		if snap, err = c.snapshot(ctx, own); err != nil {
+			c.undo(ctx, nil, "")
+			return "", 0, err
+		}
+		if p, err = c.find(ctx, snap); err != nil {
+			c.undo(ctx, nil, snap)
+			return "", 0, err
+		}
+		made = snap
+	}
+	size, err = c.make(ctx, p, roots, made)
+	return snap, size, err
+}
+
+// childRoom makes room for the clone. leave is as in room.
 func (c *cloning) childRoom(ctx context.Context) (roots uint64, leave func(), err error) {
 	if c.policy != "" {
 		_, err := c.child.contact.Metadata(ctx)
 		exists := err == nil
 		if exists || errors.Is(err, store.ErrContainerNotFound) {
 			if err := c.child.checkPolicy(ctx, c.policy, exists); err != nil {
-				return 0, nil, err
+				return 0, func() {}, err
 			}
 		}
 	}

@@ -23,8 +23,8 @@ type pace struct {
 	// root with it, before verify deletes it: docs/FORMAT-V2.md, "Deleting".
 	youngest time.Duration
 	// setup is how long a disk that is just being made by somebody else gets at
-	// least, where the container is there and holds no disk. Of two that come at
-	// the same moment one waits for longer.
+	// least, where the container is there and holds no disk. Whose turn it is not,
+	// waits for three to five times as long.
 	setup time.Duration
 	// uploadTerm is the lease of an upload, as downloadTerm is that of a download.
 	uploadTerm time.Duration

@@ -91,8 +91,8 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 // would write another disk over theirs. Of several who find an empty one, those that
 // come after the first see that it is one's turn: a container with the name of a lease
 // that is none, which one of them has created. leave is to be called when the disk is
-// there, or will not be. room returns how many first roots are there of runs that were
-// interrupted.
+// there, or will not be, and after an error, too. room returns how many first roots are
+// there of runs that were interrupted.
 func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64, made bool, leave func(), err error) {
 	leave = func() {}
 	if made, err = c.CreateContainer(ctx, nil); err != nil || made {
@@ -102,17 +102,16 @@ func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64
 		return 0, false, leave, err
 	}
 	wait := t.pace.setup
-	turn := c.sibling(lease.ContainerName(c.name, 0))
+	turn := c.noLease()
 	ours, err := turn.CreateContainer(ctx, nil)
 	if err != nil || !ours {
 		// Somebody is about to make the disk, or did not come to its end, or these
 		// credentials may not create containers.
 		wait += 2*t.pace.setup + mathrand.N(2*t.pace.setup)
 	}
-	give := func() {}
 	if err == nil {
 		within := context.WithoutCancel(ctx)
-		give = func() { _ = turn.DeleteContainer(within) } // if it stays, the next one waits for longer
+		leave = func() { _ = turn.DeleteContainer(within) } // if it stays, the next one waits for longer
 	}
 	select {
 	case <-time.After(wait):
@@ -120,13 +119,10 @@ func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64
 	case <-ctx.Done():
 		err = c.explain(ctx, ctx.Err())
 	}
-	if err == nil {
-		return roots, false, give, nil
+	if err != nil && !ours {
+		leave = func() {} // the turn is somebody else's
 	}
-	if ours {
-		give()
-	}
-	return 0, false, leave, err
+	return roots, false, leave, err
 }
 
 // freeNow is freeForLog of what the container says now.
@@ -150,7 +146,7 @@ func logSize(bytes int64) (int64, error) {
 // canLease finds out whether the disk can have a lease, which version 2 cannot do
 // without. A lease is a container of its own: one is created and deleted again.
 func (c *container) canLease(ctx context.Context) error {
-	s := c.sibling(lease.ContainerName(c.name, 0)) // no lease has that number
+	s := c.noLease()
 	// Writes are signed with a key. Swift drops it without an error where the
 	// credentials are not the owner's, and then there is no lease for them.
 	created, err := s.CreateContainer(ctx, map[string]string{lease.KeyFence: rand.Text()})
@@ -176,6 +172,10 @@ func (c *container) canLease(ctx context.Context) error {
 	}
 	return nil
 }
+
+// noLease is the container that a lease of number 0 would have: no lease has that
+// number.
+func (c *container) noLease() store.Store { return c.sibling(lease.ContainerName(c.name, 0)) }
 
 // freeForLog returns why an existing container must not be set up as a log, or
 // how many first roots are there of setups that were interrupted.

@@ -224,6 +224,23 @@ func TestTroubleOther(t *testing.T) {
 	b.sound()
 }
 
+// interruptAt runs the program and interrupts it at a request, of which the first is 1.
+// It returns how many came.
+func (b *troubled) interruptAt(at int64, args ...string) (result, int64) {
+	b.Helper()
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	var n atomic.Int64
+	b.swift.SetFault(func(*devswift.Request) *devswift.Action {
+		if n.Add(1) == at {
+			cancel()
+		}
+		return nil
+	})
+	defer b.swift.SetFault(nil)
+	return b.runContext(ctx, args...), n.Load()
+}
+
 // TestTroubleInterrupted ends each verb at one of its requests, and runs it again.
 func TestTroubleInterrupted(t *testing.T) {
 	t.Parallel()
@@ -232,19 +249,9 @@ func TestTroubleInterrupted(t *testing.T) {
 			t.Parallel()
 			b := newTroubled(t)
 			for _, d := range deeds {
-				ctx, cancel := context.WithCancel(t.Context())
-				var n atomic.Int64
-				b.swift.SetFault(func(*devswift.Request) *devswift.Action {
-					if n.Add(1) == at {
-						cancel()
-					}
-					return nil
-				})
-				r := b.runContext(ctx, b.words(d)...)
-				cancel()
-				b.swift.SetFault(nil)
+				r, n := b.interruptAt(at, b.words(d)...)
 				switch {
-				case r.code == 0 && (n.Load() < at+2 || d.whole || d.about == "new3"): // it had done everything by then
+				case r.code == 0 && (n < at+2 || d.whole || d.about == "new3"): // it had done everything by then
 					continue
 				case d.reads || d.free && d.about == "disk":
 					b.failed(d, r, ": interrupted")

@@ -67,17 +67,7 @@ func TestTroubleBench(t *testing.T) {
 	// is: it stays, empty.
 	const created = 6
 	for at := int64(1); at <= 12; at++ {
-		ctx, cancel := context.WithCancel(t.Context())
-		var n atomic.Int64
-		b.swift.SetFault(func(*devswift.Request) *devswift.Action {
-			if n.Add(1) == at {
-				cancel()
-			}
-			return nil
-		})
-		r := b.runContext(ctx, b.words(bench)...)
-		cancel()
-		b.swift.SetFault(nil)
+		r, _ := b.interruptAt(at, b.words(bench)...)
 		said(r, ": interrupted")
 		if _, err := b.store(scratch).Metadata(t.Context()); at != created {
 			b.noScratch()
@@ -363,19 +353,9 @@ func TestTroubleUnlock(t *testing.T) {
 	b := newTroubled(t)
 	for at := int64(1); at <= 5; at++ {
 		b.ok("lock", "disk")
-		ctx, cancel := context.WithCancel(t.Context())
-		var n atomic.Int64
-		b.swift.SetFault(func(*devswift.Request) *devswift.Action {
-			if n.Add(1) == at {
-				cancel()
-			}
-			return nil
-		})
-		r := b.runContext(ctx, "unlock", "disk")
-		cancel()
-		b.swift.SetFault(nil)
-		if r.code != 0 || r.err != "" || n.Load() < at {
-			t.Errorf("at request %d of %d: %+v", at, n.Load(), r)
+		r, n := b.interruptAt(at, "unlock", "disk")
+		if r.code != 0 || r.err != "" || n < at {
+			t.Errorf("at request %d of %d: %+v", at, n, r)
 		}
 		checkUnlocked(b.bench, "disk")
 	}
