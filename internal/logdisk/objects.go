@@ -240,9 +240,9 @@ type tableRow struct {
 	changed bool // of other
 }
 
-// freeze returns what is to be written, which is all if whole. thaw comes after it.
-func (t *objects) freeze(whole bool, drops *tally) *tableRows {
-	rows := &tableRows{pages: t.durable.freeze(), drops: drops, whole: whole || t.whole}
+// freeze returns what is to be written. thaw comes after it.
+func (t *objects) freeze(drops *tally) *tableRows {
+	rows := &tableRows{pages: t.durable.freeze(), drops: drops, whole: t.whole}
 	for at, o := range t.writing {
 		if o.live > 0 {
 			rows.other = append(rows.other, tableRow{at: at, live: o.live, o: o, changed: o.changed})

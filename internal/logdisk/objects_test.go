@@ -191,7 +191,8 @@ func TestLargeTable(t *testing.T) {
 	// A checkpoint, and all change meanwhile.
 	live := d.objects.live()
 	before = heap()
-	rows := d.objects.freeze(true, drops)
+	rows := d.objects.freeze(drops)
+	rows.takeAll()
 	for _, at := range all {
 		d.objects.count(at, 1)
 	}
@@ -257,7 +258,7 @@ func BenchmarkPick(b *testing.B) {
 func BenchmarkFreeze(b *testing.B) {
 	d := benchTable(b)
 	for b.Loop() {
-		d.objects.freeze(true, nil)
+		d.objects.freeze(nil).takeAll()
 		d.objects.thaw(true)
 	}
 }
@@ -520,7 +521,9 @@ func TestTable(t *testing.T) {
 				want[at] = w
 			}
 			clear(gone)
-			rows = tab.freeze(whole, drops)
+			if rows = tab.freeze(drops); whole {
+				rows.takeAll()
+			}
 			for at := range want {
 				if h, ok := rows.get(at); !ok || h != want[at].held {
 					t.Fatalf("frozen, %v is %v, want %v", at, h, want[at].held)

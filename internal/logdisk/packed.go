@@ -354,10 +354,17 @@ func (t *packed) join(i int) bool {
 }
 
 // all yields the objects in order. It is for a table that nobody changes.
-func (t *packed) all() iter.Seq2[layout.Position, row] {
+func (t *packed) all() iter.Seq2[layout.Position, row] { return t.since(0) }
+
+// since is all from a key on.
+func (t *packed) since(key uint64) iter.Seq2[layout.Position, row] {
 	return func(yield func(layout.Position, row) bool) {
-		for _, p := range t.pages {
-			for _, r := range p.rows {
+		for i := max(0, pageOf(t.first, key)); i < len(t.pages); i++ {
+			p, j := t.pages[i], 0
+			if key > p.base {
+				j, _ = p.within(key)
+			}
+			for _, r := range p.rows[j:] {
 				if !yield(keyAt(p.base+uint64(r.off)), r) {
 					return
 				}
@@ -368,16 +375,8 @@ func (t *packed) all() iter.Seq2[layout.Position, row] {
 
 // from returns the first object at the position or after it; false: there is none.
 func (t *packed) from(at layout.Position) (layout.Position, bool) {
-	key := layout.ObjectKey(at)
-	for i := max(0, pageOf(t.first, key)); i < len(t.pages); i++ {
-		p := t.pages[i]
-		j := 0
-		if key > p.base {
-			j, _ = p.within(key)
-		}
-		if j < len(p.rows) {
-			return keyAt(p.base + uint64(p.rows[j].off)), true
-		}
+	for at := range t.since(layout.ObjectKey(at)) {
+		return at, true
 	}
 	return layout.Position{}, false
 }

@@ -174,7 +174,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		}
 	}
 	d.mu.RUnlock()
-	c.root.Requires = slices.DeleteFunc(slices.Clone(c.root.Requires), func(f string) bool { return f == layout.FeaturePins })
+	c.root.Requires = without(c.root.Requires, layout.FeaturePins)
 	if len(pins) > 0 {
 		c.root.Requires = append(c.root.Requires, layout.FeaturePins)
 	}

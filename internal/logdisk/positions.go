@@ -25,7 +25,7 @@ type positions struct {
 
 type positionPage struct {
 	few  []uint16
-	bits []uint64 // nil: they are in few
+	bits bitSet // nil: they are in few
 }
 
 const (
@@ -69,13 +69,13 @@ func (p *positionPage) add(k uint16) {
 			p.few = slices.Insert(p.few, i, k)
 			return
 		}
-		p.bits = make([]uint64, 1<<positionBits/64)
+		p.bits.grow(1<<positionBits, 0)
 		for _, k := range p.few {
-			p.bits[k/64] |= 1 << (k % 64)
+			p.bits.set(uint64(k))
 		}
 		p.few = nil
 	}
-	p.bits[k/64] |= 1 << (k % 64)
+	p.bits.set(uint64(k))
 }
 
 func (s *positions) has(at layout.Position) bool {
@@ -86,7 +86,7 @@ func (s *positions) has(at layout.Position) bool {
 	}
 	k := uint16(key)
 	if p.bits != nil {
-		return p.bits[k/64]>>(k%64)&1 != 0
+		return p.bits.has(uint64(k))
 	}
 	_, ok := slices.BinarySearch(p.few, k)
 	return ok

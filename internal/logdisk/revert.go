@@ -90,10 +90,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	if c.root.Below != nil && c.root.Below.Clone != nil {
 		c.root.Requires = append(c.root.Requires, layout.FeatureClone)
 	}
-	named := map[layout.Position]bool{}
-	for _, at := range slices.Concat(then.root.Runs.Blocks, then.root.Runs.Objects) {
-		named[at] = true
-	}
+	named := runsOf(then.root)
 	for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {
 		if !named[at] {
 			c.obsolete = append(c.obsolete, layout.RunName(at))
@@ -110,7 +107,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 			c.freed.add(at, o.size)
 		}
 	}
-	rows := then.objects.freeze(false, nil) // if its root is of before there were tables
+	rows := then.objects.freeze(nil) // if its root is of before there were tables
 	d.pins.moment = c.at
 	d.mu.Unlock()
 
@@ -138,10 +135,7 @@ func (d *Disk) become(then *Disk) {
 // alive returns the list of what is kept without what the map needs again, and
 // says whether that is less.
 func (d *Disk) alive(kept layout.Kept) (layout.Kept, bool) {
-	named := map[layout.Position]bool{}
-	for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {
-		named[at] = true
-	}
+	named := runsOf(d.root)
 	n := len(kept.Objects) + len(kept.Runs)
 	kept.Objects = slices.DeleteFunc(slices.Clone(kept.Objects), func(o layout.KeptObject) bool { return d.objects.has(o.At) })
 	kept.Runs = slices.DeleteFunc(slices.Clone(kept.Runs), func(o layout.KeptObject) bool { return named[o.At] })

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sort"
 	"time"
 
@@ -27,6 +28,24 @@ type runFile struct {
 
 // bytes is the memory that it takes.
 func (r *runFile) bytes() int64 { return 128 + int64(len(r.index.Pages))*24 }
+
+// runsOf returns the names of the runs that a root names.
+func runsOf(root layout.Root) map[layout.Position]bool {
+	named := make(map[layout.Position]bool, len(root.Runs.Blocks)+len(root.Runs.Objects))
+	for _, at := range slices.Concat(root.Runs.Blocks, root.Runs.Objects) {
+		named[at] = true
+	}
+	return named
+}
+
+// parseRun takes the bytes that Swift has under a run's name.
+func parseRun(name layout.Position, b []byte, u layout.UUID) (*layout.Run, error) {
+	run, err := layout.ParseRun(b, u)
+	if err == nil {
+		err = run.Check(name)
+	}
+	return run, err
+}
 
 // newRunFile takes a run that was written just now.
 func newRunFile(at layout.Position, b []byte, end uint64, u layout.UUID) (*runFile, error) {

@@ -147,7 +147,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		}
 		c.tree = slices.Concat(c.tree[:i], m.runs, c.tree[i+len(m.old):])
 	}
-	rows := d.objects.freeze(false, drops)
+	rows := d.objects.freeze(drops)
 	c.fresh, c.epochs = slices.Clone(d.pins.fresh), d.neededEpochs()
 	pins, moment := d.pins.list, d.pins.moment
 	d.pins.moment = c.at

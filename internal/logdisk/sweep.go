@@ -56,11 +56,9 @@ func (d *Disk) sweepLocked(some []store.ObjectInfo, prefix string, after time.Ti
 		}
 		return
 	}
-	named := make(map[layout.Position]bool)
+	var named map[layout.Position]bool
 	if prefix == layout.RunPrefix {
-		for _, at := range slices.Concat(d.root.Runs.Blocks, d.root.Runs.Objects) {
-			named[at] = true
-		}
+		named = runsOf(d.root)
 	}
 	var known map[string]bool // what is garbage already; nil: not looked at yet
 	for _, info := range some {

@@ -235,10 +235,7 @@ func (d *Disk) readTable(ctx context.Context, root layout.Root, by string) error
 
 // takeTable takes what a run of objects says.
 func (d *Disk) takeTable(name layout.Position, b []byte) error {
-	run, err := layout.ParseRun(b, d.o.UUID)
-	if err == nil {
-		err = run.Check(name)
-	}
+	run, err := parseRun(name, b, d.o.UUID)
 	if err != nil {
 		return err
 	}

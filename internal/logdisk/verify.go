@@ -500,10 +500,7 @@ func (v *verification) findStrays() (names []store.ObjectInfo) {
 		names = append(names, o)
 	}
 	_, keepsRun := v.keeps()
-	named := make(map[layout.Position]bool)
-	for _, at := range slices.Concat(v.root.Runs.Blocks, v.root.Runs.Objects) {
-		named[at] = true
-	}
+	named := runsOf(v.root)
 	for at, o := range v.runs {
 		if !named[at] && !v.pinned.runs[at] && !keepsRun(at) {
 			stray(o)

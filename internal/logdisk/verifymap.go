@@ -68,22 +68,19 @@ func (v *verification) checkRuns(ctx context.Context, names []layout.Position, b
 // it in memory if there is room. What is returned beside an error has entries up to
 // what is damaged.
 func (v *verification) checkRun(ctx context.Context, at layout.Position, by string, room *int64) (*runFile, error) {
-	for _, r := range v.tree {
-		if r.at == at && v.sound.has(at) {
-			return r, nil
-		}
-	}
 	if v.sound.has(at) {
+		for _, r := range v.tree {
+			if r.at == at {
+				return r, nil
+			}
+		}
 		return v.openRun(ctx, at, v.runs[at].Size)
 	}
 	b, err := v.readWhole(ctx, layout.RunName(at), by)
 	if err != nil {
 		return nil, err
 	}
-	run, err := layout.ParseRun(b, v.o.UUID)
-	if err == nil {
-		err = run.Check(at)
-	}
+	run, err := parseRun(at, b, v.o.UUID)
 	if err != nil {
 		return nil, err
 	}

@@ -74,17 +74,16 @@ func (c *tableCheck) take(table *Disk, w *window) {
 	if table == nil {
 		return
 	}
-	for at, o := range table.objects.all() {
-		key := layout.ObjectKey(at)
-		if c.another != nil || key >= w.hi {
+	for at, o := range table.objects.durable.since(w.lo) {
+		if c.another != nil || layout.ObjectKey(at) >= w.hi {
 			break
 		}
 		var counted int64
 		if m := w.get(at); m != nil {
 			counted = m.counted
 		}
-		if key >= w.lo && counted != o.live {
-			c.another = anotherCount(at, o.live, counted)
+		if counted != o.live() {
+			c.another = anotherCount(at, o.live(), counted)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(w.rows)) {

@@ -5,7 +5,7 @@ package logdisk
 import (
 	"context"
 	"fmt"
-	"slices"
+	"maps"
 
 	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
@@ -47,12 +47,7 @@ func (v *verification) readPins(ctx context.Context) (whole bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		for _, name := range root.Runs.Blocks {
-			v.pinned.runs[name] = true
-		}
-		for _, name := range root.Runs.Objects {
-			v.pinned.runs[name] = true
-		}
+		maps.Copy(v.pinned.runs, runsOf(root))
 		table, ok, err := v.tableOf(ctx, root, "snapshot "+p.Name)
 		if err != nil {
 			return false, err
@@ -145,10 +140,7 @@ func (v *verification) notKept(ctx context.Context, missing *positions) error {
 		}
 	}
 	_, keepsRun := v.keeps()
-	named := map[layout.Position]bool{}
-	for _, at := range slices.Concat(v.root.Runs.Blocks, v.root.Runs.Objects) {
-		named[at] = true
-	}
+	named := runsOf(v.root)
 	for at := range v.pinned.runs {
 		if !named[at] && !keepsRun(at) {
 			v.damaged(layout.RunName(at), &layout.DamagedError{What: "list of what snapshots need", Why: "a run is missing"})

@@ -360,10 +360,7 @@ func (w *wire) refuse(err error) {
 // loadRun puts a run into m, and counts the live blocks by it. It counts them in
 // counts, too, as the table of objects does.
 func (d *Disk) loadRun(name layout.Position, b []byte, counts map[layout.Position]int64) error {
-	run, err := layout.ParseRun(b, d.o.UUID)
-	if err == nil {
-		err = run.Check(name)
-	}
+	run, err := parseRun(name, b, d.o.UUID)
 	if err != nil {
 		return err
 	}
