@@ -10,6 +10,7 @@ package harness
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -165,15 +166,29 @@ func Name(t testing.TB) string {
 	return fmt.Sprintf("t%d-%d-%s", os.Getpid(), serial.Add(1), clean)
 }
 
-// FreePort returns a TCP port of the loopback address that was free just now.
+// FreePort returns a TCP port of the loopback address that no server listens on,
+// and that nobody else is given until the test ends: not another test, nor
+// another test's process (a socket in Linux's abstract name space says that it is
+// taken). It is below the ports that Linux gives to outgoing connections
+// (net.ipv4.ip_local_port_range, 32768 and up by default): one of those would be
+// some client's before the server that the test starts listens on it.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 20000 + rand.IntN(12000)
+		taken, err := net.Listen("unix", fmt.Sprintf("@swiftnbd-test-port-%d", port))
+		if err != nil {
+			continue
+		}
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			t.Cleanup(func() { taken.Close() })
+			return port
+		}
+		taken.Close()
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port from 20000 to 31999")
+	return 0
 }
 
 // Eventually waits until cond is true. If this takes longer than Patience, it

@@ -4,6 +4,7 @@ package tests
 
 import (
 	"fmt"
+	"math/rand"
 	"net"
 	"os"
 	"os/exec"
@@ -67,14 +68,24 @@ h.shutdown()`
 }
 
 func TestRandomPort(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	r := command(t, "nbdkit", "-i", "127.0.0.1", "-p", fmt.Sprint(port), ramdisk, "16M", "--run", `nbdinfo --size "$uri"`)
+	r := command(t, "nbdkit", "-i", "127.0.0.1", "-p", fmt.Sprint(freePort(t)), ramdisk, "16M", "--run", `nbdinfo --size "$uri"`)
 	expect(t, "output", r.stdout+r.stderr, "16777216\n")
+}
+
+// freePort returns a TCP port on which nobody listens. It is below those that
+// Linux gives to outgoing connections (net.ipv4.ip_local_port_range, 32768 and up
+// by default), which may take any of theirs at any time.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for i := 0; i < 1000; i++ {
+		port := 15000 + rand.Intn(5000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port from 15000 to 19999")
+	return 0
 }
 
 func TestSocketActivation(t *testing.T) {
