@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"swiftnbd/tests/harness"
+	"swiftnbd/tests/vm"
 )
 
 var full = flag.Bool("full", false, "run the recipes; without it, the tests are skipped")
@@ -201,6 +202,7 @@ func here(t *testing.T, document string, environment ...string) {
 	need(t)
 	all := blocks(t, document)
 	dir := directory(t, all)
+	environment = append(environment, emulated(t, dir)...)
 	// After a signal of timeout the script still ends what it has started.
 	cmd := harness.Command(t, "timeout", fmt.Sprint(int(limit.Seconds())), "bash", filepath.Join(dir, "script"))
 	cmd.Env = append(os.Environ(), environment...)
@@ -212,6 +214,27 @@ func here(t *testing.T, document string, environment ...string) {
 	}
 	printed(t, document, all, stdout.String())
 	t.Logf("%s", stdout.String())
+}
+
+// emulated makes the commands of a document emulate where KVM does not run machines
+// although /dev/kvm is there: what the documents say for that case.
+func emulated(t *testing.T, dir string) (environment []string) {
+	t.Helper()
+	if _, err := os.Stat("/dev/kvm"); err != nil || vm.Debian(t).Accelerates(t) {
+		return nil
+	}
+	t.Log("/dev/kvm is there and runs no machine: the recipes emulate")
+	err := os.WriteFile(filepath.Join(dir, "bin", "qemu-system-x86_64"), []byte(`#!/bin/bash
+args=()
+for a; do
+  if [ "$a" = kvm ]; then unset 'args[-1]'; else args+=("$a"); fi
+done
+exec `+harness.Tool(t, "qemu-system-x86_64")+` "${args[@]}"
+`), 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{"LIBGUESTFS_BACKEND_SETTINGS=force_tcg"}
 }
 
 // TestRecipesClients runs the recipes that need no device of the kernel.

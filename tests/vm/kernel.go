@@ -7,6 +7,8 @@
 package vm
 
 import (
+	"bytes"
+	"context"
 	"debug/elf"
 	"fmt"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"swiftnbd/tests/harness"
 )
@@ -47,6 +50,25 @@ func Debian(t testing.TB) *Kernel {
 		k.modules[moduleName(strings.TrimSuffix(filepath.Base(f), ".ko"))] = f
 	}
 	return k
+}
+
+// Accelerates reports whether KVM runs machines here. A /dev/kvm that can be opened
+// does not mean that: in a machine without nested virtualization there may be one
+// in which no instruction of a guest is ever executed. So a machine is started, and
+// has to say a first word.
+func (k *Kernel) Accelerates(t testing.TB) bool {
+	t.Helper()
+	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	kvm.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, harness.Tool(t, "qemu-system-x86_64"), "-accel", "kvm", "-m", "256", "-nodefaults", "-no-user-config",
+		"-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", k.Image, "-append", "console=ttyS0 panic=-1")
+	out, _ := cmd.Output() // it has no root file system, so it ends by a panic
+	return bytes.Contains(out, []byte("Linux version"))
 }
 
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
