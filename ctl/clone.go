@@ -201,8 +201,9 @@ func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error
 // take makes room for the clone, and then the clone. p is the snapshot of the parent
 // with the name snap; nil: one is made with the name own.
 func (c *cloning) take(ctx context.Context, p *logdisk.Parent, snap, own string) (_ string, size int64, err error) {
-	roots, leave, err := c.childRoom(ctx)
-	defer leave()
+	turn := c.child.turn()
+	defer func() { turn.leave(ctx, err == nil) }()
+	roots, err := c.childRoom(ctx, turn)
 	if err != nil {
 		return "", 0, err
 	}
@@ -222,19 +223,24 @@ func (c *cloning) take(ctx context.Context, p *logdisk.Parent, snap, own string)
 	return snap, size, err
 }
 
-// childRoom makes room for the clone. leave is as in room.
-func (c *cloning) childRoom(ctx context.Context) (roots uint64, leave func(), err error) {
-	if c.policy != "" {
-		_, err := c.child.contact.Metadata(ctx)
-		exists := err == nil
-		if exists || errors.Is(err, store.ErrContainerNotFound) {
-			if err := c.child.checkPolicy(ctx, c.policy, exists); err != nil {
-				return 0, func() {}, err
-			}
+// childRoom makes room for the clone. It returns how many first roots are there of runs
+// that were interrupted. What is there and is not empty is not touched.
+func (c *cloning) childRoom(ctx context.Context, turn *turn) (roots uint64, err error) {
+	md, exists, err := c.child.firstLook(ctx, c.policy)
+	if err != nil {
+		return 0, err
+	}
+	free := func(md store.Metadata) (err error) {
+		roots, err = c.freeForLog(ctx, c.child, md, false)
+		return err
+	}
+	if exists {
+		if err := free(md); err != nil {
+			return 0, err
 		}
 	}
-	roots, c.made, leave, err = c.room(ctx, c.child, false)
-	return roots, leave, err
+	c.made, err = c.room(ctx, c.child, exists, turn, free)
+	return roots, err
 }
 
 // snapshot makes a snapshot of the parent with the name, or with that and a

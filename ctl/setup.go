@@ -172,15 +172,22 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	if err != nil {
 		return out, err
 	}
-	if out.Created = !exists; exists {
+	look := func(md store.Metadata) (there bool, err error) {
 		if err := md.Versions.Restores(name); err != nil {
-			return out, fmt.Errorf("%s %w", name, err)
+			return false, fmt.Errorf("%s %w", name, err)
 		}
-		if err := t.setupOver(ctx, c, md, g, force); err != nil {
-			return out, err
+		if there, err = t.setupOver(ctx, c, md, g, force); err != nil {
+			return false, err
 		}
 		if kept := md.Versions.Kept(); kept != "" {
 			t.warn("%s: %s", name, kept)
+		}
+		return there, nil
+	}
+	there := false
+	if exists {
+		if there, err = look(md); err != nil {
+			return out, err
 		}
 	}
 	// Ask the cluster for its limit. /info may be hidden.
@@ -193,7 +200,24 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 	case g.ObjectSize() > mostSensible:
 		t.tell("objects of %s are written and kept in memory as a whole, however little of one changes", humanSize(g.ObjectSize()))
 	}
-	if err := volume.Create(ctx, c, g); err != nil {
+	if !there { // with --force what is there is written over
+		turn := c.turn()
+		defer func() { turn.leave(ctx, err == nil) }()
+		seen := exists
+		out.Created, err = t.room(ctx, c, exists, turn, func(md store.Metadata) (err error) {
+			if seen {
+				_, err = c.replaces(ctx, md, force)
+			} else {
+				_, err = look(md)
+			}
+			seen = true
+			return err
+		})
+		if err != nil {
+			return out, err
+		}
+	}
+	if err := volume.SetUp(ctx, c, g, out.Created); err != nil {
 		return out, c.explain(ctx, err)
 	}
 	return out, nil
@@ -202,18 +226,20 @@ func (t *tool) setup(ctx context.Context, name string, g geometry.Geometry, forc
 // place reads the metadata of the container for a new disk, if it exists, and refuses
 // a storage policy that it cannot have.
 func (t *tool) place(ctx context.Context, c *container) (md store.Metadata, exists bool, err error) {
+	if md, exists, err = c.firstLook(ctx, t.policy); err == nil && !exists {
+		t.say("%s doesn't exist, will be created", c.name)
+	}
+	return md, exists, err
+}
+
+// firstLook is place without a word.
+func (c *container) firstLook(ctx context.Context, policy string) (md store.Metadata, exists bool, err error) {
 	md, err = c.contact.Metadata(ctx)
 	exists = err == nil
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return md, false, c.explain(ctx, err)
 	}
-	if err := c.checkPolicy(ctx, t.policy, exists); err != nil {
-		return md, exists, err
-	}
-	if !exists {
-		t.say("%s doesn't exist, will be created", c.name)
-	}
-	return md, exists, nil
+	return md, exists, c.checkPolicy(ctx, policy, exists)
 }
 
 // checkPolicy returns why the container cannot have the storage policy. An empty
@@ -243,43 +269,51 @@ func (c *container) checkPolicy(ctx context.Context, policy string, exists bool)
 	return nil
 }
 
-// setupOver returns why an existing container must not be set up with the
-// geometry g. Otherwise it warns if some of its objects cannot be used.
-func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g geometry.Geometry, force bool) error {
+// replaces returns why an existing container with these metadata must not be set up,
+// and whether there is a disk that the new one takes the place of.
+func (c *container) replaces(ctx context.Context, md store.Metadata, force bool) (there bool, err error) {
 	if err := lease.Locked(md.Items[volume.KeyClient]); err != nil {
-		return fmt.Errorf("%s is %w: unlock it first", c.name, err)
+		return false, fmt.Errorf("%s is %w: unlock it first", c.name, err)
 	}
 	old, err := volume.ParseMeta(md.Items)
 	var format *volume.FormatError
 	if err == nil {
 		// What it has in the container would stay, and mean nothing.
 		if err := old.Need(volume.Version1); err != nil {
-			return c.explain(ctx, err)
+			return false, c.explain(ctx, err)
 		}
 	}
 	switch {
 	case err == nil && !force:
-		return fmt.Errorf("%s has already been setup (%s of %s)", c.name, words.Count(old.Geometry.Objects(), "object"), humanSize(old.Geometry.ObjectSize()))
+		return false, fmt.Errorf("%s has already been setup (%s of %s)", c.name, words.Count(old.Geometry.Objects(), "object"), humanSize(old.Geometry.ObjectSize()))
 	case errors.As(err, &format) && format.Version != volume.Version1:
 		// The objects of another version of the format would be taken for
 		// chunks.
-		return c.explain(ctx, err)
+		return false, c.explain(ctx, err)
 	case errors.As(err, &format) && !force:
-		return fmt.Errorf("%w: --force would set it up anew", c.explain(ctx, err))
+		return false, fmt.Errorf("%w: --force would set it up anew", c.explain(ctx, err))
 	}
+	return err == nil || format != nil, nil
+}
 
-	if isVolume := err == nil || format != nil; !isVolume && !force {
+// setupOver is replaces for a container that has these metadata and the geometry g
+// from now on: it looks at the objects, too, and warns if some of them cannot be used.
+func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g geometry.Geometry, force bool) (there bool, err error) {
+	if there, err = c.replaces(ctx, md, force); err != nil {
+		return false, err
+	}
+	if !there && !force {
 		page, err := c.List(ctx, store.ListOptions{Limit: 1})
 		if err != nil {
-			return c.explain(ctx, err)
+			return false, c.explain(ctx, err)
 		}
 		if len(page) > 0 {
-			return fmt.Errorf("%s is not a swiftnbd container and holds objects, such as %s: --force would set it up all the same", c.name, store.OneLine(page[0].Name))
+			return false, fmt.Errorf("%s is not a swiftnbd container and holds objects, such as %s: --force would set it up all the same", c.name, store.OneLine(page[0].Name))
 		}
 	}
 	page, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Limit: 1})
 	if err != nil {
-		return c.explain(ctx, err)
+		return false, c.explain(ctx, err)
 	}
 	if len(page) > 0 && page[0].Size != g.ObjectSize() {
 		t.warn("%s holds objects of %d bytes (%s), which a disk with objects of %d bytes cannot read",
@@ -288,11 +322,11 @@ func (t *tool) setupOver(ctx context.Context, c *container, md store.Metadata, g
 	if len(page) > 0 {
 		beyond, err := c.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Marker: chunked.ObjectName(geometry.ChunkIndex(g.Objects() - 1)), Limit: 1})
 		if err != nil {
-			return c.explain(ctx, err)
+			return false, c.explain(ctx, err)
 		}
 		if len(beyond) > 0 {
 			t.warn("%s holds objects beyond the new end, from %s: they stay, unused", c.name, store.OneLine(beyond[0].Name))
 		}
 	}
-	return nil
+	return there, nil
 }

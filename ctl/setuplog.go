@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
-	"time"
 
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/lease"
@@ -55,27 +53,25 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if err != nil {
 		return out, err
 	}
+	var roots uint64 // what interrupted setups have left
 	if exists {
-		if _, err = t.freeForLog(ctx, c, md, force); err != nil {
+		if roots, err = t.freeForLog(ctx, c, md, force); err != nil {
 			return out, err
 		}
 	}
-	if err := c.canLease(ctx); err != nil {
+	turn := c.turn()
+	defer func() { turn.leave(ctx, err == nil) }()
+	if err := c.canLease(ctx, turn); err != nil {
 		return out, err
 	}
-	// The root first: who finds the disk must find its content, too.
-	created := false
-	var roots uint64 // what interrupted setups have left
-	if exists {
-		roots, err = t.freeNow(ctx, c, force)
-	} else {
-		var leave func()
-		roots, created, leave, err = t.room(ctx, c, force)
-		defer leave()
-	}
+	created, err := t.room(ctx, c, exists, turn, func(md store.Metadata) (err error) {
+		roots, err = t.freeForLog(ctx, c, md, force)
+		return err
+	})
 	if err != nil {
 		return out, err
 	}
+	// The root first: who finds the disk must find its content, too.
 	m := volume.Meta{Version: volume.Version2, Size: bytes, UUID: layout.NewUUID()}
 	if m.Root, err = logdisk.SetupAfter(ctx, c, m.UUID, bytes, roots); err != nil {
 		return out, c.explain(ctx, err)
@@ -84,54 +80,6 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 		return out, c.explain(ctx, err)
 	}
 	return setUp{Container: name, Version: volume.Version2, Size: bytes, Created: created}, nil
-}
-
-// room makes the container of a disk of version 2, or finds out that there is an empty
-// one: of two who make the disk at the same moment one has created it, and the other
-// would write another disk over theirs. Of several who find an empty one, those that
-// come after the first see that it is one's turn: a container with the name of a lease
-// that is none, which one of them has created. leave is to be called when the disk is
-// there, or will not be, and after an error, too. room returns how many first roots are
-// there of runs that were interrupted.
-func (t *tool) room(ctx context.Context, c *container, force bool) (roots uint64, made bool, leave func(), err error) {
-	leave = func() {}
-	if made, err = c.CreateContainer(ctx, nil); err != nil || made {
-		return 0, made, leave, c.explain(ctx, err)
-	}
-	if _, err := t.freeNow(ctx, c, force); err != nil {
-		return 0, false, leave, err
-	}
-	wait := t.pace.setup
-	turn := c.noLease()
-	ours, err := turn.CreateContainer(ctx, nil)
-	if err != nil || !ours {
-		// Somebody is about to make the disk, or did not come to its end, or these
-		// credentials may not create containers.
-		wait += 2*t.pace.setup + mathrand.N(2*t.pace.setup)
-	}
-	if err == nil {
-		within := context.WithoutCancel(ctx)
-		leave = func() { _ = turn.DeleteContainer(within) } // if it stays, the next one waits for longer
-	}
-	select {
-	case <-time.After(wait):
-		roots, err = t.freeNow(ctx, c, force)
-	case <-ctx.Done():
-		err = c.explain(ctx, ctx.Err())
-	}
-	if err != nil && !ours {
-		leave = func() {} // the turn is somebody else's
-	}
-	return roots, false, leave, err
-}
-
-// freeNow is freeForLog of what the container says now.
-func (t *tool) freeNow(ctx context.Context, c *container, force bool) (roots uint64, err error) {
-	md, err := c.contact.Metadata(ctx)
-	if err != nil {
-		return 0, c.explain(ctx, err)
-	}
-	return t.freeForLog(ctx, c, md, force)
 }
 
 // logSize rounds the size of a disk of version 2, which is positive, up to whole
@@ -144,38 +92,29 @@ func logSize(bytes int64) (int64, error) {
 }
 
 // canLease finds out whether the disk can have a lease, which version 2 cannot do
-// without. A lease is a container of its own: one is created and deleted again.
-func (c *container) canLease(ctx context.Context) error {
-	s := c.noLease()
+// without. A lease is a container of its own: the one that says whose turn it is to
+// make the disk is such a container, too.
+func (c *container) canLease(ctx context.Context, turn *turn) error {
 	// Writes are signed with a key. Swift drops it without an error where the
 	// credentials are not the owner's, and then there is no lease for them.
-	created, err := s.CreateContainer(ctx, map[string]string{lease.KeyFence: rand.Text()})
+	err := turn.take(ctx, map[string]string{lease.KeyFence: rand.Text()})
 	switch {
 	case errors.Is(err, store.ErrForbidden):
 		return fmt.Errorf("%s: a disk of version 2 needs a lease, which is a container of its own, and these credentials may not create containers: %w", c.name, oneLine{err})
 	case err != nil:
 		return c.explain(ctx, err)
 	}
-	md, err := s.Metadata(ctx)
-	if !created {
-		// It says whose turn it is (room).
-	} else if err := s.DeleteContainer(ctx); err != nil && !errors.Is(err, store.ErrContainerNotFound) {
-		return c.explain(ctx, fmt.Errorf("delete a container that was created to see whether there can be a lease: %w", err))
-	}
-	if err != nil {
+	md, err := turn.Metadata(ctx)
+	if err != nil && (turn.ours || !errors.Is(err, store.ErrContainerNotFound)) {
 		return c.explain(ctx, err)
 	}
-	if md.Items[lease.KeyFence] == "" {
+	if err == nil && md.Items[lease.KeyFence] == "" {
 		if foreign, err := c.client.Foreign(ctx); err == nil && foreign {
 			return fmt.Errorf("%s: a disk of version 2 needs a lease: %w", c.name, lease.ErrNotOwner)
 		}
 	}
 	return nil
 }
-
-// noLease is the container that a lease of number 0 would have: no lease has that
-// number.
-func (c *container) noLease() store.Store { return c.sibling(lease.ContainerName(c.name, 0)) }
 
 // freeForLog returns why an existing container must not be set up as a log, or
 // how many first roots are there of setups that were interrupted.

@@ -4,13 +4,17 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"swiftnbd/internal/devswift"
+	"swiftnbd/internal/lease"
 	"swiftnbd/internal/volume"
 )
 
@@ -88,52 +92,147 @@ func TestSetupLogNeedsALease(t *testing.T) {
 	}
 }
 
-// TestSetupLogInterrupted interrupts setup at each request that changes
-// something, before it and after it. It can be repeated, with another size.
-func TestSetupLogInterrupted(t *testing.T) {
+// TestSetupInterrupted interrupts setup at each request that changes something, before
+// it and after it, of a new container and of an empty one. It can be repeated, with
+// another size.
+func TestSetupInterrupted(t *testing.T) {
 	t.Parallel()
-	interrupted := 0
-	for _, after := range []bool{false, true} {
-		for at := int64(1); ; at++ {
-			b := newBench(t, devswift.Options{}, "disk")
-			ctx, cancel := context.WithCancel(t.Context())
-			var seen atomic.Int64
-			b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
-				if !changes(r) || seen.Add(1) != at {
-					return nil
+	for _, c := range []struct {
+		format string
+		exists bool
+		least  int // interruptions
+	}{{"1", false, 4}, {"1", true, 6}, {"2", false, 8}, {"2", true, 8}} {
+		interrupted := 0
+		for _, after := range []bool{false, true} {
+			for at := int64(1); ; at++ {
+				b := newBench(t, devswift.Options{}, "disk")
+				b.pace.setup = 5 * time.Millisecond
+				if c.exists {
+					b.create("disk")
 				}
+				ctx, cancel := context.WithCancel(t.Context())
+				var seen atomic.Int64
+				b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+					if !changes(r) || seen.Add(1) != at {
+						return nil
+					}
+					cancel()
+					return &devswift.Action{Status: http.StatusServiceUnavailable, After: after}
+				})
+				r := b.runContext(ctx, "setup", "disk", "--size", "1G", "--format", c.format)
 				cancel()
-				return &devswift.Action{Status: http.StatusServiceUnavailable, After: after}
-			})
-			r := b.runContext(ctx, "setup", "disk", "--size", "1G", "--format", "2")
-			cancel()
-			b.swift.SetFault(nil)
-			if seen.Load() < at {
-				if r.code != 0 {
-					t.Fatalf("uninterrupted: %+v", r)
+				b.swift.SetFault(nil)
+				if seen.Load() < at {
+					if r.code != 0 {
+						t.Fatalf("%+v, uninterrupted: %+v", c, r)
+					}
+					break
 				}
-				break
-			}
-			interrupted++
-			if r.code != 1 || !strings.Contains(r.err, "disk: interrupted") {
-				t.Errorf("request %d: %+v", at, r)
-			}
-			again := b.run("setup", "disk", "--size", "2G", "--format", "2")
-			switch {
-			case again.code == 0:
-				b.serve("disk", nil)
-				if m := b.items("disk"); m[volume.KeySize] != "2147483648" {
-					t.Errorf("request %d: %v", at, m)
+				interrupted++
+				// The last request gives the turn up: the disk is there by then.
+				if (r.code != 1 || !strings.Contains(r.err, "disk: interrupted")) && (r.code != 0 || b.items("disk")[volume.KeyVersion] != c.format) {
+					t.Errorf("%+v, request %d: %+v", c, at, r)
 				}
-			case after && strings.Contains(again.err, "disk has already been setup (version 2, 1 GiB)"):
-				b.serve("disk", nil) // only the answer was lost
-			default:
-				t.Errorf("request %d, after %v: %+v", at, after, again)
+				again := b.run("setup", "disk", "--size", "2G", "--format", c.format)
+				switch {
+				case again.code == 0:
+					b.serve("disk", nil)
+					if out := b.ok("list"); !strings.Contains(out, "2 GiB") {
+						t.Errorf("%+v, request %d: %s", c, at, out)
+					}
+					b.gone(lease.ContainerName("disk", 0))
+				case after && strings.Contains(again.err, "disk has already been setup"), r.code == 0:
+					b.serve("disk", nil) // only the answer was lost
+					if out := b.ok("list"); !strings.Contains(out, "1 GiB") {
+						t.Errorf("%+v, request %d: %s", c, at, out)
+					}
+				default:
+					t.Errorf("%+v, request %d, after %v: %+v", c, at, after, again)
+				}
 			}
 		}
+		if interrupted < c.least {
+			t.Errorf("%+v: interrupted %d times only", c, interrupted)
+		}
 	}
-	if interrupted < 8 {
-		t.Errorf("interrupted %d times only", interrupted)
+}
+
+// TestSetupTwice has several operators set up one container at the same moment, each
+// with another size, where it is not there, and where it is there and empty. One of them
+// does it, and the others are told that it is done.
+func TestSetupTwice(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		exists  bool
+		formats [3]string
+	}{
+		{false, [3]string{"1", "1", "1"}}, {false, [3]string{"2", "2", "2"}}, {false, [3]string{"1", "2", "1"}},
+		{true, [3]string{"1", "1", "1"}}, {true, [3]string{"2", "2", "2"}}, {true, [3]string{"2", "1", "2"}},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, devswift.Options{Latency: time.Millisecond}, "disk")
+			b.pace.setup = 500 * time.Millisecond
+			if c.exists {
+				b.create("disk")
+			}
+			var g sync.WaitGroup
+			results := make([]result, len(c.formats))
+			for i, format := range c.formats {
+				g.Go(func() { results[i] = b.run("setup", "disk", "--size", itoa(i+1)+"G", "--format", format) })
+			}
+			g.Wait()
+			made := 0
+			for i, r := range results {
+				switch {
+				case r.code == 0:
+					made++
+					if out := b.ok("list"); !strings.Contains(out, itoa(i+1)+" GiB") {
+						t.Errorf("%s, of %q", out, r.out)
+					}
+				case r.code != 1 || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "disk has already been setup") && !strings.Contains(r.err, "disk has version 2 of the format"):
+					t.Errorf("%+v", r)
+				}
+			}
+			if made != 1 {
+				t.Errorf("%d of them have made it", made)
+			}
+			b.serve("disk", nil)
+		})
+	}
+}
+
+// TestSetupTurn has who died while it was their turn keep nobody from it, and counts
+// what the turn costs: nothing where Swift creates the container for version 1.
+func TestSetupTurn(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		format string
+		exists bool
+		left   bool
+		most   int // requests that change something
+	}{
+		{"1", false, false, 2}, {"1", true, false, 3}, {"1", true, true, 3},
+		{"2", false, false, 5}, {"2", true, false, 4}, {"2", false, true, 5}, {"2", true, true, 4},
+	} {
+		b := newBench(t, devswift.Options{}, "disk")
+		turn := lease.ContainerName("disk", 0)
+		if c.exists {
+			b.create("disk")
+		}
+		if c.left {
+			b.create(turn)
+		}
+		before, began := b.writes(), time.Now()
+		b.ok("setup", "disk", "--size", "1G", "--format", c.format)
+		if n := b.writes() - before; n > c.most {
+			t.Errorf("%+v: %d requests changed something", c, n)
+		}
+		if took := time.Since(began); c.left && c.exists && took < 3*b.pace.setup {
+			t.Errorf("%+v: it waited for %v only", c, took)
+		}
+		b.gone(turn)
+		b.serve("disk", nil)
 	}
 }
 

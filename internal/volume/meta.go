@@ -241,26 +241,33 @@ func parse2(items map[string]string) (Meta, error) {
 	return m, nil
 }
 
-// Create sets the container up as a volume of version 1 with geometry g. If
-// there is no container, it creates one. It writes metadata only and touches no
-// object. The caller must check before that there is no volume, or that it may
-// be overwritten.
+// Create makes the container, if there is none, and sets it up as SetUp does.
 func Create(ctx context.Context, s store.Store, g geometry.Geometry) error {
-	created, err := s.CreateContainer(ctx, map[string]string{
+	created, err := s.CreateContainer(ctx, nil)
+	if err != nil {
+		return err
+	}
+	return SetUp(ctx, s, g, created)
+}
+
+// SetUp sets a container up as a volume of version 1 with geometry g. created says
+// that the caller has just created it, so that it is empty. SetUp writes metadata only
+// and touches no object. The caller must check before that there is no volume, or that
+// it may be overwritten.
+func SetUp(ctx context.Context, s store.Store, g geometry.Geometry, created bool) error {
+	by := ""
+	if created {
+		by = fmt.Sprintf("ctl-setup@%d", time.Now().Unix())
+	}
+	return s.SetMetadata(ctx, map[string]string{
 		KeyVersion:    strconv.Itoa(Version1),
 		KeyObjects:    strconv.FormatInt(g.Objects(), 10),
 		KeyObjectSize: strconv.FormatInt(g.ObjectSize(), 10),
 		KeyClient:     "",
-		KeyLast:       "",
-		KeyBlank:      "",
+		KeyLast:       by,
+		KeyBlank:      by,
 		KeyMap:        "",
 	})
-	if err != nil || !created {
-		return err
-	}
-	// Swift has created the container with this request, so it is empty.
-	by := fmt.Sprintf("ctl-setup@%d", time.Now().Unix())
-	return s.SetMetadata(ctx, map[string]string{KeyLast: by, KeyBlank: by})
 }
 
 // Create2 sets the container up as the volume of version 2 that m describes by
