@@ -106,7 +106,7 @@ SEED       = 0
 check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES, SEED): model tests with faults and crashes, kill -9 under load and under ext4, rivals, replicas, systemd in a machine
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestOutage|TestResident' ./internal/cache -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
-	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
+	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestFlattenEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run TestIncrementEveryRequest ./ctl -args -every
 	$(GO) test -count 1 -timeout 0 -v ./tests/breaks -args -all
 	scripts/check.sh race-all

@@ -256,11 +256,15 @@ const slow = 30 * time.Second
 
 func newWire(s store.Store) *wire {
 	w := &wire{kinds: map[string]int{}}
-	w.Store = store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
-		return w.around(ctx, op, nil, call)
-	})
-	w.Store = wirePuts{w.Store, w, s}
+	w.Store = w.to(s)
 	return w
+}
+
+// to is the holder's way to another container.
+func (w *wire) to(s store.Store) store.Store {
+	return wirePuts{store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+		return w.around(ctx, op, nil, call)
+	}), w, s}
 }
 
 // wirePuts has what needs a copy of the caller's data.
