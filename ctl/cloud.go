@@ -161,6 +161,14 @@ func (c *container) explain(ctx context.Context, err error) error {
 	return fmt.Errorf("%s: %w", c.name, oneLine{err})
 }
 
+// cut returns err, which has not to do with Swift, or that the verb was interrupted.
+func (c *container) cut(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return &interruptedError{c.name}
+	}
+	return err
+}
+
 // interruptedError is the end of a verb that a signal has stopped.
 type interruptedError struct{ container string }
 

@@ -144,8 +144,8 @@ func (im *image) setFormat(format string) error {
 }
 
 // target opens the image that a download writes.
-func (t *tool) target(o downloading) (*image, error) {
-	im, err := openImage(o.path, t.stdout, &t.pace)
+func (t *tool) target(ctx context.Context, o downloading) (*image, error) {
+	im, err := openImage(ctx, o.path, t.stdout, &t.pace)
 	if err != nil {
 		return nil, err
 	}
@@ -194,9 +194,9 @@ func (t *tool) download(ctx context.Context, name string, o downloading) (err er
 		return fmt.Errorf("%s is %w, downloading a container in use is unreliable", name, err)
 	}
 	t.warnOfVersions(name, meta)
-	im, err := t.target(o)
+	im, err := t.target(ctx, o)
 	if err != nil {
-		return err
+		return c.cut(ctx, err)
 	}
 	if err := im.canHold(meta.Size); err != nil {
 		im.abort()

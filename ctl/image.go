@@ -22,9 +22,10 @@ import (
 type image struct {
 	kind imageKind
 	file *os.File
-	path string // its name in messages; for a file, its final name
-	temp string // FILE.partial, the name of a file until commit
-	at   int64  // bytes that have been written
+	out  io.Writer // file, if it is none of kind imageFile
+	path string    // its name in messages; for a file, its final name
+	temp string    // FILE.partial, the name of a file until commit
+	at   int64     // bytes that have been written
 
 	fetched int64 // bytes that this run has read from Swift
 	resumed int64 // where this run has gone on from
@@ -51,13 +52,13 @@ var zeroes [1 << 20]byte
 
 // openImage prepares path for a download. A regular file is left as it is
 // until commit: the download goes into FILE.partial. "-" is stdout.
-func openImage(path string, stdout io.Writer, p *pace) (*image, error) {
+func openImage(ctx context.Context, path string, stdout io.Writer, p *pace) (*image, error) {
 	if path == "-" {
 		f, err := streamOf(stdout, "a disk")
 		if err != nil {
 			return nil, err
 		}
-		return &image{kind: imageStream, file: f, path: "standard output"}, nil
+		return &image{kind: imageStream, file: f, out: &pipeWriter{ctx: ctx, to: f}, path: "standard output"}, nil
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -83,11 +84,15 @@ func openImage(path string, stdout io.Writer, p *pace) (*image, error) {
 		// O_EXCL refuses a device that is mounted or in use otherwise.
 		kind, flags = imageDevice, os.O_WRONLY|os.O_EXCL
 	}
-	f, err := os.OpenFile(path, flags, 0)
+	f, err := openWaiting(ctx, path, flags)
 	if err != nil {
 		return nil, err
 	}
-	return &image{kind: kind, file: f, path: path}, nil
+	im := &image{kind: kind, file: f, out: f, path: path}
+	if kind == imageStream {
+		im.out = &pipeWriter{ctx: ctx, to: f}
+	}
+	return im, nil
 }
 
 // prepare makes room for size bytes.
@@ -116,7 +121,7 @@ func (im *image) prepare(size int64) error {
 // write appends p. In a file, blocks of zeroes become holes.
 func (im *image) write(p []byte) error {
 	if im.kind != imageFile {
-		n, err := im.file.Write(p)
+		n, err := im.out.Write(p)
 		im.at += int64(n)
 		return err
 	}

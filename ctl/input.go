@@ -31,24 +31,11 @@ type input interface {
 // openInput opens the image path, which is "-" for standard input. format is
 // empty to find it out.
 func openInput(ctx context.Context, path, format string, stdin io.Reader) (input, error) {
+	guessed := format == ""
 	if path == "-" {
-		if format != "" && format != formatRaw {
-			return nil, fmt.Errorf("standard input can be a raw image only, not %s", format)
-		}
-		if f, ok := stdin.(*os.File); ok {
-			if _, tty := terminal(f); tty {
-				return nil, errors.New("not reading a disk from a terminal")
-			}
-			if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
-				// swiftnbd-ctl upload - disk < image
-				if at, err := f.Seek(0, io.SeekCurrent); err == nil && at == 0 {
-					return newRawInput(io.NopCloser(nil), f)
-				}
-			}
-		}
-		return &streamInput{r: stdin}, nil
+		return openStdin(ctx, format, stdin)
 	}
-	f, err := os.Open(path)
+	f, err := openWaiting(ctx, path, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -63,11 +50,13 @@ func openInput(ctx context.Context, path, format string, stdin io.Reader) (input
 		f.Close()
 		return nil, fmt.Errorf("%s: is a directory", path)
 	case mode.IsRegular() && format != formatRaw:
-		begin, guessed := make([]byte, 512), format == ""
-		if n, err := f.ReadAt(begin, 0); guessed && (err == nil || errors.Is(err, io.EOF)) {
-			format = guessFormat(begin[:n])
+		if guessed {
+			if format, err = guessFile(path, f, true); err != nil {
+				f.Close()
+				return nil, err
+			}
 		}
-		if format != formatRaw && format != "" {
+		if format != formatRaw {
 			f.Close()
 			return newQemuInput(ctx, format, path, guessed)
 		}
@@ -75,16 +64,75 @@ func openInput(ctx context.Context, path, format string, stdin io.Reader) (input
 		f.Close()
 		return nil, fmt.Errorf("%s: only a file can be a %s image", path, format)
 	}
-	switch {
-	case mode.IsRegular(), isBlockDevice(mode):
-		in, err := newRawInput(f, f)
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		return in, nil
+	var in input
+	if mode.IsRegular() || isBlockDevice(mode) {
+		in, err = newRawInput(f, f)
+	} else {
+		in, err = openPipe(ctx, path, f, f, guessed)
 	}
-	return &streamInput{r: f, c: f}, nil
+	if err == nil && in.size() == 0 {
+		err = fmt.Errorf("%s is empty", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return in, nil
+}
+
+// openStdin opens the image that standard input is.
+func openStdin(ctx context.Context, format string, stdin io.Reader) (input, error) {
+	const path = "standard input"
+	if format != "" && format != formatRaw {
+		return nil, fmt.Errorf("standard input can be a raw image only, not %s", format)
+	}
+	guessed := format == ""
+	if f, ok := stdin.(*os.File); ok {
+		if _, tty := terminal(f); tty {
+			return nil, errors.New("not reading a disk from a terminal")
+		}
+		info, err := f.Stat()
+		if err == nil && isBlockDevice(info.Mode()) {
+			guessed = false // its guest may have written any bytes there
+		}
+		if err == nil && info.Mode().IsRegular() {
+			// swiftnbd-ctl upload - disk < image
+			if at, err := f.Seek(0, io.SeekCurrent); err == nil && at == 0 {
+				if guessed {
+					if _, err := guessFile(path, f, false); err != nil {
+						return nil, err
+					}
+				}
+				in, err := newRawInput(io.NopCloser(nil), f)
+				if err == nil && in.size() == 0 {
+					err = fmt.Errorf("%s is empty", path)
+				}
+				return in, err
+			}
+		}
+	}
+	return openPipe(ctx, path, stdin, nil, guessed)
+}
+
+// guessFile returns the format of the image in a file. other says that it may be
+// another format than raw.
+func guessFile(path string, f io.ReaderAt, other bool) (string, error) {
+	begin := make([]byte, guessBytes)
+	n, err := f.ReadAt(begin, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	begin = begin[:n]
+	format := guessFormat(begin)
+	switch {
+	case format == formatRaw:
+		return format, meantAsDisk(path, begin)
+	case !other:
+		return "", errNamed(path, format)
+	case format == "vmdk" && vmdkElsewhere(begin):
+		return "", errElsewhere(path, format, "other files")
+	}
+	return format, nil
 }
 
 // streamInput is a pipe.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
@@ -33,6 +34,11 @@ const (
 	exitDamage = 4 // verify: something of the disk is damaged or lost
 )
 
+// oneWish is how long signals after the first one count as the same wish to end.
+// timeout(1) sends its signal to the program and then to the program's group. A
+// terminal that goes away ends the program by the kernel, and by the shell.
+const oneWish = time.Second
+
 func main() {
 	// If the reader of our output goes away, the signal must not kill us while
 	// we hold a lock. The write fails instead.
@@ -45,8 +51,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	// The first signal lets the operation clean up and end. A second signal
-	// meanwhile ends the program at once.
-	context.AfterFunc(ctx, stop)
+	// meanwhile ends the program at once, unless it comes with the first.
+	context.AfterFunc(ctx, func() {
+		time.Sleep(oneWish)
+		stop()
+	})
 	os.Exit(usual.run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
 

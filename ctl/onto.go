@@ -95,14 +95,14 @@ func (t *tool) onto(ctx context.Context, path, name string, o uploadOptions) err
 	if err := c.writable(); err != nil {
 		return err
 	}
-	in, size, err := t.openStream(path)
+	in, size, err := t.openStream(ctx, path)
 	if err != nil {
-		return err
+		return c.cut(ctx, err)
 	}
 	defer func() { _ = in.Close() }()
 	r, err := increment.NewReader(bufio.NewReaderSize(in, 1<<20))
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return c.cut(ctx, fmt.Errorf("%s: %w", path, err))
 	}
 	h := r.Header
 	state, err := t.readyOnto(ctx, c, h)
@@ -139,16 +139,16 @@ func (t *tool) onto(ctx context.Context, path, name string, o uploadOptions) err
 }
 
 // openStream opens a file that is read once. size is -1 if it is not known.
-func (t *tool) openStream(path string) (in io.ReadCloser, size int64, err error) {
+func (t *tool) openStream(ctx context.Context, path string) (in io.ReadCloser, size int64, err error) {
 	if path == "-" {
 		if f, ok := t.stdin.(*os.File); ok {
 			if _, tty := terminal(f); tty {
 				return nil, 0, errors.New("not reading an increment from a terminal")
 			}
 		}
-		return io.NopCloser(t.stdin), -1, nil
+		return io.NopCloser(&pipeReader{ctx: ctx, from: t.stdin}), -1, nil
 	}
-	f, err := os.Open(path)
+	f, err := openWaiting(ctx, path, os.O_RDONLY)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -161,7 +161,10 @@ func (t *tool) openStream(path string) (in io.ReadCloser, size int64, err error)
 		return nil, 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return f, -1, nil
+		return struct {
+			io.Reader
+			io.Closer
+		}{&pipeReader{ctx: ctx, from: f}, f}, -1, nil
 	}
 	return f, info.Size(), nil
 }

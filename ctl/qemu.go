@@ -43,6 +43,9 @@ func checkFormat(format string, known []string) error {
 	return nil
 }
 
+// guessBytes is how many of the first bytes of an image are looked at.
+const guessBytes = 512
+
 // guessFormat returns the format of an image by its first bytes.
 func guessFormat(begin []byte) string {
 	switch {
@@ -231,6 +234,23 @@ type qemuExtent struct {
 	Zero   bool  `json:"zero"`
 }
 
+// vmdkElsewhere says whether the first bytes of a vmdk image are those of a text
+// that names the files with its content, or lead to such a text. qemu opens these
+// files, of whatever name, when it opens the image.
+func vmdkElsewhere(begin []byte) bool {
+	if !bytes.HasPrefix(begin, []byte("KDMV")) {
+		return bytes.HasPrefix(begin, []byte("# Disk DescriptorFile"))
+	}
+	// The header's capacity, in sectors: with 0, the text within the file counts.
+	return len(begin) < 20 || bytes.Equal(begin[12:20], zeroes[:8])
+}
+
+// errElsewhere refuses an image whose format was guessed and whose content is in
+// another file.
+func errElsewhere(path, format, other string) error {
+	return fmt.Errorf("%s is a %s image that has a part of its content in %s: to read that too, give --image-format %s", path, format, other, format)
+}
+
 // newQemuInput opens an image that is not raw. guessed says that nobody has
 // named its format: then it may have been made so by whoever wrote to it, to read
 // other files with it.
@@ -241,6 +261,9 @@ func newQemuInput(ctx context.Context, format, path string, guessed bool) (input
 		Format  struct {
 			Data struct {
 				External string `json:"data-file"`
+				Extents  []struct {
+					Filename string `json:"filename"`
+				} `json:"extents"`
 			} `json:"data"`
 		} `json:"format-specific"`
 	}
@@ -251,9 +274,15 @@ func newQemuInput(ctx context.Context, format, path string, guessed bool) (input
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, other := range []string{info.Backing, info.Format.Data.External} {
+	others := []string{info.Backing, info.Format.Data.External}
+	for _, e := range info.Format.Data.Extents {
+		if e.Filename != localFile(path) {
+			others = append(others, e.Filename)
+		}
+	}
+	for _, other := range others {
 		if guessed && other != "" {
-			return nil, fmt.Errorf("%s is a %s image that has a part of its content in %s: to read that too, give --image-format %s", path, format, other, format)
+			return nil, errElsewhere(path, format, other)
 		}
 	}
 	var extents []qemuExtent

@@ -69,9 +69,9 @@ func (t *tool) downloadSince(ctx context.Context, name, snap, path string, o sin
 	}
 	stream := false
 	if o.format == formatIncrement {
-		f, err := openIncrement(path, t.stdout, headerOf(name, x))
+		f, err := openIncrement(ctx, path, t.stdout, headerOf(name, x))
 		if err != nil {
-			return err
+			return c.cut(ctx, err)
 		}
 		to, stream, out.Format = f, f.final == "", formatIncrement
 	} else if to, err = openPatched(path, x); err != nil {
@@ -85,7 +85,7 @@ func (t *tool) downloadSince(ctx context.Context, name, snap, path string, o sin
 		return to.put(off, n, p)
 	})
 	if err == nil {
-		err = to.commit()
+		err = c.cut(ctx, to.commit())
 	} else {
 		err = to.abort(c.explain(ctx, err))
 	}
@@ -121,7 +121,7 @@ type incrementFile struct {
 }
 
 // openIncrement opens what an increment is written to. "-" is standard output.
-func openIncrement(path string, stdout io.Writer, h increment.Header) (*incrementFile, error) {
+func openIncrement(ctx context.Context, path string, stdout io.Writer, h increment.Header) (*incrementFile, error) {
 	f := &incrementFile{}
 	info, err := os.Stat(path)
 	switch {
@@ -134,7 +134,7 @@ func openIncrement(path string, stdout io.Writer, h increment.Header) (*incremen
 	case err == nil && isBlockDevice(info.Mode()):
 		return nil, fmt.Errorf("%s: an increment goes to a file or a pipe, and not to a block device", path)
 	case err == nil && !info.Mode().IsRegular():
-		if f.file, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+		if f.file, err = openWaiting(ctx, path, os.O_WRONLY); err != nil {
 			return nil, err
 		}
 	case err == nil || errors.Is(err, fs.ErrNotExist):
@@ -153,7 +153,11 @@ func openIncrement(path string, stdout io.Writer, h increment.Header) (*incremen
 	default:
 		return nil, err
 	}
-	f.buf = bufio.NewWriterSize(f.file, 1<<20)
+	var out io.Writer = f.file
+	if f.final == "" {
+		out = &pipeWriter{ctx: ctx, to: f.file}
+	}
+	f.buf = bufio.NewWriterSize(out, 1<<20)
 	if f.w, err = increment.NewWriter(f.buf, h); err != nil {
 		return nil, f.abort(err)
 	}

@@ -250,9 +250,9 @@ func (t *tool) downloadSnapshot(ctx context.Context, name, snap string, o downlo
 		return c.explain(ctx, err)
 	}
 	defer d.Close()
-	im, err := t.target(o)
+	im, err := t.target(ctx, o)
 	if err != nil {
-		return err
+		return c.cut(ctx, err)
 	}
 	src := logSource{d}
 	if err := t.copyTo(ctx, c, src, im, src.moment(), o); err != nil {

@@ -282,6 +282,12 @@ func TestSignals(t *testing.T) {
 		"Ctrl-C":  func(p *process) { p.typed("\x03") },
 		"SIGTERM": func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
 		"SIGHUP":  func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGHUP) },
+		// As timeout(1) sends it: one wish to end, and not two.
+		"SIGTERM twice": func(p *process) {
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			time.Sleep(20 * time.Millisecond)
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		},
 	} {
 		b.setItem("disk", volume.KeyLast, "")
 		dir := t.TempDir()

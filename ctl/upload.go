@@ -144,9 +144,12 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 	if err := c.writable(); err != nil {
 		return err
 	}
-	in, err := openInput(ctx, path, o.imageFormat, t.stdin)
+	// Whoever fills a pipe is not waited for after the disk's first error either.
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	in, err := openInput(reading, path, o.imageFormat, t.stdin)
 	if err != nil {
-		return err
+		return c.cut(ctx, err)
 	}
 	defer func() { _ = in.close() }()
 	state, err := t.ready(ctx, c, in, path, o)
@@ -158,6 +161,7 @@ func (t *tool) upload(ctx context.Context, path, name string, o uploadOptions) e
 	if err != nil {
 		return err
 	}
+	context.AfterFunc(u.broken, stop)
 	err = u.run(ctx)
 	if err = u.end(ctx, err); err != nil {
 		return err
@@ -246,6 +250,10 @@ func (u *upload) look(ctx context.Context) error {
 	if err := u.o.fits(c.name, meta, u.in, u.path); err != nil {
 		return err
 	}
+	// An interrupt is for later: the record would be that of a session before this
+	// one, and count for nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+	defer cancel()
 	md, err := u.store.Metadata(ctx)
 	if err != nil {
 		return c.explain(ctx, err)

@@ -48,6 +48,9 @@ func (u *upload) copy(ctx context.Context, weighed bool) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		if berr := context.Cause(u.broken); err != nil && berr != nil {
+			return berr
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", u.path, err)
 		}

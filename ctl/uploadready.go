@@ -61,8 +61,6 @@ func (t *tool) setupFor(ctx context.Context, c *container, in input, path string
 	case size != "":
 	case n < 0:
 		return fmt.Errorf("%s is not set up, and a pipe does not tell the disk's size: give --size", name)
-	case n == 0:
-		return fmt.Errorf("%s is empty", path)
 	default:
 		size = strconv.FormatInt(n, 10)
 	}

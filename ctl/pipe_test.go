@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"swiftnbd/internal/devswift"
+)
+
+// TestPipeStalls: the other end of a pipe does not move, and an interrupt ends the
+// verb all the same, and gives the lock back.
+func TestPipeStalls(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		args  []string
+		says  string
+		begin []byte // of what the verb reads
+	}{
+		"upload, nothing": {[]string{"upload", "-", "empty"}, "empty: interrupted\n", nil},
+		"upload, a part":  {[]string{"upload", "-", "empty"}, "empty: interrupted; nothing is uploaded yet: to begin anew, run the same command again\n", noise(1000)},
+		"onto":            {[]string{"upload", "-", "--onto", "copy"}, "copy: interrupted\n", []byte("swiftnbd incr")},
+		"download":        {[]string{"download", "disk", "-"}, "disk: interrupted\n", nil},
+		"snapshot":        {[]string{"download", "log@a", "-"}, "log: interrupted\n", nil},
+		"increment":       {[]string{"download", "log@a", "-", "-O", "increment"}, "log: interrupted\n", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, devswift.Options{}, "disk", "log", "copy", "empty")
+			b.fill("disk", 40, 65536, map[int][]byte{0: noise(65536), 3: noise(65536)})
+			path, _ := sparse(t, 4<<20, map[int][]byte{0: noise(4 << 20)})
+			b.ok("upload", path, "log", "--format", "2")
+			b.ok("snapshot", "log", "a")
+			b.ok("setup", "empty", "--size", "1G")
+			in, fill, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			read, out, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []io.Closer{in, fill, read, out} {
+				defer f.Close()
+			}
+			if _, err := fill.Write(c.begin); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			var errs bytes.Buffer
+			ended := make(chan int, 1)
+			go func() {
+				ended <- b.pace.run(ctx, append([]string{"--secrets", b.secrets}, c.args...), in, out, &errs, func(string) string { return "" })
+			}()
+			select {
+			case code := <-ended:
+				if code != 1 || errs.String() != program+": "+c.says || ctx.Err() == nil {
+					t.Errorf("exit status %d, %q", code, errs.String())
+				}
+				checkUnlocked(b, "disk")
+				checkUnlocked(b, "empty")
+			case <-time.After(20 * time.Second):
+				t.Fatal("it waits for the other end of the pipe")
+			}
+		})
+	}
+}
+
+// TestNotMeantAsDisk: what nobody wants as the content of a disk is refused, before
+// anything is changed, unless it is called raw. An empty pipe is one whose filler has
+// failed.
+func TestNotMeantAsDisk(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	path, content := sparse(t, 1<<20, map[int][]byte{0: noise(70_000)})
+	b.ok("upload", path, "disk")
+	before := b.writes()
+	qcow2 := filepath.Join(t.TempDir(), "image.qcow2")
+	mustQemu(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", path, qcow2)
+	image, err := os.ReadFile(qcow2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for begin, said := range map[string]string{
+		"\x1f\x8b\x08":               "is compressed by gzip: unpack it first",
+		"\xfd7zXZ\x00":               "is compressed by xz",
+		"\x28\xb5\x2f\xfd":           "is compressed by zstd",
+		"swiftnbd increment 1\n{}\n": "is an increment, and not an image: give --onto",
+		"conectix":                   "is a vhd image",
+		"QED\x00":                    "is a qed image",
+		string(image):                "is a qcow2 image, which only a named file can be",
+		"":                           "is empty",
+	} {
+		data := append([]byte(begin), noise(len(begin))...)
+		name := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for how, in := range map[string]io.Reader{"a pipe": bytes.NewReader(data), "a file": f} {
+			if r := b.runWith(t.Context(), in, "upload", "-", "disk", "--force"); r.code != 1 || !strings.HasPrefix(r.err, program+": standard input "+said) {
+				t.Errorf("%.8q from %s: %+v", begin, how, r)
+			}
+		}
+		f.Close()
+		if begin != string(image) {
+			b.fails(1, []string{name + " " + said}, "upload", name, "disk", "--force")
+		}
+	}
+	b.unchanged(before)
+	b.holds("disk", content)
+	gz := append([]byte("\x1f\x8b\x08"), noise(1000)...)
+	if r := b.runWith(t.Context(), bytes.NewReader(gz), "upload", "-", "disk", "--force", "-O", "raw"); r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+	b.holds("disk", gz)
+}
+
+// TestImageElsewhere: a guest has written the text of a vmdk image to its raw disk,
+// to read a file of the host with it.
+func TestImageElsewhere(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, bytes.Repeat([]byte("secret!!"), 128), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := "# Disk DescriptorFile\nversion=1\nCID=3fd7a6ef\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\n" +
+		"# Extent description\nRW 2 FLAT \"" + secret + "\" 0\n\n# The Disk Data Base\n#DDB\n\nddb.geometry.cylinders = \"1\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n"
+	// The same within an image of VMware's: its header says where the text is, and has
+	// no capacity.
+	within := make([]byte, 2048)
+	copy(within, "KDMV\x01\x00\x00\x00\x03\x00\x00\x00")
+	within[28], within[36] = 1, 2 // the text's place and length, sectors
+	copy(within[512:], text)
+	for name, data := range map[string][]byte{"text": []byte(text), "within": within} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, append(data, make([]byte, 1<<20)...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.fails(1, []string{name + " is a vmdk image that has a part of its content in ", "give --image-format vmdk"}, "upload", path, "disk")
+		b.gone("disk")
+	}
+	b.ok("upload", filepath.Join(dir, "text"), "disk", "-O", "vmdk")
+	b.holds("disk", bytes.Repeat([]byte("secret!!"), 128))
+	if out, err := exec.Command("qemu-img", "info", "-f", "vmdk", filepath.Join(dir, "within")).CombinedOutput(); err != nil || !strings.Contains(string(out), secret) {
+		t.Errorf("qemu does not read %s with it: %v\n%s", secret, err, out)
+	}
+}
+
+// TestUploadResumeCut: one who goes on with an upload is interrupted at each of their
+// first requests, and what was uploaded counts all the same.
+func TestUploadResumeCut(t *testing.T) {
+	t.Parallel()
+	const size = 112 << 20
+	b := newBench(t, devswift.Options{}, "disk")
+	b.pace.uploadCache = 4 << 20
+	path, content := sparse(t, size, map[int][]byte{0: noise(size)})
+	b.interrupted(3, path, "--format", "2")
+	for at := int32(1); at <= 24; at++ {
+		ctx, cancel := context.WithCancel(t.Context())
+		var n atomic.Int32
+		b.swift.SetFault(func(*devswift.Request) *devswift.Action {
+			if n.Add(1) == at {
+				cancel()
+			}
+			return nil
+		})
+		r := b.runContext(ctx, "upload", path, "disk")
+		b.swift.SetFault(nil)
+		cancel()
+		if r.code != 1 || !strings.HasPrefix(r.err, program+": disk: interrupted") {
+			t.Fatalf("interrupted at request %d: %+v", at, r)
+		}
+		checkUnlocked(b, "disk")
+	}
+	var out uploaded
+	if err := json.Unmarshal([]byte(b.ok("upload", path, "disk", "--json")), &out); err != nil || out.Resumed == 0 {
+		t.Errorf("%+v, %v", out, err)
+	}
+	b.holds("disk", content)
+}
