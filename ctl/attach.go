@@ -89,6 +89,7 @@ lost.`,
 	f.IntVar(&o.blockSize, "block-size", defaultBlockSize, "logical block size of the device, in `BYTES`")
 	f.BoolVarP(&o.readOnly, "read-only", "r", false, "attach it read-only")
 	f.BoolVar(&o.persist, "persist", false, "stay, and hold requests while the server is restarted")
+	t.jsonFlag(cmd)
 	f.IntVar(&o.wait, "wait", defaultWait, "with --persist, give the disk up when the server is away for `SECONDS`")
 	return cmd
 }
@@ -154,8 +155,18 @@ func (t *tool) attach(ctx context.Context, o attachOptions, args, params []strin
 	if err != nil {
 		return err
 	}
-	t.say("%s", kernel.Path(index))
-	return nil
+	return t.doneAttach(name, index)
+}
+
+// attached is what attach and detach print as JSON.
+type attached struct {
+	Container *string `json:"container"` // null: the device is no disk of ours
+	Device    string  `json:"device"`
+}
+
+// doneAttach reports that the disk has its device.
+func (t *tool) doneAttach(name string, index int) error {
+	return t.done(attached{&name, kernel.Path(index)}, "%s", kernel.Path(index))
 }
 
 // connect gives the connections to the kernel.
@@ -232,6 +243,17 @@ func attachedAs(name string) (kernel.State, error) {
 	return kernel.State{}, fmt.Errorf("%s is not attached", name)
 }
 
+// diskOf returns the name of the disk that a device is; nil: of none of ours.
+func diskOf(index int) *string {
+	states, _ := kernel.List() // what cannot be read says nothing
+	for _, s := range states {
+		if name, ours := strings.CutPrefix(s.Backend, backendPrefix); ours && s.Index == index {
+			return &name
+		}
+	}
+	return nil
+}
+
 func (t *tool) detachCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
@@ -246,10 +268,15 @@ use, such as a mounted file system.`,
 			if err != nil {
 				return err
 			}
-			return detach(index, force)
+			out := attached{Container: diskOf(index), Device: kernel.Path(index)}
+			if err := detach(index, force); err != nil || !t.json {
+				return err
+			}
+			return t.encode(out)
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
+	t.jsonFlag(cmd)
 	cmd.Flags().BoolVar(&force, "force", false, "detach it although it is in use or cannot be flushed: what is not in Swift is lost")
 	return cmd
 }

@@ -75,7 +75,9 @@ func (t *tool) bridge(ctx context.Context, o attachOptions, name string, index i
 		<-served
 		return err
 	}
-	t.say("%s", kernel.Path(index))
+	if err := t.doneAttach(name, index); err != nil {
+		t.unsaid = err // the disk is attached all the same
+	}
 	if err := notify(t.env("NOTIFY_SOCKET"), "READY=1"); err != nil {
 		log("systemd is not told: %v", err)
 	}

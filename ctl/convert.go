@@ -74,7 +74,7 @@ func (t *tool) convert(ctx context.Context, name string) error {
 	}
 	o := device.Options{
 		Store: c, Holder: holderConvert, Lease: c.lease(holderConvert, convertTerm),
-		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Log: t.warner(c.name),
 	}
 	meta, err := device.Convert(ctx, o, func(md store.Metadata, meta volume.Meta) error {
 		if _, ok := unfinishedUpload(md.Items, meta.Last); ok {

@@ -84,6 +84,7 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 		ValidArgsFunction: t.completeContainers(true),
 	}
 	cmd.Flags().StringVarP(&o.format, "image-format", "O", "", "`format` of FILE: raw, qcow2 or increment. If not given: raw")
+	values(cmd, "image-format", append(writeFormats, formatIncrement)...)
 	cmd.Flags().StringVar(&since, "since", "", "write only what has changed since `SNAPSHOT`: into a raw image that holds it, or as an increment")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress bar")
 	cmdline.Old(cmd.Flags(), "quiet")

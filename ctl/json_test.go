@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -119,7 +121,9 @@ func TestJSONLife(t *testing.T) {
 			}
 			checkImage(t, path, content)
 			if format == "2" {
-				b.ok("snapshot", "disk", "monday")
+				b.is("snapshot", b.asked("snapshot", "disk", "monday"), map[string]any{"container": "disk", "snapshot": "monday", "deleted": false})
+				b.is("snapshot", b.asked("snapshot", "disk", "tuesday"), map[string]any{"container": "disk", "snapshot": "tuesday", "deleted": false})
+				b.is("snapshot --delete", b.asked("snapshot", "--delete", "disk", "tuesday"), map[string]any{"container": "disk", "snapshot": "tuesday", "deleted": true})
 				v = b.asked("download", "disk@monday", path)
 				b.seconds(v)
 				b.is("download", v, map[string]any{"container": "disk", "snapshot": "monday", "since": nil, "version": version, "size": 1048576., "format": "raw", "resumed_at": 0., "fetched": 1048576.})
@@ -190,6 +194,42 @@ func (b *bench) request(method, container, key, value string) {
 	do(method, login.Get("X-Storage-Url")+"/"+container, login.Get("X-Auth-Token"), key, value)
 }
 
+// TestWarningOnce: a disk's warning is called one once.
+func TestWarningOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	path, _ := sparse(t, 65536, map[int][]byte{0: noise(100)})
+	b.ok("setup", "disk", "--size", "1M")
+	b.request("POST", "disk", "X-Versions-Enabled", "true")
+	if r := b.run("upload", path, "disk"); r.code != 0 || r.err != program+": warning: disk: X-Versions-Enabled: whatever is overwritten or deleted is kept as an older version, and billed\n" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestListNoSecrets: without a secrets file, list says what it needs.
+func TestListNoSecrets(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/etc/swiftnbd/secrets.conf"); err == nil {
+		t.Skip("this machine has a secrets file")
+	}
+	b := newBench(t, devswift.Options{}, "disk")
+	b.ok("setup", "disk", "--size", "1M")
+	env := map[string]string{"ST_AUTH": b.auth, "ST_USER": "test:tester", "ST_KEY": "testing"}
+	for args, want := range map[string]struct {
+		code int
+		says string
+	}{
+		"list":      {1, ": without it, say which containers: swiftnbd-ctl list CONTAINER...\n"},
+		"list disk": {0, ""},
+	} {
+		var errs bytes.Buffer
+		code := b.pace.run(t.Context(), strings.Fields(args), strings.NewReader(""), io.Discard, &errs, func(name string) string { return env[name] })
+		if code != want.code || !strings.HasSuffix(errs.String(), want.says) {
+			t.Errorf("%s: exit status %d, %s", args, code, errs.String())
+		}
+	}
+}
+
 // TestJSONDeleteVersions: delete counts the older versions that it deletes, and
 // names the container that has others.
 func TestJSONDeleteVersions(t *testing.T) {
@@ -239,6 +279,7 @@ var printed = map[string]reflect.Type{
 	"bench":  reflect.TypeFor[benched](),
 	"delete": reflect.TypeFor[deleted](), "diff": reflect.TypeFor[diffFound](), "download": reflect.TypeFor[downloaded](), "info": reflect.TypeFor[info](),
 	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "revert": reflect.TypeFor[reverted](), "setup": reflect.TypeFor[setUp](),
+	"attach": reflect.TypeFor[attached](), "detach": reflect.TypeFor[attached](), "snapshot": reflect.TypeFor[snapshotted](),
 	"snapshots": reflect.TypeFor[snapshotFound](), "top": reflect.TypeFor[topped](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),
 }
 

@@ -421,6 +421,25 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%q: %+v", args, r)
 		}
 	}
+	clouds := filepath.Join(t.TempDir(), "clouds.yaml")
+	if err := os.WriteFile(clouds, []byte("clouds: {here: {}, there: {}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.env = map[string]string{"OS_CLIENT_CONFIG_FILE": clouds}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--cloud", ""}, "here\nthere\n:4\n"},
+		{[]string{"list", "--endpoint-type", ""}, "public\ninternal\nadmin\n:4\n"},
+		{[]string{"upload", "-O", ""}, "raw\nqcow2\nvmdk\nvdi\nvhdx\n:4\n"},
+		{[]string{"download", "-O", ""}, "raw\nqcow2\nincrement\n:4\n"},
+		{[]string{"setup", "--format", ""}, "1\n2\n:4\n"},
+	} {
+		if r := b.run(append([]string{"__complete"}, c.args...)...); r.code != 0 || r.out != c.want {
+			t.Errorf("%q: %+v", c.args, r)
+		}
+	}
 	if r := b.run("__complete", "download", "disk0", ""); r.out != ":0\n" {
 		t.Errorf("a file behind download: %+v", r)
 	}

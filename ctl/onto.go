@@ -244,7 +244,7 @@ func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*de
 		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
 		Compress: c.export.Disk.Compress,
 		Cache:    max(t.pace.uploadCache, logdisk.MinCache()),
-		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Log:      t.warner(c.name),
 	}
 	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
 	// An interrupt must not leave the lock behind.

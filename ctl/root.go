@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"swiftnbd/internal/clouds"
 	"swiftnbd/internal/cmdline"
 	"swiftnbd/internal/config"
 	"swiftnbd/internal/store"
@@ -97,6 +98,12 @@ attaches disks to the kernel of this machine, and detaches them.`,
 	f.StringVar(&t.key, "key", "", "PEM `FILE` with the certificate's key, if it is not in the same file")
 	f.BoolVar(&t.insecure, "insecure", false, "do not verify the cloud's certificates")
 	cmdline.Newer(f, "region", "endpoint-type", "cert", "key", "insecure")
+	values(root, "endpoint-type", "public", "internal", "admin")
+	values(root, "keystone-endpoint", "publicURL", "internalURL", "adminURL")
+	_ = root.RegisterFlagCompletionFunc("cloud", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		names, _ := clouds.New(clouds.Load(t.env)).Names() // a fault is told when a cloud is used
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
 	f.BoolVarP(&t.verbose, "verbose", "v", false, "log each request to standard error")
 	cmdline.Old(f, "verbose")
 	_ = root.MarkPersistentFlagFilename("secrets")
@@ -230,12 +237,23 @@ func (t *tool) jsonArrayFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.json, "json", false, "print a JSON array")
 }
 
+// values has the shell complete an option with these values.
+func values(cmd *cobra.Command, option string, all ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(option, cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp))
+}
+
 // fault reports an error, warn prints a warning, and say prints a result for
 // people: nothing with --json. Each prints one line.
 func (t *tool) fault(err error) { fmt.Fprintf(t.stderr, "%s: %v\n", program, err) }
 
 func (t *tool) warn(format string, a ...any) {
 	fmt.Fprintf(t.stderr, "%s: warning: %s\n", program, fmt.Sprintf(format, a...))
+}
+
+// warner returns what prints the warnings of a disk. Some call themselves warnings:
+// a server's log has lines of other kinds, too.
+func (t *tool) warner(name string) func(format string, a ...any) {
+	return func(format string, a ...any) { t.warn(name+": "+strings.TrimPrefix(format, "warning: "), a...) }
 }
 
 func (t *tool) say(format string, a ...any) {

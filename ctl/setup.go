@@ -78,6 +78,7 @@ give --force. It always refuses a locked container.`,
 	cmdline.Old(f, "object-size")
 	f.StringVar(&size, "size", "", "size of the disk in `bytes`, such as 10G, instead of OBJECTS")
 	f.StringVar(&format, "format", "", "`version` of the format, 1 or 2. If not given: 1")
+	values(cmd, "format", "1", "2")
 	t.policyFlag(cmd)
 	t.jsonFlag(cmd)
 	f.BoolVarP(&force, "force", "f", false, "write the metadata although the container is set up already or holds objects")

@@ -48,6 +48,7 @@ next server, after ten minutes. A snapshot that has clones is refused.`,
 		}),
 		ValidArgsFunction: t.completeContainers(false),
 	}
+	t.jsonFlag(cmd)
 	cmd.Flags().BoolVar(&gone, "delete", false, "delete the snapshot")
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "with --delete, delete the snapshot although it has clones: what they have not written themselves is lost")
 	return cmd
@@ -59,12 +60,18 @@ func (t *tool) snapshot(ctx context.Context, name, snap string, gone, force bool
 	if err != nil {
 		return err
 	}
+	format := "Done, %s has the snapshot %s"
 	if gone {
-		t.say("Done, %s has no snapshot %s any more", name, snap)
-	} else {
-		t.say("Done, %s has the snapshot %s", name, snap)
+		format = "Done, %s has no snapshot %s any more"
 	}
-	return nil
+	return t.done(snapshotted{name, snap, gone}, format, name, snap)
+}
+
+// snapshotted is what snapshot prints as JSON.
+type snapshotted struct {
+	Container string `json:"container"`
+	Snapshot  string `json:"snapshot"`
+	Deleted   bool   `json:"deleted"`
 }
 
 // changeSnapshots is snapshot without its last words.
@@ -132,7 +139,7 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 	o := device.Options{
 		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: t.pace.work.Timeout,
 		Compress: holder == holderFlatten && c.export.Disk.Compress, // nothing else writes
-		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Log:      t.warner(c.name),
 	}
 	o.Store, o.Lease = way.Writer(c.name, downloadTerm)
 	// It cannot be interrupted: a request that was cut short may still have set

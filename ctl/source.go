@@ -70,7 +70,7 @@ func (c *container) logOptions(t *tool, meta volume.Meta, held *lease.Held, stat
 		Store: store.NewLimiter(connections).Store(c), UUID: meta.UUID, Root: meta.Root, Bases: c.bases,
 		Durable: logdisk.DurableIn(kept), Newest: uint32(min(epoch, math.MaxUint32)),
 		Cache: logdisk.MinCache(), Connections: connections, Timeout: t.pace.work.Timeout,
-		Log: func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Log: t.warner(c.name),
 	}
 }
 

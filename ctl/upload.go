@@ -102,8 +102,10 @@ becomes a copy of the newer one.`,
 	f.StringVar(&o.objectSize, "object-size", "", "size of an object in `bytes`, for a disk that is set up. If not given: 1M")
 	f.StringVar(&o.size, "size", "", "size of the disk in `bytes`, for a disk that is set up. If not given: that of the image")
 	f.StringVar(&o.format, "format", "", "`version` of the format, 1 or 2, for a disk that is set up. If not given: 1")
+	values(cmd, "format", "1", "2")
 	t.policyFlag(cmd)
 	f.StringVarP(&o.imageFormat, "image-format", "O", "", "`format` of FILE: raw, qcow2, vmdk, vdi or vhdx. If not given: by its content")
+	values(cmd, "image-format", readFormats...)
 	f.BoolVarP(&o.force, "force", "f", false, "replace the disk's data")
 	f.StringVar(&onto, "onto", "", "write FILE, an increment, onto the disk in `CONTAINER`, which is a copy of the snapshot that it begins with")
 	t.jsonFlag(cmd)
@@ -214,7 +216,7 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	opts := device.Options{
 		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
 		Compress: c.export.Disk.Compress,
-		Log:      func(format string, args ...any) { t.warn(c.name+": "+format, args...) },
+		Log:      t.warner(c.name),
 	}
 	if meta.Version == volume.Version1 {
 		each := meta.Geometry.ObjectSize()
