@@ -27,6 +27,7 @@ type container struct {
 	name        string
 	export      config.Export
 	where       string // the secrets file, "the environment" or "cloud NAME"
+	section     bool   // the secrets file has a section of this name
 	client      *swiftstore.Client
 	sibling     func(name string) store.Store // another container of the account
 	bases       logdisk.Bases                 // the container of a clone's parent
@@ -104,7 +105,7 @@ func (t *tool) open(name string) (*container, error) {
 		say:     t.warn,
 		watch:   watch,
 		pace:    &t.pace,
-		client:  client, name: name, export: x, where: x.From,
+		client:  client, name: name, export: x, where: x.From, section: t.secrets.Has(name),
 	}, nil
 }
 
@@ -147,7 +148,11 @@ func (c *container) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return &interruptedError{c.name}
 	case errors.Is(err, store.ErrContainerNotFound):
-		return fmt.Errorf("%s doesn't exist (auth-url: %s)", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL))
+		hint := ""
+		if c.namesSnapshot() {
+			hint = ": only download, clone and diff take CONTAINER@SNAPSHOT"
+		}
+		return fmt.Errorf("%s doesn't exist (auth-url: %s)%s", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL), hint)
 	case errors.Is(err, volume.ErrNotSetUp):
 		return fmt.Errorf("%s hasn't been setup to be used with swiftnbd", c.name)
 	case errors.Is(err, store.ErrUnauthorized):
@@ -160,6 +165,10 @@ func (c *container) explain(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("%s: %w", c.name, oneLine{err})
 }
+
+// namesSnapshot says whether the container's name is that of a snapshot for
+// splitSnapshot.
+func (c *container) namesSnapshot() bool { return !c.section && strings.Contains(c.name, "@") }
 
 // cut returns err, which has not to do with Swift, or that the verb was interrupted.
 func (c *container) cut(ctx context.Context, err error) error {

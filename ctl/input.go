@@ -58,7 +58,7 @@ func openInput(ctx context.Context, path, format string, stdin io.Reader) (input
 		}
 		if format != formatRaw {
 			f.Close()
-			return newQemuInput(ctx, format, path, guessed)
+			return newQemuInput(ctx, format, path, guessed, true)
 		}
 	case format != "" && format != formatRaw:
 		f.Close()

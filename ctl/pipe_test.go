@@ -163,6 +163,64 @@ func TestImageElsewhere(t *testing.T) {
 	}
 }
 
+// TestImageNotWhole: the end of an image is missing, as after a download that was cut
+// off. qemu would read zeroes there.
+func TestImageNotWhole(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	raw, _ := sparse(t, 16<<20, map[int][]byte{0: noise(3 << 20), 15 << 20: noise(1 << 20)})
+	for _, format := range readFormats[1:] {
+		path := filepath.Join(t.TempDir(), "image."+format)
+		mustQemu(t, "qemu-img", "convert", "-f", "raw", "-O", format, raw, path)
+		for _, cut := range []int64{100_000, 2_500_000, 70_000} {
+			if err := os.Truncate(path, checkImageSize(t, path)-cut); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{{"upload", path, "disk"}, {"upload", path, "disk", "-O", format}} {
+				b.fails(1, []string{path}, args...)
+			}
+			b.gone("disk")
+		}
+	}
+	// What nobody needs in an image is no damage: the reference to the first block of
+	// the content is taken out of the table of a qcow2 image.
+	path := filepath.Join(t.TempDir(), "leaks")
+	mustQemu(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, 8), 4<<16); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := exec.Command("qemu-img", "check", path).CombinedOutput(); !strings.Contains(string(out), "1 leaked clusters") {
+		t.Fatalf("%s", out)
+	}
+	b.ok("upload", path, "disk")
+}
+
+// TestNameOfSnapshot: what means a snapshot elsewhere is not made a container, unless
+// the secrets file has it.
+func TestNameOfSnapshot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk", "with@section")
+	path, _ := sparse(t, 1<<20, map[int][]byte{0: noise(70_000)})
+	b.ok("upload", path, "disk", "--format", "2")
+	b.ok("snapshot", "disk", "a")
+	b.env = map[string]string{"ST_AUTH": b.auth, "ST_USER": "test:tester", "ST_KEY": "testing"}
+	const said = "disk@b is not made: where the secrets file has no section of this name, it means a snapshot"
+	for _, args := range []string{"setup disk@b 4", "setup disk@b --size 1M --format 2", "upload " + path + " disk@b", "clone disk@a disk@b"} {
+		b.fails(1, []string{said}, strings.Fields(args)...)
+		b.gone("disk@b")
+	}
+	for _, args := range []string{"delete disk@a -y", "info disk@a", "verify disk@a", "resize disk@a 2M"} {
+		b.fails(1, []string{"disk@a doesn't exist", "only download, clone and diff take CONTAINER@SNAPSHOT"}, strings.Fields(args)...)
+	}
+	b.ok("upload", path, "with@section")
+	b.ok("download", "with@section", filepath.Join(t.TempDir(), "image"))
+}
+
 // TestUploadResumeCut: one who goes on with an upload is interrupted at each of their
 // first requests, and what was uploaded counts all the same.
 func TestUploadResumeCut(t *testing.T) {

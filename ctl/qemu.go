@@ -78,10 +78,19 @@ func qemuError(program string, err error, said string) error {
 	case errors.Is(err, exec.ErrNotFound):
 		return fmt.Errorf("%s is needed for images that are not raw, and is not installed (Debian has it in qemu-utils)", program)
 	case said != "":
-		return errors.New(strings.Join(strings.Fields(said), " "))
+		return &saidError{strings.Join(strings.Fields(said), " "), err}
 	}
 	return fmt.Errorf("%s: %w", program, err)
 }
+
+// saidError is how a program has ended, in its own words.
+type saidError struct {
+	said string
+	err  error
+}
+
+func (e *saidError) Error() string { return e.said }
+func (e *saidError) Unwrap() error { return e.err }
 
 // localFile returns path so that qemu takes it for a file, also with a colon in
 // it.
@@ -229,9 +238,50 @@ func (s *qemuServer) close() error {
 
 // qemuExtent is a run of an image, as `qemu-img map` has it.
 type qemuExtent struct {
-	Start  int64 `json:"start"`
-	Length int64 `json:"length"`
-	Zero   bool  `json:"zero"`
+	Start  int64  `json:"start"`
+	Length int64  `json:"length"`
+	Zero   bool   `json:"zero"`
+	Offset *int64 `json:"offset"` // its place in the file; nil: not known
+}
+
+// checkWhole returns an error for an image that is damaged, or of which the end is
+// missing, as after a download that was cut off: qemu would read zeroes there, without
+// a word.
+func checkWhole(ctx context.Context, format, path string) error {
+	out, err := qemu(ctx, "qemu-img", "check", "--output=json", "-f", format, localFile(path))
+	var found struct {
+		Corruptions int64 `json:"corruptions"`
+		Errors      int64 `json:"check-errors"`
+	}
+	var ended *exec.ExitError
+	switch {
+	case err == nil, errors.As(err, &ended) && ended.ExitCode() == qemuNoCheck:
+		return nil
+	case json.Unmarshal(out, &found) == nil:
+		if n := found.Corruptions + found.Errors; n > 0 {
+			return fmt.Errorf("%s is damaged, or not whole: qemu-img check finds %d errors in it", path, n)
+		}
+		return nil // it may have what nobody needs, and is whole
+	}
+	return fmt.Errorf("%s is damaged, or not whole: %w", path, err)
+}
+
+// qemuNoCheck is the exit status of `qemu-img check` for a format without checks.
+const qemuNoCheck = 63
+
+// checkLength is checkWhole for formats of which qemu-img does not check it: vdi and
+// vhdx.
+func checkLength(path string, extents []qemuExtent) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range extents {
+		if e.Offset != nil && !e.Zero && *e.Offset+e.Length > info.Size() {
+			return fmt.Errorf("%s is not whole: it has %d bytes, and its content goes to %d at least", path, info.Size(), *e.Offset+e.Length)
+		}
+	}
+	return nil
 }
 
 // vmdkElsewhere says whether the first bytes of a vmdk image are those of a text
@@ -251,10 +301,10 @@ func errElsewhere(path, format, other string) error {
 	return fmt.Errorf("%s is a %s image that has a part of its content in %s: to read that too, give --image-format %s", path, format, other, format)
 }
 
-// newQemuInput opens an image that is not raw. guessed says that nobody has
-// named its format: then it may have been made so by whoever wrote to it, to read
-// other files with it.
-func newQemuInput(ctx context.Context, format, path string, guessed bool) (input, error) {
+// imageSize returns the bytes of an image that is not raw. guessed says that nobody
+// has named its format: then it may have been made so by whoever wrote to it, to read
+// other files with it, and is refused.
+func imageSize(ctx context.Context, format, path string, guessed bool) (int64, error) {
 	var info struct {
 		Size    int64  `json:"virtual-size"`
 		Backing string `json:"backing-filename"`
@@ -272,7 +322,7 @@ func newQemuInput(ctx context.Context, format, path string, guessed bool) (input
 		err = json.Unmarshal(out, &info)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return 0, fmt.Errorf("%s: %w", path, err)
 	}
 	others := []string{info.Backing, info.Format.Data.External}
 	for _, e := range info.Format.Data.Extents {
@@ -282,33 +332,52 @@ func newQemuInput(ctx context.Context, format, path string, guessed bool) (input
 	}
 	for _, other := range others {
 		if guessed && other != "" {
-			return nil, errElsewhere(path, format, other)
+			return 0, errElsewhere(path, format, other)
 		}
 	}
+	return info.Size, nil
+}
+
+// newQemuInput opens an image that is not raw. guessed is for imageSize. check says
+// that the image has to be whole.
+func newQemuInput(ctx context.Context, format, path string, guessed, check bool) (input, error) {
+	size, err := imageSize(ctx, format, path, guessed)
+	if err == nil && check {
+		err = checkWhole(ctx, format, path)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var extents []qemuExtent
-	if out, err = qemu(ctx, "qemu-img", "map", "--output=json", "-f", format, localFile(path)); err == nil {
+	out, err := qemu(ctx, "qemu-img", "map", "--output=json", "-f", format, localFile(path))
+	if err == nil {
 		err = json.Unmarshal(out, &extents)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	if check && (format == "vdi" || format == "vhdx") {
+		if err := checkLength(path, extents); err != nil {
+			return nil, err
+		}
+	}
 	s, err := serveImage(ctx, format, path, true)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if s.export.Size != info.Size {
+	if s.export.Size != size {
 		_ = s.close()
-		return nil, fmt.Errorf("%s: qemu-nbd serves %d bytes of %d", path, s.export.Size, info.Size)
+		return nil, fmt.Errorf("%s: qemu-nbd serves %d bytes of %d", path, s.export.Size, size)
 	}
 	seek := func(off int64) (from, to int64) {
 		for _, e := range extents {
 			if end := e.Start + e.Length; !e.Zero && end > off {
-				return max(off, e.Start), min(end, info.Size)
+				return max(off, e.Start), min(end, size)
 			}
 		}
-		return info.Size, info.Size
+		return size, size
 	}
-	return &rawInput{Closer: closerFunc(s.close), from: s, bytes: info.Size, find: func(off int64) (from, to int64) {
+	return &rawInput{Closer: closerFunc(s.close), from: s, bytes: size, find: func(off int64) (from, to int64) {
 		for len(extents) > 1 && extents[0].Start+extents[0].Length <= off {
 			extents = extents[1:] // the image is read in order
 		}

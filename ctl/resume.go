@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,7 +81,11 @@ func (t *tool) goOn(ctx context.Context, c *container, src source, im *image, o 
 
 // reader opens FILE.partial for reading.
 func (im *image) reader(ctx context.Context) (input, error) {
-	return openInput(ctx, im.temp, cmp.Or(im.format, formatRaw), nil)
+	if im.format != "" {
+		// What its writer has left that died is whole as far as the record says.
+		return newQemuInput(ctx, im.format, im.temp, false, false)
+	}
+	return openInput(ctx, im.temp, formatRaw, nil)
 }
 
 // compare reads what is complete of FILE.partial. It returns its digest, and the

@@ -240,6 +240,9 @@ func (c *container) firstLook(ctx context.Context, policy string) (md store.Meta
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return md, false, c.explain(ctx, err)
 	}
+	if !exists && c.namesSnapshot() {
+		return md, false, fmt.Errorf("%s is not made: where the secrets file has no section of this name, it means a snapshot", c.name)
+	}
 	return md, exists, c.checkPolicy(ctx, policy, exists)
 }
 
