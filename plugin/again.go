@@ -20,7 +20,8 @@ type origin struct {
 
 	// e.mu guards the rest.
 	key        cloudKey
-	containers []string // in the order in which they came
+	former     []config.Login // that were refused, and have been replaced
+	containers []string       // in the order in which they came
 }
 
 // source returns the origin for a client, which asks for it when its login is
@@ -31,12 +32,14 @@ func (o *origin) source() *swiftstore.Source {
 
 // read looks for another login in what the files say now. Containers that share
 // a login may have it in their own sections each: the first that has another one
-// counts.
+// counts. One that was refused before is tried only if there is nothing else: a section
+// that nobody has changed since then must not hide the new login of another.
 func (o *origin) read() (now config.Login, place string, err error) {
 	e := o.e
 	e.mu.Lock()
-	containers, inCloud, was := slices.Clone(o.containers), e.inCloud, o.key.login
+	containers, inCloud, was, former := slices.Clone(o.containers), e.inCloud, o.key.login, slices.Clone(o.former)
 	e.mu.Unlock()
+	best := 0 // how good the one is that was found: the present one, a former one
 	for _, name := range containers {
 		x, clouds, warning, failed := o.secrets.Again(name, e.params.defaults(inCloud), e.env)
 		if failed != nil {
@@ -54,11 +57,14 @@ func (o *origin) read() (now config.Login, place string, err error) {
 			e.inCloud = clouds
 			e.mu.Unlock()
 		}
-		if place == "" || !config.SameLogin(x.Login, was) {
-			now, place = x.Login, x.Place
-		}
+		good := 1
 		if !config.SameLogin(x.Login, was) {
-			return now, place, nil
+			if good = 2; !slices.ContainsFunc(former, func(l config.Login) bool { return config.SameLogin(x.Login, l) }) {
+				return x.Login, x.Place, nil
+			}
+		}
+		if good > best {
+			now, place, best = x.Login, x.Place, good
 		}
 	}
 	if place != "" {
@@ -75,6 +81,8 @@ func (o *origin) used(now config.Login) {
 	defer e.mu.Unlock()
 	old := o.key
 	o.key.login = now
+	o.former = slices.DeleteFunc(o.former, func(l config.Login) bool { return config.SameLogin(l, now) })
+	o.former = append(o.former, old.login)
 	if e.origins[old] != o {
 		return // another client has taken its place
 	}

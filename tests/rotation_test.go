@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,6 +193,105 @@ func TestRotate(t *testing.T) {
 			r.end()
 			unlocked(t, account("test:tester", "key-3"), name)
 		})
+	}
+}
+
+// TestRotateShared has the same login in the sections of several disks, which share
+// what is made of it. It is changed in one section: the disks that are served all go
+// on, and each disk that is opened later has the login of its own section.
+func TestRotateShared(t *testing.T) {
+	t.Parallel()
+	server, err := devswift.New(devswift.Options{Users: []devswift.User{{Account: "test", Name: "tester", Key: "key-1"}}, TokenLife: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(server)
+	t.Cleanup(func() { server.Close(); web.Close() })
+	login := web.URL + "/auth/v1.0"
+	account := (&harness.Cloud{AuthURL: login, User: "test:tester", Key: "key-1"}).Account(t)
+	base := harness.Name(t)
+	names := []string{base + "-a", base + "-b", base + "-c", base + "-d"}
+	secrets := filepath.Join(harness.TempDir(t), "secrets.conf")
+	write := func(keys ...string) {
+		text := ""
+		for i, key := range keys {
+			text += harness.Section(names[i], "authurl = "+login, "username = test:tester", "password = "+key)
+		}
+		harness.WriteFile(t, secrets, text)
+	}
+	counts := func(i int) string {
+		return "the login was refused, and the one that section [" + names[i] + "] of " + secrets + " has now counts: login at " + login
+	}
+	var logins atomic.Int64
+	server.SetFault(func(q *devswift.Request) *devswift.Action {
+		if q.Path == "/auth/v1.0" {
+			logins.Add(1)
+		}
+		return nil
+	})
+	write("key-1", "key-1", "key-1", "key-1")
+	for _, name := range names {
+		if status, _, _ := account.Do(t, "PUT", "/"+name, nil, nil); status != 201 {
+			t.Fatalf("the container: status %d", status)
+		}
+		if done := harness.RunCmd(t, harness.Command(t, harness.Built(t, "swiftnbd-ctl"), "--secrets", secrets, "setup", name, "--size", "4M")); done.Status != 0 {
+			t.Fatal(done.Stderr)
+		}
+	}
+	n := harness.Serve(t, harness.Options{Params: []string{"secrets=" + secrets, "lease=10", "timeout=10"}})
+	var clients []*rotated
+	for _, name := range names[:2] {
+		r := &rotated{t: t, n: n, client: act(t, n.Export(name), writer)}
+		r.progress()
+		clients = append(clients, r)
+	}
+	change := func(key string, times int) { // counts(1) has been said so often then
+		t.Helper()
+		server.SetKey("test", "tester", key)
+		server.RevokeTokens()
+		harness.EventuallyWithin(t, 40*time.Second, "the new login counts", func() bool {
+			out, _ := n.Output()
+			return strings.Count(out, counts(1)) == times
+		})
+		for _, r := range clients {
+			r.progress()
+			if bad := r.count("bad"); bad != 0 {
+				t.Errorf("%d requests have failed", bad)
+			}
+		}
+	}
+
+	// The second disk's section has the new one.
+	write("key-1", "key-2", "key-2", "key-1")
+	change("key-2", 1)
+	before := logins.Load()
+	harness.Must(t, "nbdinfo", "--size", n.Export(names[2]))
+	if r := harness.Run(t, "nbdinfo", "--size", n.Export(names[3])); r.Status == 0 {
+		t.Error("a disk with the old login is served with the new one")
+	}
+	if r := harness.Run(t, "nbdinfo", "--size", n.Export(names[2])); r.Status != 0 {
+		t.Errorf("the new login: %s", r.Stderr)
+	}
+	if n := logins.Load() - before; n > 12 { // tokens live for 4 s, and the old login is refused
+		t.Errorf("%d logins: the disks do not share them", n)
+	}
+
+	// Once more, while the first one's section has the oldest one still, which is
+	// known to be refused.
+	time.Sleep(6 * time.Second) // the file is not read again before
+	write("key-1", "key-3", "key-3", "key-3")
+	change("key-3", 2)
+	clients[0].times(2, "the login was refused")
+	clients[0].times(0, "is not used")
+	harness.Must(t, "nbdinfo", "--size", n.Export(names[3]))
+	for _, r := range clients {
+		r.client.tell("end")
+		r.client.done()
+	}
+	n.Stop(t)
+	after := (&harness.Cloud{AuthURL: login, User: "test:tester", Key: "key-3"}).Account(t)
+	for _, name := range names {
+		unlocked(t, after, name)
 	}
 }
 

@@ -346,3 +346,46 @@ func TestAgainCredential(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAgainToken has a token that was given instead of a login. 401 says that it is
+// dead, and another one that is there is used. 403 says that it may not do that: the
+// place is not read, and whatever else it may do goes on.
+func TestAgainToken(t *testing.T) {
+	t.Parallel()
+	server, login := embedded(t, devswift.Options{})
+	given := func() config.Login {
+		c := dial(t, swiftstore.Options{Login: login})
+		if err := c.Login(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s := c.Session()
+		return config.Login{StorageURL: s.StorageURL, Token: s.Token}
+	}
+	p := &place{login: given()}
+	s := dial(t, swiftstore.Options{Login: p.login, Source: p.source()}).Container("c")
+	if _, err := s.CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	server.RevokeTokens()
+	p.set(given(), nil)
+	if err := put(t, s, "after"); err != nil {
+		t.Fatal(err)
+	}
+	p.said(t, "the login was refused, and the one that section [c] of FILE has now counts: the token for http://")
+
+	p.set(given(), nil)
+	reads := p.reads
+	server.SetFault(devswift.Rules(devswift.Rule{Method: http.MethodPut, Action: devswift.Action{Status: http.StatusForbidden}}))
+	time.Sleep(6 * time.Second) // the token is not fresh, and the place may be read again
+	for range 3 {
+		if err := put(t, s, "refused"); !errors.Is(err, store.ErrForbidden) || !strings.Contains(err.Error(), "the token was given") || store.Transient(err) {
+			t.Error(err)
+		}
+		if _, err := s.Head(t.Context(), "after"); err != nil {
+			t.Error(err)
+		}
+	}
+	if p.reads != reads || len(p.lines) > 0 || len(p.used) != 1 {
+		t.Errorf("read %d times more, %d logins used, and said: %q", p.reads-reads, len(p.used), p.lines)
+	}
+}
