@@ -189,18 +189,16 @@ func (c *container) fenceNow(ctx context.Context) (string, error) {
 }
 
 // formerHolder says what happens to later writes of the former holder. It
-// returns "" if the former holder had no lease.
+// returns "" if the former holder had no lease, or was an operator's "lock".
 func formerHolder(was lease.State, fence string) string {
 	switch {
-	case !was.Leased:
+	case !was.Leased, was.Never && was.Holder == holderLock: // an operator writes nothing
 		return ""
-	case refusedNow(was, fence):
+	case !was.Never && refusedNow(was, fence): // a delete has its login for its deletes
 		return "Whatever they write from now on is refused by Swift"
-	case was.Never:
-		return "" // an operator's
 	}
 	s := "Swift does not refuse what they write from now on: make sure that they have stopped"
-	if !was.Expired {
+	if !was.Expired && !was.Never {
 		s += fmt.Sprintf(". A server that runs stops by itself when it looks at its lease, at the latest at %s", humanTime(was.Until))
 	}
 	return s

@@ -3,12 +3,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"swiftnbd/internal/device"
 	"swiftnbd/internal/devswift"
 	"swiftnbd/internal/lease"
 )
@@ -53,5 +56,48 @@ func TestUnlockLeft(t *testing.T) {
 				t.Errorf("%d requests, and %d otherwise: it has waited", n, usual)
 			}
 		})
+	}
+}
+
+// TestUnlockSays: of an operator's own lock nothing is said about what its holder
+// writes, since that is nobody. Of a delete, whose requests are not signed, and of a
+// server it is.
+func TestUnlockSays(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"1", "2"} {
+		b := newBench(t, devswift.Options{}, "disk")
+		b.ok("setup", "disk", "--size", "1M", "--format", format)
+		b.serve("disk", nil) // whose key Swift has still
+		b.ok("lock", "disk")
+		out := b.ok("unlock", "disk")
+		if !strings.HasPrefix(out, "disk lock was: ctl since ") || !strings.HasSuffix(out, "\nDone, disk is unlocked\n") || strings.Count(out, "\n") != 2 {
+			t.Errorf("version %s, locked by lock: %q", format, out)
+		}
+		b.put("disk", "something", nil) // so that the delete has begun when it ends
+		const stop = "\nSwift does not refuse what they write from now on: make sure that they have stopped\n"
+		ctx, cancel := context.WithCancel(t.Context())
+		b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+			if r.Method == http.MethodDelete && r.Container == "disk" {
+				cancel()
+				return &devswift.Action{Status: http.StatusServiceUnavailable}
+			}
+			return nil
+		})
+		b.runContext(ctx, "delete", "disk", "--yes")
+		cancel()
+		b.swift.SetFault(nil)
+		if out := b.ok("unlock", "disk"); !strings.HasPrefix(out, "disk lock was: ctl-delete since ") || !strings.Contains(out, stop) {
+			t.Errorf("version %s, half deleted: %q", format, out)
+		}
+	}
+	b := newBench(t, devswift.Options{}, "disk")
+	b.ok("setup", "disk", "--size", "1M")
+	d, err := b.tryOpen("disk", device.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abandon()
+	if out := b.ok("unlock", "disk"); !strings.HasPrefix(out, "disk lock was: server:1 since ") || !strings.Contains(out, "\nWhatever they write from now on is refused by Swift\n") {
+		t.Errorf("locked by a server: %q", out)
 	}
 }
