@@ -107,7 +107,7 @@ check-crash: all ## long tests, for hours (OPS, KILLS, STARTS, WRITES, RIVALRIES
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestOutage|TestResident' ./internal/cache -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestCut' ./internal/device -args -ops=$(OPS) -seed=$(SEED)
 	$(GO) test -count 1 -timeout 0 -v -run 'TestModel|TestEveryRequest|TestFlattenEveryRequest|TestReplicasAway|TestRivals|TestConcurrent|TestLarge|TestTable|TestDiff|TestReaders' ./internal/logdisk -args -ops=$(OPS) -seed=$(SEED)
-	$(GO) test -count 1 -timeout 0 -v -run TestIncrementEveryRequest ./ctl -args -every
+	$(GO) test -count 1 -timeout 0 -v -parallel 14 -run 'TestIncrementEveryRequest|TestVerbsEveryRequest' ./ctl -args -every
 	$(GO) test -count 1 -timeout 0 -v ./tests/breaks -args -all
 	scripts/check.sh race-all
 	$(GO) test -count 1 -timeout 0 -v -run TestSimulation ./internal/lease -args -ops=$(RIVALRIES) -seed=$(SEED)
