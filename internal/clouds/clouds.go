@@ -131,12 +131,16 @@ func children(tree *node, key string) (map[string]*node, error) {
 	if all.fields == nil {
 		return nil, &Fault{Path: all.path, Line: all.line, Key: key, Err: errors.New("must hold the clouds by their names")}
 	}
-	for name, c := range all.fields {
-		if !c.absent() && c.fields == nil {
-			return nil, &Fault{Path: c.path, Line: c.line, Cloud: name, Err: errors.New("must be settings of the form `key: value`")}
-		}
-	}
 	return all.fields, nil
+}
+
+// settings returns an error if n, which is under key in a cloud, or the cloud itself,
+// is no mapping. Another cloud that is none concerns nobody.
+func (n *node) settings(cloud, key string) error {
+	if n.absent() || n.fields != nil {
+		return nil
+	}
+	return &Fault{n.path, n.line, cloud, key, errors.New("must be settings of the form `key: value`")}
 }
 
 // Names returns the names of all clouds, sorted.
@@ -187,12 +191,18 @@ func (s *Set) Cloud(name, region string) (*Cloud, error) {
 		}
 		return nil, &Fault{Path: path, Cloud: name, Err: fmt.Errorf("no such cloud (%s)", there)}
 	}
+	if err := own.settings(name, ""); err != nil {
+		return nil, err
+	}
 	c := &Cloud{Name: name, path: path, files: &s.files, root: newMapping()}
 	profile, err := s.profile(c, own)
 	if err != nil {
 		return nil, err
 	}
 	c.root = updated(updated(c.root, profile.normal()), own.normal())
+	if err := c.root.field("auth").settings(name, "auth"); err != nil {
+		return nil, err
+	}
 	return c, c.pick(region)
 }
 
@@ -212,7 +222,7 @@ func (s *Set) profile(c *Cloud, own *node) (*node, error) {
 		return nil, &Fault{named.path, named.line, c.Name, key, err}
 	}
 	if p, ok := s.public[name]; ok {
-		return p, nil
+		return p, p.settings(name, "")
 	}
 	there := "there is no clouds-public.yaml"
 	if s.files.Public != nil {

@@ -49,6 +49,8 @@ func TestFaults(t *testing.T) {
 		{clouds: "- a", want: "/c/clouds.yaml:1: not a file of clouds: it must begin with `clouds:`"},
 		{clouds: "clouds: [a]", want: "/c/clouds.yaml:1: clouds: must hold the clouds by their names"},
 		{clouds: "clouds: {a: " + s + "}", want: "/c/clouds.yaml:1: cloud a: must be settings of the form"},
+		{clouds: "clouds: {a: {auth: {username: u}}}", secure: "clouds:\n  a: {auth: " + s + "}", want: "/c/secure.yaml:2: cloud a: auth: must be settings of the form"},
+		{clouds: "clouds: {a: {profile: p}}", public: "public-clouds: {p: [" + s + "]}", want: "/c/clouds-public.yaml:1: cloud a: must be settings of the form"},
 		{clouds: "clouds:\n  a:\n    profile: ovh\n", want: "/c/clouds.yaml:3: cloud a: profile: ovh is not in clouds-public.yaml (there is no clouds-public.yaml;"},
 		{clouds: "clouds:\n  a:\n    profile: ovh\n", public: "public-clouds: {x: {}}", want: "/c/clouds-public.yaml has: x;"},
 		{clouds: "clouds: {a: {regions: [R, S]}}", region: "T", want: "/c/clouds.yaml:1: cloud a: regions: there is no such region, T (there are: R, S)"},
@@ -61,6 +63,9 @@ func TestFaults(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), s) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: %v; want %s", c.clouds, err, c.want)
 		}
+	}
+	if _, err := of("clouds: {a: {}, b: [], c: "+s+"}", "clouds: {d: "+s+"}", "public-clouds: {e: "+s+"}").Cloud("a", ""); err != nil {
+		t.Errorf("of faults in other clouds: %v", err)
 	}
 	got, err := of("clouds: {a: {auth: {password: {x: "+s+"}}}}").Cloud("a", "")
 	if err != nil {
