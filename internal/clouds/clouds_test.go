@@ -50,7 +50,7 @@ func TestFaults(t *testing.T) {
 		{clouds: "clouds: [a]", want: "/c/clouds.yaml:1: clouds: must hold the clouds by their names"},
 		{clouds: "clouds: {a: " + s + "}", want: "/c/clouds.yaml:1: cloud a: must be settings of the form"},
 		{clouds: "clouds: {a: {auth: {username: u}}}", secure: "clouds:\n  a: {auth: " + s + "}", want: "/c/secure.yaml:2: cloud a: auth: must be settings of the form"},
-		{clouds: "clouds: {a: {profile: p}}", public: "public-clouds: {p: [" + s + "]}", want: "/c/clouds-public.yaml:1: cloud a: must be settings of the form"},
+		{clouds: "clouds: {a: {profile: p}}", public: "public-clouds: {p: [" + s + "]}", want: "/c/clouds-public.yaml:1: cloud p: must be settings of the form"},
 		{clouds: "clouds:\n  a:\n    profile: ovh\n", want: "/c/clouds.yaml:3: cloud a: profile: ovh is not in clouds-public.yaml (there is no clouds-public.yaml;"},
 		{clouds: "clouds:\n  a:\n    profile: ovh\n", public: "public-clouds: {x: {}}", want: "/c/clouds-public.yaml has: x;"},
 		{clouds: "clouds: {a: {regions: [R, S]}}", region: "T", want: "/c/clouds.yaml:1: cloud a: regions: there is no such region, T (there are: R, S)"},
