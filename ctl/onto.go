@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"swiftnbd/internal/cloud"
 	"swiftnbd/internal/device"
 	"swiftnbd/internal/increment"
 	"swiftnbd/internal/lease"
@@ -124,7 +123,7 @@ func (t *tool) onto(ctx context.Context, path, name string, o uploadOptions) err
 	if there {
 		return t.done(out, "Done, %s has the snapshot %s already", name, h.To.Snapshot)
 	}
-	d, s, err := t.openOnto(ctx, c, o)
+	d, s, err := t.openToWrite(ctx, c, o, logdisk.MinCache())
 	if err != nil {
 		return err
 	}
@@ -232,27 +231,6 @@ func ontoWhich(name string, own layout.UUID, h increment.Header, list []logdisk.
 		has = "the newest that it has is " + copies[len(copies)-1]
 	}
 	return 0, false, fmt.Errorf("%s has no copy of the snapshot %s of %s, onto which the increment goes: %s", name, h.From.Snapshot, h.Disk, has)
-}
-
-// openOnto takes the disk.
-func (t *tool) openOnto(ctx context.Context, c *container, o uploadOptions) (*device.Device, store.Store, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, c.explain(ctx, err)
-	}
-	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, t.pace.work), Watch: c.watch})
-	opts := device.Options{
-		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
-		Compress: c.export.Disk.Compress,
-		Cache:    max(t.pace.uploadCache, logdisk.MinCache()),
-		Log:      t.warner(c.name),
-	}
-	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
-	// An interrupt must not leave the lock behind.
-	d, err := device.Open(context.WithoutCancel(ctx), opts)
-	if err != nil {
-		return nil, nil, c.explain(ctx, err)
-	}
-	return d, account.Unlimited(c.name), nil
 }
 
 // applying is an increment on its way to a disk that is open.

@@ -207,33 +207,17 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 	meta := state.Meta
 	u := &upload{tool: t, container: c, in: in, path: path, o: o, unit: uploadUnit, grain: logGrain, digest: newDigest(), bar: &progress{}}
 	u.broken, u.fail = context.WithCancelCause(context.WithoutCancel(ctx))
-	account := cloud.New(c.client, cloud.Options{
-		Connections: o.connections,
-		Policy:      t.telling(c.name, t.pace.work),
-		Watch:       c.watch,
-	})
-	u.store = account.Unlimited(c.name)
-	opts := device.Options{
-		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
-		Compress: c.export.Disk.Compress,
-		Log:      t.warner(c.name),
-	}
+	cacheSize := logdisk.MinCache()
 	if meta.Version == volume.Version1 {
 		each := meta.Geometry.ObjectSize()
 		u.grain, u.unit = each, each*max(1, uploadUnit/each)
-		opts.Cache = max(t.pace.uploadCache, min(2*int64(o.connections)*each, device.MaxDefaultCache), cache.MinSize(each))
-	} else {
-		opts.Cache = max(t.pace.uploadCache, logdisk.MinCache())
+		cacheSize = max(min(2*int64(o.connections)*each, device.MaxDefaultCache), cache.MinSize(each))
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, c.explain(ctx, err)
-	}
-	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
-	// An interrupt must not leave the lock behind.
-	d, err := device.Open(context.WithoutCancel(ctx), opts)
+	d, s, err := t.openToWrite(ctx, c, o, cacheSize)
 	if err != nil {
-		return nil, c.explain(ctx, err)
+		return nil, err
 	}
+	u.store = s
 	u.device = d
 	if err := u.look(ctx); err != nil {
 		if cerr := d.Close(); cerr != nil {
@@ -242,6 +226,28 @@ func (t *tool) openUpload(ctx context.Context, c *container, state lease.State, 
 		return nil, err
 	}
 	return u, nil
+}
+
+// openToWrite takes a disk for an upload, with a cache of so many bytes at least. It
+// returns the container, too, for the records of how far it is.
+func (t *tool) openToWrite(ctx context.Context, c *container, o uploadOptions, least int64) (*device.Device, store.Store, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, c.explain(ctx, err)
+	}
+	account := cloud.New(c.client, cloud.Options{Connections: o.connections, Policy: t.telling(c.name, t.pace.work), Watch: c.watch})
+	opts := device.Options{
+		Holder: holderUpload, Bases: c.bases, Connections: o.connections, Readahead: -1, FlushTime: uploadLag, Timeout: t.pace.work.Timeout,
+		Compress: c.export.Disk.Compress,
+		Cache:    max(t.pace.uploadCache, least),
+		Log:      t.warner(c.name),
+	}
+	opts.Store, opts.Lease = account.Writer(c.name, t.pace.uploadTerm)
+	// An interrupt must not leave the lock behind.
+	d, err := device.Open(context.WithoutCancel(ctx), opts)
+	if err != nil {
+		return nil, nil, c.explain(ctx, err)
+	}
+	return d, account.Unlimited(c.name), nil
 }
 
 // look finds out whether the disk has data, and whether that is of an earlier
