@@ -330,6 +330,9 @@ func TestExitStatus(t *testing.T) {
 		{1, "is a directory", "--secrets / list"},
 		{1, "no such file or directory", "download disk /nonexistent/file"},
 		{1, "is a directory", "download disk /"},
+		{2, "FILE is empty", "download disk ''"},
+		{2, "FILE is empty", "upload '' disk"},
+		{2, "FILE is empty", "upload '' --onto disk"},
 		{1, "certificate", "--cacert /dev/null lock disk"},
 	})
 	b.unchanged(before)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -192,6 +193,9 @@ func needs(names ...string) cobra.PositionalArgs {
 			return usagef("%s is missing", strings.Join(names[len(args):], " and "))
 		case len(args) > len(names):
 			return usagef("%q is one argument too many (expected %s)", args[len(names)], strings.Join(names, " "))
+		}
+		if i := slices.Index(names, "FILE"); i >= 0 && args[i] == "" { // a variable of the shell that is not set
+			return usagef("FILE is empty")
 		}
 		return nil
 	}
