@@ -274,6 +274,7 @@ func TestExitStatus(t *testing.T) {
 	b.refused([]refusal{
 		{2, "no command given", ""},
 		{2, `unknown command "lst" (did you mean list?)`, "lst"},
+		{2, `unknown command "lst" (did you mean list?)`, "help lst"},
 		{2, `unknown command "nonsense"`, "nonsense"},
 		{2, "unknown flag: --nonsense", "list --nonsense"},
 		{2, "unknown shorthand flag: 'x'", "-x list"},

@@ -58,6 +58,14 @@ type tool struct {
 	clients  map[config.Login]*swiftstore.Client
 }
 
+// unknownCommand is the error of a command that does not exist.
+func unknownCommand(root *cobra.Command, name string) error {
+	if like := root.SuggestionsFor(name); len(like) > 0 {
+		return usagef("unknown command %q (did you mean %s?)", name, strings.Join(like, " or "))
+	}
+	return usagef("unknown command %q", name)
+}
+
 // root builds the command line.
 func (t *tool) root() *cobra.Command {
 	root := &cobra.Command{
@@ -75,10 +83,7 @@ attaches disks to the kernel of this machine, and detaches them.`,
 			if len(args) == 0 {
 				return usagef("no command given")
 			}
-			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
-				return usagef("unknown command %q (did you mean %s?)", args[0], strings.Join(like, " or "))
-			}
-			return usagef("unknown command %q", args[0])
+			return unknownCommand(cmd, args[0])
 		},
 		Args:                       cobra.ArbitraryArgs,
 		SuggestionsMinimumDistance: 2,
@@ -116,6 +121,15 @@ attaches disks to the kernel of this machine, and detaches them.`,
 		t.attachCommand(), t.detachCommand(), t.snapshotCommand(), t.snapshotsCommand(), t.revertCommand(), t.diffCommand(),
 		t.cloneCommand(), t.flattenCommand())
 	root.AddCommand(t.topCommand(), t.benchCommand(), t.convertCommand())
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = func(_ *cobra.Command, args []string) error {
+			if found, _, err := root.Find(args); len(args) > 0 && (err != nil || found == root) {
+				return unknownCommand(root, args[0])
+			}
+			return nil
+		}
+	}
 	return root
 }
 
