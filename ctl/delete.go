@@ -147,6 +147,9 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		}
 	}
 	d := &deletion{container: c, connections: o.connections, versions: versions.Inside(), bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, o.quiet)}
+	// A clone that has no objects any more needs no parent. Once its container is gone,
+	// no other run can find out what parent it had.
+	d.emptied = func() { t.dropNotesOfDeleted(ctx, c, base, baseErr) }
 	err = d.run(ctx)
 	d.bar.end(err == nil)
 	if err == nil {
@@ -159,7 +162,6 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		if unfinished {
 			c.dropLeases(ctx, held.Epoch())
 		}
-		t.dropNotesOfDeleted(ctx, c, base, baseErr)
 		out := deleted{Container: name, Version: state.Meta.Version, Size: state.Meta.Size, Objects: d.noted, Versions: d.old.Load()}
 		if archive := versions.Archive(); archive != "" {
 			out.Archive = &archive
@@ -216,7 +218,8 @@ type deletion struct {
 	container   *container
 	connections int
 	bar         *progress
-	versions    bool // Swift may keep older versions in the container
+	versions    bool   // Swift may keep older versions in the container
+	emptied     func() // called before the container goes; may be nil
 
 	begun bool         // something may have been deleted
 	noted int64        // objects that have been deleted
@@ -236,6 +239,9 @@ func (d *deletion) run(ctx context.Context) error {
 			if err := d.deleteVersions(ctx); err != nil {
 				return err
 			}
+		}
+		if d.emptied != nil && try == 1 {
+			d.emptied()
 		}
 		err := d.container.DeleteContainer(ctx)
 		switch {

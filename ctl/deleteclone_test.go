@@ -119,3 +119,36 @@ func TestDeleteNoteStays(t *testing.T) {
 	}
 	b.gone("web")
 }
+
+// TestDeleteCloneKilled ends the deletion of a clone when its container has just been
+// deleted: nothing could delete the note of it any more.
+func TestDeleteCloneKilled(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "golden", "web")
+	b.fillLog("golden", 1<<20, 1)
+	b.ok("snapshot", "golden", "v1")
+	b.ok("clone", "golden@v1", "web")
+	var dead atomic.Bool
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		if !strings.HasPrefix(r.Path, "/v1/") {
+			return nil
+		}
+		if dead.Load() {
+			return &devswift.Action{Status: http.StatusForbidden}
+		}
+		if r.Method == http.MethodDelete && r.Container == "web" && r.Object == "" {
+			dead.Store(true)
+			return &devswift.Action{Status: http.StatusForbidden, After: true}
+		}
+		return nil
+	})
+	if r := b.run("delete", "web", "-y"); r.code != 1 {
+		t.Errorf("%+v", r)
+	}
+	b.swift.SetFault(nil)
+	b.gone("web")
+	if names := b.notes("golden"); len(names) > 0 {
+		t.Errorf("notes %q", names)
+	}
+	b.ok("snapshot", "--delete", "golden", "v1")
+}
