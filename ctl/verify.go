@@ -73,6 +73,7 @@ type verified struct {
 	Live       *int64        `json:"live_bytes"`
 	DeadFrames *int64        `json:"unneeded_damaged_blocks"`
 	Damage     []damageFound `json:"damage"`
+	LostKnown  bool          `json:"losses_known"` // an object that is missing would have been noticed
 	Judged     bool          `json:"strays_known"`
 	Strays     int64         `json:"strays"`
 	StrayBytes int64         `json:"stray_bytes"`
@@ -186,6 +187,7 @@ func (t *tool) verifyLog(ctx context.Context, c *container, meta volume.Meta, he
 	}
 	liveBytes := r.Live * 4096
 	out := &verified{
+		LostKnown: !r.Unmapped,
 		Container: c.name, Version: meta.Version, Size: r.Size, Quick: v.quick,
 		Runs: &r.Runs, Objects: r.Data.Count + r.Chunks.Count, Bytes: r.Data.Bytes + r.Chunks.Bytes, Live: &liveBytes, DeadFrames: &r.DeadFrames,
 		Damage: []damageFound{}, Judged: r.Judged, Strays: r.Strays.Count, StrayBytes: r.Strays.Bytes, Waiting: r.Waiting.Count,
@@ -276,6 +278,9 @@ func (t *tool) printVerified(out *verified, v verifying) error {
 	}
 	if out.Unfinished > 0 {
 		line("%s of a session that died, which the next session drops", words.Count(out.Unfinished, "object"))
+	}
+	if !out.LostKnown {
+		line("no map says which objects there were: one that is missing reads as zeroes, and is not noticed")
 	}
 	if !out.Judged {
 		line("what nothing needs is not known")

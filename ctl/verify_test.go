@@ -368,3 +368,29 @@ func TestVerifyChunks(t *testing.T) {
 	}
 	b.verify(0, "--quick")
 }
+
+// TestVerifyNoMap: without a map a missing object cannot be told from a hole, and verify
+// says so.
+func TestVerifyNoMap(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	path, _ := sparse(t, 1<<20, map[int][]byte{0: noise(1 << 20)})
+	b.ok("upload", path, "disk", "--object-size", "64K")
+	const said = "no map says which objects there were: one that is missing reads as zeroes, and is not noticed\n"
+	check := func(known bool) {
+		t.Helper()
+		if out := b.ok("verify", "disk"); strings.Contains(out, said) == known {
+			t.Errorf("%q", out)
+		}
+		if v := b.asked("verify", "disk"); v["losses_known"] != known {
+			t.Errorf("%v", v)
+		}
+	}
+	check(true)
+	b.ok("resize", "disk", "2M") // which has no use for the map
+	check(false)
+	b.ok("convert", "disk")
+	check(false)
+	b.ok("flatten", "disk")
+	check(true)
+}

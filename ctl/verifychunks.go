@@ -28,7 +28,8 @@ func (t *tool) verifyChunks(ctx context.Context, c *container, meta volume.Meta,
 		t.warn("%s: the map of the last session cannot be used: %v", c.name, oneLine{warning})
 	}
 	g := meta.Geometry
-	out := &verified{Container: c.name, Version: meta.Version, Size: g.Size(), Quick: v.quick, Damage: []damageFound{}, Foreign: []string{}, Judged: true}
+	out := &verified{Container: c.name, Version: meta.Version, Size: g.Size(), Quick: v.quick, Damage: []damageFound{}, Foreign: []string{}, Judged: true,
+		LostKnown: vol.Mapped() || meta.Blank}
 	listed := make(map[geometry.ChunkIndex]int64) // and sizes
 	for page, err := range store.Pages(ctx, s, store.ListOptions{}) {
 		if err != nil {

@@ -93,6 +93,7 @@ type Report struct {
 	Unfinished Objects // of a session that died, after the end of its log: the next session drops them
 	Clones     int64   // notes of clones
 	Chunks     Objects // of version 1 that the disk needs, and that were checked
+	Unmapped   bool    // a chunk of version 1 is not there, and no map says whether it was
 	Base       *BaseInfo
 	Foreign    []string
 	HintOld    bool // the container does not name the newest root

@@ -160,6 +160,11 @@ func (v *verification) checkChunk(ctx context.Context, vol *chunked.Volume, i ge
 	known := vol.Knowledge(i)
 	if known == chunked.Unknown { // of a part of the map that is not read yet, too
 		hole, err := vol.Probe(ctx, i)
+		if err == nil && hole && !vol.Mapped() {
+			v.found.Lock()
+			v.r.Unmapped = true
+			v.found.Unlock()
+		}
 		if err != nil || hole {
 			return 0, err
 		}
