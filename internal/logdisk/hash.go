@@ -93,14 +93,15 @@ func (d *Disk) hashGathered(now bool) {
 	h := &d.hashes
 	for len(h.gathered) > 0 {
 		n := min(len(h.gathered), etag.Batch)
-		urgent := now || d.crowd.waiting > 0 || h.putting < fewPuts && d.room.crowded()
-		if !urgent && (h.hashing || n < etag.BatchMin) {
-			return
+		flushes := now || d.crowd.waiting > 0
+		urgent := flushes || h.putting < fewPuts && d.room.crowded()
+		if h.hashing && !flushes || !urgent && n < etag.BatchMin {
+			return // a batch takes little longer than one object alone
 		}
 		all := slices.Clone(h.gathered[:n])
 		h.gathered = slices.Delete(h.gathered, 0, n)
 		h.putting += n
-		if h.hashing || n < etag.BatchMin {
+		if h.hashing || n < etag.Least() {
 			for _, one := range all {
 				close(one.ready) // each goroutine hashes its own object
 			}
