@@ -95,8 +95,14 @@ func (d *Disk) hashGathered(now bool) {
 		n := min(len(h.gathered), etag.Batch)
 		flushes := now || d.crowd.waiting > 0
 		urgent := flushes || h.putting < fewPuts && d.room.crowded()
-		if h.hashing && !flushes || !urgent && n < etag.BatchMin {
-			return // a batch takes little longer than one object alone
+		// Whether objects are hashed alone beside a batch. For clients that wait
+		// for room this is not worth it where a batch takes no longer than one.
+		beside := flushes
+		if etag.Least() == etag.BatchMin {
+			beside = urgent
+		}
+		if h.hashing && !beside || !urgent && n < etag.BatchMin {
+			return
 		}
 		all := slices.Clone(h.gathered[:n])
 		h.gathered = slices.Delete(h.gathered, 0, n)
