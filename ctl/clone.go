@@ -224,11 +224,15 @@ func (c *cloning) take(ctx context.Context, p *logdisk.Parent, snap, own string)
 }
 
 // childRoom makes room for the clone. It returns how many first roots are there of runs
-// that were interrupted. What is there and is not empty is not touched.
+// that were interrupted. To create a container that is there changes nothing and says so.
+// So nobody looks for it before, which would be a tenth request, unless that decides.
 func (c *cloning) childRoom(ctx context.Context, turn *turn) (roots uint64, err error) {
-	md, exists, err := c.child.firstLook(ctx, c.policy)
-	if err != nil {
-		return 0, err
+	var md store.Metadata
+	exists := false
+	if c.policy != "" || c.child.namesSnapshot() {
+		if md, exists, err = c.child.firstLook(ctx, c.policy); err != nil {
+			return 0, err
+		}
 	}
 	free := func(md store.Metadata) (err error) {
 		roots, err = c.freeForLog(ctx, c.child, md, false)
