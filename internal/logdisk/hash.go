@@ -93,21 +93,14 @@ func (d *Disk) hashGathered(now bool) {
 	h := &d.hashes
 	for len(h.gathered) > 0 {
 		n := min(len(h.gathered), etag.Batch)
-		flushes := now || d.crowd.waiting > 0
-		urgent := flushes || h.putting < fewPuts && d.room.crowded()
-		// Whether objects are hashed alone beside a batch. For clients that wait
-		// for room this is not worth it where a batch takes no longer than one.
-		beside := flushes
-		if etag.Least() == etag.BatchMin {
-			beside = urgent
-		}
-		if h.hashing && !beside || !urgent && n < etag.BatchMin {
+		urgent := now || d.crowd.waiting > 0 || h.putting < fewPuts && d.room.crowded()
+		if !urgent && (h.hashing || n < etag.BatchMin) {
 			return
 		}
 		all := slices.Clone(h.gathered[:n])
 		h.gathered = slices.Delete(h.gathered, 0, n)
 		h.putting += n
-		if h.hashing || n < etag.Least() {
+		if h.hashing || n < etag.BatchMin {
 			for _, one := range all {
 				close(one.ready) // each goroutine hashes its own object
 			}

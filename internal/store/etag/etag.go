@@ -29,34 +29,18 @@ const (
 	BatchMin = Batch / 2
 )
 
-// Least returns for how many objects a batch costs less than one by one. It is
-// BatchMin, or two where the processor has AVX-512VL: there two cost half of it, and
-// eight a seventh.
-func Least() int {
-	if hasLanes {
-		return 2
-	}
-	return BatchMin
-}
-
-// Vectors hashes batches, one at a time. Without AVX-512VL it takes 1.5 MiB of
-// memory.
+// Vectors hashes batches, one at a time. It takes 1.5 MiB of memory.
 //
 // The hashers are used again and again. The server would keep every hasher that
 // it ever had, and look through all of them at each step (minio/md5-simd issue
 // 27).
 type Vectors struct {
-	server  md5simd.Server // nil: lanes are used
+	server  md5simd.Server
 	hashers [Batch]md5simd.Hasher
 }
 
 // NewVectors returns the means to hash batches. Close ends it.
-func NewVectors() *Vectors { return newVectors(hasLanes) }
-
-func newVectors(useLanes bool) *Vectors {
-	if useLanes {
-		return &Vectors{}
-	}
+func NewVectors() *Vectors {
 	v := &Vectors{server: md5simd.NewServer()}
 	for i := range v.hashers {
 		v.hashers[i] = v.server.NewHash()
@@ -66,9 +50,6 @@ func newVectors(useLanes bool) *Vectors {
 
 // Close gives the memory back. No Sum may be under way.
 func (v *Vectors) Close() {
-	if v.server == nil {
-		return
-	}
 	for _, h := range v.hashers {
 		h.Close()
 	}
@@ -78,14 +59,6 @@ func (v *Vectors) Close() {
 // Sum returns the ETags of Batch objects at most.
 func (v *Vectors) Sum(all [][]byte) []store.ETag {
 	tags := make([]store.ETag, len(all))
-	if v.server == nil {
-		groups := (len(all) + lanes - 1) / lanes
-		for g := range groups { // of about the same size
-			lo, hi := g*len(all)/groups, (g+1)*len(all)/groups
-			sumLanes(all[lo:hi], tags[lo:hi])
-		}
-		return tags
-	}
 	var wg sync.WaitGroup
 	for i, p := range all {
 		wg.Go(func() {
