@@ -97,6 +97,7 @@ func (d *Disk) choose() *choice {
 	c.wasting = idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
 	c.small = small >= manySmall || idle && small > 1
 	c.over = !c.wasting && !c.small
+	d.ways.atLeast(d.ways.needed(bytes, live, small, d.o.GC))
 	return c
 }
 

@@ -64,16 +64,17 @@ func (d *Disk) collect() {
 	defer tick.Stop()
 	swept := time.Time{}
 	var r retirement
+	ctx := context.WithValue(d.behind, politeKey{}, true)
 	for {
 		err := func() error {
 			if time.Since(swept) > sweepEvery {
-				if err := d.sweep(d.behind); err != nil {
+				if err := d.sweep(ctx); err != nil {
 					return err
 				}
 				swept = time.Now()
 			}
 			for {
-				n, err := d.collectOnce(d.behind)
+				n, err := d.collectOnce(ctx)
 				if err != nil || n == 0 {
 					return err
 				}
@@ -83,10 +84,10 @@ func (d *Disk) collect() {
 			err = d.save(d.ctx)
 		}
 		if err == nil {
-			err = d.deleteGarbage(d.behind)
+			err = d.deleteGarbage(ctx)
 		}
 		if err == nil {
-			err = d.retireChunks(d.behind, &r)
+			err = d.retireChunks(ctx, &r)
 		}
 		if err != nil && d.behind.Err() == nil {
 			d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
@@ -110,6 +111,21 @@ func (d *Disk) wastes() bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.dying.len() > 0 || d.merged != nil || d.phantoms && !d.delta.empty()
+}
+
+// wholes are objects that are so small that all of them came with their tails.
+type wholes struct {
+	mu   sync.Mutex
+	room int64 // bytes that may be kept still
+	of   map[layout.Position][]byte
+}
+
+func (w *wholes) add(at layout.Position, all []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.room -= int64(len(all)); w.room >= 0 {
+		w.of[at] = all
+	}
 }
 
 // move is what the collector copies: a run of live blocks that become frames, or a
@@ -145,11 +161,16 @@ func (d *Disk) collectOnce(ctx context.Context) (int, error) {
 func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomic.Int64) error {
 	list := slices.Concat(groups...)
 	tails := make([]logged, len(list))
+	whole := wholes{room: int64(d.o.Seal), of: make(map[layout.Position][]byte)}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i, v := range list {
 		g.Go(guarded(func() (err error) {
-			if tails[i], err = d.readTail(gctx, v.at, v.size); err != nil && d.spare(v.at, err) {
+			var end []byte
+			if tails[i], end, err = d.readEnd(gctx, v.at, v.size); err == nil && int64(len(end)) == tails[i].size {
+				whole.add(v.at, end)
+			}
+			if err != nil && d.spare(v.at, err) {
 				err = nil
 			}
 			return err
@@ -181,7 +202,7 @@ func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomi
 	g.SetLimit(collectAtOnce)
 	for i, group := range groups {
 		g.Go(guarded(func() error {
-			n, err := d.collectGroup(gctx, group, byGroup[i], watch)
+			n, err := d.collectGroup(gctx, group, byGroup[i], whole.of, watch)
 			byGroup[i] = nil
 			taken.Add(int64(n))
 			return err
@@ -191,10 +212,10 @@ func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomi
 }
 
 // collectGroup writes the moves, which are of a group of objects, as one object, and
-// returns how many objects it has taken on. watch has what nobody has written since
-// they were found.
-func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, watch *blockmap.Map) (int, error) {
-	moves, err := d.fetchMoves(ctx, list, moves)
+// returns how many objects it has taken on. whole are the objects that were read
+// already. watch has what nobody has written since they were found.
+func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, whole map[layout.Position][]byte, watch *blockmap.Map) (int, error) {
+	moves, err := d.fetchMoves(ctx, list, moves, whole)
 	if err != nil {
 		return 0, fmt.Errorf("collect: %w", err)
 	}
@@ -274,10 +295,11 @@ func (m *move) record(o *object, u *layout.UUID) layout.Record {
 	return r
 }
 
-// fetchMoves reads what is to be moved, and leaves out what cannot be read.
-func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move) ([]move, error) {
+// fetchMoves reads what is to be moved, and leaves out what cannot be read. whole
+// are the objects that were read already.
+func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move, whole map[layout.Position][]byte) ([]move, error) {
 	fetch := func(moves []move) error {
-		wants := make([]want, len(moves))
+		wants := make([]want, 0, len(moves))
 		for i := range moves {
 			m := &moves[i]
 			if m.raw {
@@ -285,7 +307,11 @@ func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move) ([]m
 			} else {
 				m.p = make([]byte, m.Count*layout.BlockSize)
 			}
-			wants[i] = m.want
+			if all := whole[m.At]; m.end() > int64(len(all)) {
+				wants = append(wants, m.want)
+			} else if err := d.unframe(m.want, all[m.Place:]); err != nil {
+				return err
+			}
 		}
 		return d.fetch(ctx, wants)
 	}

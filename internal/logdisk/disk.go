@@ -157,6 +157,7 @@ type Disk struct {
 	store store.Store
 	cache *cache.Cache
 	room  room
+	ways  *manners // of the collector
 
 	ctx    context.Context // of uploads and of what runs behind the clients
 	cancel context.CancelCauseFunc
@@ -274,11 +275,13 @@ var ErrReadOnly = errors.New("read-only")
 func newDisk(o Options) *Disk {
 	o.fill()
 	d := &Disk{
-		o: o, store: o.Store,
+		o: o,
 		m: blockmap.New(), delta: newDelta(), mergeKick: make(chan struct{}, 1),
 		objects: newObjects(o.Seal, o.GC), acked: make(map[uint64]*object),
 		next: 1, kick: make(chan struct{}, 1), saving: make(chan struct{}, 1), failing: newFailure(),
 	}
+	d.ways = newManners(o.Connections)
+	d.store = d.ways.polite(o.Store)
 	d.regions = newRegions(0, o.regionShift)
 	d.room.own, d.room.want = o.Tail, o.Tail
 	if o.FlushTime < 0 {

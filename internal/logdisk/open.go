@@ -513,20 +513,27 @@ func (d *Disk) listLog(ctx context.Context, from layout.Position) (sizes map[uin
 
 // readTail reads the records of a data object of size bytes; 0: of unknown size.
 // A size of 0 in the result says that it was not found.
-func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (l logged, err error) {
+func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (logged, error) {
+	l, _, err := d.readEnd(ctx, at, size)
+	return l, err
+}
+
+// readEnd is readTail, and returns the bytes that were read, too: all that a small
+// object has.
+func (d *Disk) readEnd(ctx context.Context, at layout.Position, size int64) (l logged, end []byte, err error) {
 	name := layout.LogName(at)
 	by := "the listing, or the map,"
 	if size == 0 {
 		by = "Swift's answer before"
 		var ok bool
 		if size, ok, err = d.head(ctx, name); err != nil || !ok {
-			return logged{}, err
+			return logged{}, nil, err
 		}
 	}
 	for n := min(size, layout.TailSize); ; {
 		tail := make([]byte, n)
 		if err := d.getKnown(ctx, name, by, size-n, tail); err != nil {
-			return logged{}, err
+			return logged{}, nil, err
 		}
 		var need int64
 		l.footer, l.records, need, err = layout.ParseTail(tail, size)
@@ -538,10 +545,10 @@ func (d *Disk) readTail(ctx context.Context, at layout.Position, size int64) (l 
 			err = l.footer.Check(d.o.UUID, at)
 		}
 		if err != nil {
-			return logged{}, fmt.Errorf("object %s: %w", name, err)
+			return logged{}, nil, fmt.Errorf("object %s: %w", name, err)
 		}
 		l.size = size
-		return l, nil
+		return l, tail, nil
 	}
 }
 

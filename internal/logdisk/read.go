@@ -399,24 +399,32 @@ func (d *Disk) fetchGroup(ctx context.Context, group []want) error {
 		return err
 	}
 	for _, w := range group {
-		frames := buf[int64(w.Place)-from:]
-		if w.raw {
-			if _, err := layout.CheckCompressed(frames[:w.Bytes], w.First, &d.o.UUID); err != nil {
-				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
-			}
-			copy(w.p, frames)
-			continue
+		if err := d.unframe(w, buf[int64(w.Place)-from:]); err != nil {
+			return err
 		}
-		if w.Kind == layout.Zstd {
-			if err := unpack(frames[:w.Bytes], w.Extent, &d.o.UUID, w.p); err != nil {
-				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
-			}
-			continue
+	}
+	return nil
+}
+
+// unframe checks the frames of a want, or its compressed record, and puts the blocks
+// where they are wanted.
+func (d *Disk) unframe(w want, frames []byte) error {
+	fail := func(err error) error { return fmt.Errorf("read object %s: %w", layout.LogName(w.At), err) }
+	switch {
+	case w.raw:
+		if _, err := layout.CheckCompressed(frames[:w.Bytes], w.First, &d.o.UUID); err != nil {
+			return fail(err)
 		}
+		copy(w.p, frames)
+	case w.Kind == layout.Zstd:
+		if err := unpack(frames[:w.Bytes], w.Extent, &d.o.UUID, w.p); err != nil {
+			return fail(err)
+		}
+	default:
 		for i := range len(w.p) / layout.BlockSize {
 			frame := frames[i*layout.FrameSize:][:layout.FrameSize]
 			if err := layout.CheckFrame(frame, w.First+uint64(i), &d.o.UUID); err != nil {
-				return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+				return fail(err)
 			}
 			copy(w.p[i*layout.BlockSize:][:layout.BlockSize], frame)
 		}

@@ -62,11 +62,15 @@ func (d *Disk) upload(o *object) {
 	for {
 		// The same bytes under the same name each time: it does not matter
 		// which of the attempts Swift has kept, or when it does so.
+		beside := d.ways.crowded()
 		sent := time.Now()
 		err := d.store.Put(d.ctx, layout.LogName(o.at), data, etag)
 		if err == nil {
 			took := time.Since(sent)
 			d.measure(int64(len(data)), took)
+			if len(data) < measured {
+				d.ways.timed(sent, took, beside)
+			}
 			d.uploaded(o, int64(len(data)), took)
 			return
 		}
