@@ -219,7 +219,7 @@ func TestListNoSecrets(t *testing.T) {
 		code int
 		says string
 	}{
-		"list":      {1, ": without it, say which containers: swiftnbd-ctl list CONTAINER...\n"},
+		"list":      {1, ": without it, say which containers, as in swiftnbd-ctl list CONTAINER\n"},
 		"list disk": {0, ""},
 	} {
 		var errs bytes.Buffer

@@ -86,7 +86,7 @@ func (t *tool) look(ctx context.Context, names []string) ([]*entry, error) {
 	}
 	if len(names) == 0 {
 		if t.noFile != nil {
-			return nil, fmt.Errorf("%w: without it, say which containers: %s list CONTAINER...", t.noFile, program)
+			return nil, fmt.Errorf("%w: without it, say which containers, as in %s list CONTAINER", t.noFile, program)
 		}
 		names = t.secrets.Containers()
 	}
