@@ -176,14 +176,7 @@ func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64)
 	requests = gate.Ops()
 	line.die()
 	synctest.Wait()
-	held := line.take(rng)
-	some := func() {
-		n := rng.IntN(len(held) + 1)
-		for _, land := range held[:n] {
-			land()
-		}
-		held = held[n:]
-	}
+	some, rest := line.arrivals(rng)
 	some()
 	if rng.IntN(2) == 0 { // the parent goes on, and collects
 		do(s.write(d, 1, 2, 3, 40, 41, 42, 50))
@@ -194,9 +187,7 @@ func cloneEvery(t *testing.T, k int64, way string, seed uint64) (requests int64)
 
 	// It is done once more.
 	do(makeClone(t.Context(), w, child, o))
-	for _, land := range held {
-		land()
-	}
+	rest()
 	b := get(t, child, metaName)
 	c := &opener{box: child, t: t, o: o}
 	copy(c.uuid[:], b)

@@ -274,14 +274,7 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 	synctest.Wait()
 	used = max(used, line.requests())
 	kinds = line.kinds
-	held := line.take(rng)
-	some := func() {
-		n := rng.IntN(len(held) + 1)
-		for _, land := range held[:n] {
-			land()
-		}
-		held = held[n:]
-	}
+	some, rest := line.arrivals(rng)
 	some()
 
 	// The next one.
@@ -315,18 +308,13 @@ func everyRequest(t *testing.T, k int64, way, what string) (used int64, kinds ma
 
 	// And the last, who sees all that was under way.
 	if rng.IntN(2) == 0 {
-		for _, land := range held {
-			land()
-		}
-		held = nil
+		rest()
 	}
 	v.o.Every = time.Minute
 	if d, err = v.open(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
-	for _, land := range held {
-		land()
-	}
+	rest()
 	s.check(d)
 	time.Sleep(26 * time.Hour) // it has looked for strays again, and deleted them
 	s.same(d)

@@ -172,14 +172,7 @@ func flattenEvery(t *testing.T, what string, k int64, way string) (requests int6
 	line.die()
 	d.Close()
 	synctest.Wait()
-	held := line.take(rng)
-	some := func() {
-		n := rng.IntN(len(held) + 1)
-		for _, land := range held[:n] {
-			land()
-		}
-		held = held[n:]
-	}
+	some, rest := line.arrivals(rng)
 	some()
 	// protected fails unless the parent's snapshot is as protected as the disk says.
 	protected := func(d *Disk) (needed bool) {
@@ -247,16 +240,11 @@ func flattenEvery(t *testing.T, what string, k int64, way string) (requests int6
 	do(pd.DeleteSnapshot(t.Context(), "s", false))
 	f.away[m.name] = true
 	if rng.IntN(2) == 0 {
-		for _, land := range held {
-			land()
-		}
-		held = nil
+		rest()
 	}
 	d, err = c.open(t.Context(), c.w)
 	do(err)
-	for _, land := range held {
-		land()
-	}
+	rest()
 	s.check(d)
 	time.Sleep(26 * time.Hour)
 	s.same(d)

@@ -120,13 +120,12 @@ func (m *manners) allowed(now time.Time) int {
 // gc percent are wanted: more as the garbage, or the number of objects, grows beyond
 // what was asked for.
 func (m *manners) needed(bytes, live, small int64, gc int) int {
+	wasting := bytes-live > collectLeast
 	percent := live * 100
 	switch {
-	case bytes-live <= collectLeast && small < 64*manySmall:
-		return 1
-	case bytes-live > collectLeast && percent*2 < bytes*int64(gc) || small >= 512*manySmall:
+	case wasting && percent*2 < bytes*int64(gc) || small >= 512*manySmall:
 		return m.most
-	case bytes-live > collectLeast && percent*4 < bytes*3*int64(gc) || small >= 64*manySmall:
+	case wasting && percent*4 < bytes*3*int64(gc) || small >= 64*manySmall:
 		return m.most / 4
 	}
 	return 1

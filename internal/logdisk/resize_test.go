@@ -253,14 +253,7 @@ func everyShape(t *testing.T, what shaping, k int64, way, how string) (requests 
 	line.die()
 	d.Close()
 	synctest.Wait()
-	held := line.take(rng)
-	some := func() {
-		n := rng.IntN(len(held) + 1)
-		for _, land := range held[:n] {
-			land()
-		}
-		held = held[n:]
-	}
+	some, rest := line.arrivals(rng)
 	some()
 
 	// It is done again.
@@ -294,16 +287,11 @@ func everyShape(t *testing.T, what shaping, k int64, way, how string) (requests 
 
 	// And the last, who sees all that was under way, collects and deletes.
 	if rng.IntN(2) == 0 {
-		for _, land := range held {
-			land()
-		}
-		held = nil
+		rest()
 	}
 	d, err = v.open(t.Context(), w)
 	do(err)
-	for _, land := range held {
-		land()
-	}
+	rest()
 	s.check(d)
 	s.same(d)
 	do(s.write(d, 3, 4, 62, 80))

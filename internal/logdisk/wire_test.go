@@ -341,6 +341,19 @@ func (w *wire) take(rng *rand.Rand) []func() {
 	return held
 }
 
+// arrivals takes what is under way. some has some more of it arrive at each call,
+// perhaps none, and rest all that has not arrived yet.
+func (w *wire) arrivals(rng *rand.Rand) (some, rest func()) {
+	held := w.take(rng)
+	land := func(n int) {
+		for _, one := range held[:n] {
+			one()
+		}
+		held = held[n:]
+	}
+	return func() { land(rng.IntN(len(held) + 1)) }, func() { land(len(held)) }
+}
+
 func (w *wire) requests() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
