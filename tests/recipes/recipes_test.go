@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -216,11 +217,20 @@ func here(t *testing.T, document string, environment ...string) {
 	t.Logf("%s", stdout.String())
 }
 
+var (
+	kvm  sync.Once // a machine is started to find out
+	idle bool      // there is a /dev/kvm in which no machine runs
+)
+
 // emulated makes the commands of a document emulate where KVM does not run machines
 // although /dev/kvm is there: what the documents say for that case.
 func emulated(t *testing.T, dir string) (environment []string) {
 	t.Helper()
-	if _, err := os.Stat("/dev/kvm"); err != nil || vm.Debian(t).Accelerates(t) {
+	kvm.Do(func() {
+		_, err := os.Stat("/dev/kvm")
+		idle = err == nil && !vm.Debian(t).Accelerates(t)
+	})
+	if !idle {
 		return nil
 	}
 	t.Log("/dev/kvm is there and runs no machine: the recipes emulate")
