@@ -39,8 +39,9 @@ const (
 	// object.
 	idleUse = 95
 	// manySmall is how many small objects there are before they are joined while
-	// clients write.
-	manySmall = 128
+	// clients write: of a block each they fill one. Much of what they have is written
+	// again until then.
+	manySmall = 1024
 	// collectLeast is how many bytes an object wastes at least, all together,
 	// before any is collected while clients write.
 	collectLeast = 16 << 20
@@ -161,7 +162,7 @@ func (d *Disk) collectOnce(ctx context.Context) (int, error) {
 func (d *Disk) collectBatch(ctx context.Context, groups [][]victim, taken *atomic.Int64) error {
 	list := slices.Concat(groups...)
 	tails := make([]logged, len(list))
-	whole := wholes{room: int64(d.o.Seal), of: make(map[layout.Position][]byte)}
+	whole := wholes{room: int64(d.o.Seal) + int64(d.o.Seal)/4, of: make(map[layout.Position][]byte)}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i, v := range list {

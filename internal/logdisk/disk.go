@@ -217,6 +217,7 @@ type Disk struct {
 	dying     dyingObjects
 	garbage   garbageList // what the newest root does not name
 	waste     int64       // bytes of both
+	recent    recent
 	pins      pins
 	going     map[layout.Position]bool // roots of pins that are being deleted
 	savedN    uint64                   // of this epoch: as far as the newest root has the log

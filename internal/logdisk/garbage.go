@@ -139,6 +139,7 @@ func (l *garbageList) names() map[string]bool {
 // dead notes that nothing in the map needs the object, which is in Swift. A
 // snapshot may need it. d.mu is held.
 func (d *Disk) dead(at layout.Position) {
+	d.recent.drop(at)
 	o := deadObject{at, d.objects.remove(at).size}
 	if d.keepDead(o) {
 		return

@@ -123,9 +123,9 @@ func (m *manners) needed(bytes, live, small int64, gc int) int {
 	wasting := bytes-live > collectLeast
 	percent := live * 100
 	switch {
-	case wasting && percent*2 < bytes*int64(gc) || small >= 512*manySmall:
+	case wasting && percent*2 < bytes*int64(gc) || small >= 64*manySmall:
 		return m.most
-	case wasting && percent*4 < bytes*3*int64(gc) || small >= 64*manySmall:
+	case wasting && percent*4 < bytes*3*int64(gc) || small >= 8*manySmall:
 		return m.most / 4
 	}
 	return 1
@@ -173,6 +173,8 @@ func (m *manners) timed(sent time.Time, took time.Duration, beside bool) {
 		}
 		return
 	}
-	m.limit = min(float64(m.most), m.limit+0.5)
-	m.grant()
+	if m.under >= int(m.limit) { // otherwise nothing is known of as many
+		m.limit = min(float64(m.most), m.limit+0.5)
+		m.grant()
+	}
 }

@@ -19,6 +19,10 @@ func TestManners(t *testing.T) {
 		}
 	}
 	put := func(took time.Duration, beside bool) {
+		m.under = 0
+		if beside { // as many as are allowed
+			m.under = m.allowed(now)
+		}
 		m.timed(now, took, beside)
 		now = now.Add(took + time.Millisecond)
 	}
@@ -49,7 +53,10 @@ func TestManners(t *testing.T) {
 	for range 200 { // the cluster itself is slower now
 		put(40*time.Millisecond, false)
 	}
-	put(45*time.Millisecond, true)
+	allowed(4, "more were not tried")
+	for range 16 {
+		put(45*time.Millisecond, true)
+	}
 	allowed(12, "a slower cluster")
 	put(400*time.Millisecond, true)
 	allowed(6, "slow again")

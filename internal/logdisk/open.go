@@ -530,15 +530,18 @@ func (d *Disk) readEnd(ctx context.Context, at layout.Position, size int64) (l l
 			return logged{}, nil, err
 		}
 	}
+	tail := d.written(at)
 	for n := min(size, layout.TailSize); ; {
-		tail := make([]byte, n)
-		if err := d.getKnown(ctx, name, by, size-n, tail); err != nil {
-			return logged{}, nil, err
+		if tail == nil {
+			tail = make([]byte, n)
+			if err := d.getKnown(ctx, name, by, size-n, tail); err != nil {
+				return logged{}, nil, err
+			}
 		}
 		var need int64
 		l.footer, l.records, need, err = layout.ParseTail(tail, size)
 		if err == nil && need > 0 {
-			n = need
+			n, tail = need, nil
 			continue
 		}
 		if err == nil {

@@ -25,10 +25,22 @@ const (
 // sweep looks through the container for objects that nothing names: what a
 // process left behind that died, and PUTs that surfaced late. It also learns the
 // sizes of the objects that the map needs.
+//
+// What is of our own epoch is not listed: it is known, and a client that flushes
+// adds to it faster than it could be listed.
 func (d *Disk) sweep(ctx context.Context) error {
 	after := time.Now().Add(d.o.Horizon)
-	for _, prefix := range []string{layout.LogPrefix, layout.RunPrefix, layout.RootPrefix, layout.KeptPrefix, layout.GonePrefix, layout.ChildPrefix} {
-		for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
+	ours := layout.Position{Epoch: d.o.Epoch}
+	for _, list := range []store.ListOptions{
+		{Prefix: layout.LogPrefix, EndMarker: layout.LogName(ours)},
+		{Prefix: layout.RunPrefix, EndMarker: layout.RunName(ours)},
+		{Prefix: layout.RootPrefix, EndMarker: layout.RootName(ours)},
+		{Prefix: layout.KeptPrefix, EndMarker: layout.KeptName(ours)},
+		{Prefix: layout.GonePrefix},
+		{Prefix: layout.ChildPrefix},
+	} {
+		prefix := list.Prefix
+		for page, err := range store.Pages(ctx, d.store, list) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)
 			}

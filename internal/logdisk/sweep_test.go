@@ -21,7 +21,7 @@ type longListing struct {
 }
 
 func (l *longListing) List(ctx context.Context, o store.ListOptions) ([]store.ObjectInfo, error) {
-	if o.Prefix != layout.LogPrefix || o.EndMarker != "" {
+	if o.Prefix != layout.LogPrefix || o.EndMarker < layout.LogName(layout.Position{Epoch: l.epoch + 1}) {
 		return l.Store.List(ctx, o)
 	}
 	l.page()

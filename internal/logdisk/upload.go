@@ -3,6 +3,7 @@
 package logdisk
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -59,6 +60,10 @@ func (d *Disk) upload(o *object) {
 	}
 	etag := d.hash(data)
 	defer d.putEnded()
+	var recent []byte
+	if d.o.GC > 0 && len(data) <= recentMost {
+		recent = bytes.Clone(data)
+	}
 	for {
 		// The same bytes under the same name each time: it does not matter
 		// which of the attempts Swift has kept, or when it does so.
@@ -71,7 +76,7 @@ func (d *Disk) upload(o *object) {
 			if len(data) < measured {
 				d.ways.timed(sent, took, beside)
 			}
-			d.uploaded(o, int64(len(data)), took)
+			d.uploaded(o, int64(len(data)), took, recent)
 			return
 		}
 		if d.ctx.Err() != nil {
@@ -156,18 +161,21 @@ func (d *Disk) encode(o *object) (data []byte, packed bool) {
 }
 
 // uploaded notes that the object, of size bytes, is in Swift, and how long its
-// PUT took.
-func (d *Disk) uploaded(o *object, size int64, took time.Duration) {
-	for _, b := range d.noteUploaded(o, size, took) {
+// PUT took. recent are its bytes if the collector may want them soon, or nil.
+func (d *Disk) uploaded(o *object, size int64, took time.Duration, recent []byte) {
+	for _, b := range d.noteUploaded(o, size, took, recent) {
 		freeBuffer(b)
 	}
 }
 
 // noteUploaded is uploaded but for the buffers that are not needed any more.
-func (d *Disk) noteUploaded(o *object, size int64, took time.Duration) (old [][]byte) {
+func (d *Disk) noteUploaded(o *object, size int64, took time.Duration, recent []byte) (old [][]byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	o.size = size
+	if recent != nil {
+		d.recent.add(o.at, recent)
+	}
 	if size < measured {
 		d.crowd.timed(took)
 	}
