@@ -81,7 +81,7 @@ func (w *crowd) hold(o *object) time.Duration {
 	if w.usual() <= fewFlushes || o.flushes >= w.usual() {
 		return 0
 	}
-	return min(w.put/8, longestHold)
+	return min(w.put/2, longestHold)
 }
 
 // most says whether o has most of the flushes.
