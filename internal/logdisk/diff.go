@@ -103,7 +103,7 @@ func (x *Diff) Close() {
 
 func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	d := x.d
-	at, err := d.newestRoot(ctx)
+	at, _, err := d.newestRoot(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,9 +156,11 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	if newest.At.Epoch == at.Epoch {
 		start.N = newest.At.N + 1
 	}
-	if err := d.replay(ctx, start); err != nil {
+	log, whole, err := d.readWholeLog(ctx, start)
+	if err != nil {
 		return err
 	}
+	d.replay(start, log.objects, whole)
 	x.log, x.To.Size = d.delta, d.size
 	return nil
 }

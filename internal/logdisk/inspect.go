@@ -171,9 +171,11 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 	if err := d.openMap(ctx); err != nil {
 		return err
 	}
-	if err := d.replay(ctx, from); err != nil {
+	tail, whole, err := d.readWholeLog(ctx, from)
+	if err != nil {
 		return err
 	}
+	d.replay(from, tail.objects, whole)
 	i.Full, i.Size = true, d.size
 	use := d.Use()
 	i.Live, i.Used = use.Live, use.Used

@@ -95,14 +95,17 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 	// The older moment is for now only: it would keep the one before it in memory, and
 	// so on. And a base has runs of its own, whose names may be the same.
 	defer func() { d.o.near = nil }()
-	at := d.o.at
+	at, early := d.o.at, []byte(nil)
 	if at.IsZero() {
-		if at, err = d.newestRoot(ctx); err != nil {
+		if at, early, err = d.newestRoot(ctx); err != nil {
 			return err
 		}
 	}
 	d.rootAt = at
-	root, err := d.readRoot(ctx, at)
+	root, err := d.parseRoot(at, early)
+	if early == nil || err != nil {
+		root, err = d.readRoot(ctx, at)
+	}
 	if err != nil {
 		return err
 	}
@@ -121,38 +124,68 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 	if err := d.setBase(root); err != nil {
 		return err
 	}
-	if err := d.openMap(ctx); err != nil {
-		return err
-	}
 	if d.o.Snapshot != "" || !d.o.at.IsZero() {
-		return nil // no log is after it
-	}
-	if err := d.loadKept(ctx); err != nil {
-		return err
+		return d.openMap(ctx) // no log is after it
 	}
 	from := layout.Position{Epoch: at.Epoch, N: 1}
 	if root.At.Epoch == at.Epoch {
 		from.N = root.At.N + 1
 	}
-	return d.replay(ctx, from)
+	return d.openMapAndLog(ctx, from)
 }
 
-// newestRoot is findRoot, but it waits for a root of the former holder's epoch
+// openMapAndLog reads the map and, beside that, the log from the position on, and
+// applies it.
+func (d *Disk) openMapAndLog(ctx context.Context, from layout.Position) error {
+	logCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	var (
+		whole  int
+		log    log
+		logErr error
+		read   = make(chan struct{})
+	)
+	go func() {
+		defer close(read)
+		logErr = guarded(func() (err error) {
+			log, whole, err = d.readWholeLog(logCtx, from)
+			return err
+		})()
+	}()
+	err := d.openMap(ctx)
+	if err == nil {
+		err = d.loadKept(ctx)
+	}
+	if err != nil {
+		stop()
+	}
+	<-read
+	if err == nil {
+		err = logErr
+	}
+	if err != nil {
+		return err
+	}
+	d.replay(from, log.objects, whole)
+	return nil
+}
+
+// newestRoot is findEarly, but it waits for a root of the former holder's epoch
 // if that has told of one.
-func (d *Disk) newestRoot(ctx context.Context) (layout.Position, error) {
+func (d *Disk) newestRoot(ctx context.Context) (at layout.Position, early []byte, err error) {
 	for end := time.Now().Add(d.o.Timeout); ; {
-		at, err := d.findRoot(ctx)
+		at, early, err = d.findEarly(ctx)
 		if err != nil || at.Epoch >= d.o.Durable.Epoch {
-			return at, err
+			return at, early, err
 		}
 		if time.Now().After(end) {
 			first := layout.Position{Epoch: d.o.Durable.Epoch, N: 1}
-			return at, &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
+			return at, nil, &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
 		}
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return at, context.Cause(ctx)
+			return at, nil, context.Cause(ctx)
 		}
 	}
 }
@@ -161,46 +194,99 @@ func (d *Disk) newestRoot(ctx context.Context) (layout.Position, error) {
 // by the listing, and by its name: each root's successor has the next number,
 // and each epoch's first root the number 1.
 func (d *Disk) findRoot(ctx context.Context) (layout.Position, error) {
-	best, _ := layout.ParseRootText(d.o.Root)
+	listed, _, err := d.listedRoot(ctx)
+	if err != nil {
+		return listed, err
+	}
+	return d.rootAfter(ctx, listed)
+}
+
+// findEarly is findRoot, and reads the root that the hint and the listing say is the
+// newest while it looks for others: most of the time there are none. early is nil if
+// there are, or if it could not be read at once.
+func (d *Disk) findEarly(ctx context.Context) (at layout.Position, early []byte, err error) {
+	listed, size, err := d.listedRoot(ctx)
+	if err != nil {
+		return listed, nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	if listed.N != 0 {
+		g.Go(guarded(func() error {
+			name := layout.RootName(listed)
+			if size == 0 { // the listing does not have it
+				size, _, _ = d.head(gctx, name)
+			}
+			if size > 0 && size < wholeLimit {
+				b := make([]byte, size)
+				if _, err := d.store.Get(gctx, name, b, store.GetOptions{}); err == nil {
+					early = b
+				}
+			}
+			return nil // what is wrong with it is said when it is read in earnest
+		}))
+	}
+	g.Go(guarded(func() (err error) {
+		at, err = d.rootAfter(gctx, listed)
+		return err
+	}))
+	if err = g.Wait(); err != nil || at != listed {
+		early = nil
+	}
+	return at, early, err
+}
+
+// listedRoot returns the newest root that the hint and the listing know, and its size
+// if the listing has it; zero: none.
+func (d *Disk) listedRoot(ctx context.Context) (best layout.Position, size int64, err error) {
+	best, _ = layout.ParseRootText(d.o.Root)
 	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
 		if err != nil {
-			return best, fmt.Errorf("list the roots: %w", err)
+			return best, 0, fmt.Errorf("list the roots: %w", err)
 		}
 		for _, o := range page {
-			if p, ok := layout.ParseRootName(o.Name); ok && best.Less(p) {
-				best = p
+			if p, ok := layout.ParseRootName(o.Name); ok && !p.Less(best) {
+				best, size = p, o.Size
 			}
 		}
 	}
+	return best, size, nil
+}
+
+// rootAfter returns the newest root, which is best or one after it.
+func (d *Disk) rootAfter(ctx context.Context, best layout.Position) (layout.Position, error) {
 	for {
 		if d.o.Epoch != 0 && best.Epoch >= d.o.Epoch {
 			return best, fmt.Errorf("object %s is of lease number %d, and ours is %d: somebody has taken the disk over, or has written it with our number",
 				layout.RootName(best), best.Epoch, d.o.Epoch)
 		}
-		for {
-			next := layout.Position{Epoch: best.Epoch, N: best.N + 1}
-			_, ok, err := d.head(ctx, layout.RootName(next))
-			if err != nil {
-				return best, err
-			}
-			if !ok {
-				break
-			}
-			best = next
-		}
-		later, err := d.laterRoot(ctx, best.Epoch)
-		if err != nil {
+		var (
+			next    = layout.Position{Epoch: best.Epoch, N: best.N + 1}
+			later   layout.Position
+			hasNext bool
+		)
+		g, gctx := errgroup.WithContext(ctx)
+		g.Go(guarded(func() (err error) {
+			_, hasNext, err = d.head(gctx, layout.RootName(next))
+			return err
+		}))
+		g.Go(guarded(func() (err error) {
+			later, err = d.laterRoot(gctx, best.Epoch)
+			return err
+		}))
+		if err := g.Wait(); err != nil {
 			return best, err
 		}
-		if later.IsZero() {
-			break
+		switch {
+		case !later.IsZero():
+			best = later
+		case hasNext:
+			best = next
+		case best.N == 0:
+			return best, errNoRoot
+		default:
+			return best, nil
 		}
-		best = later
 	}
-	if best.N == 0 {
-		return best, errNoRoot
-	}
-	return best, nil
 }
 
 // laterRoot looks for the first root of an epoch after epoch, up to ours, which
@@ -293,17 +379,20 @@ func (d *Disk) readNewest(ctx context.Context) (at layout.Position, root layout.
 }
 
 func (d *Disk) readRoot(ctx context.Context, at layout.Position) (layout.Root, error) {
-	name := layout.RootName(at)
-	b, err := d.readWhole(ctx, name, "the list of the roots, or the container's metadata,")
+	b, err := d.readWhole(ctx, layout.RootName(at), "the list of the roots, or the container's metadata,")
 	if err != nil {
 		return layout.Root{}, err
 	}
+	return d.parseRoot(at, b)
+}
+
+func (d *Disk) parseRoot(at layout.Position, b []byte) (layout.Root, error) {
 	root, err := layout.ParseRoot(b)
 	if err == nil {
 		err = root.Check(d.o.UUID, at)
 	}
 	if err != nil {
-		return root, fmt.Errorf("object %s: %w", name, err)
+		return root, fmt.Errorf("object %s: %w", layout.RootName(at), err)
 	}
 	return root, nil
 }
@@ -363,12 +452,13 @@ type logged struct {
 // under way at once.
 const beyond = 32
 
-// replay applies the log from the position on, to where it ends.
-func (d *Disk) replay(ctx context.Context, from layout.Position) error {
+// readWholeLog reads the log from the position on, and says how many of its objects
+// are of cuts that are whole.
+func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log, whole int, err error) {
 	for end := time.Now().Add(d.o.Timeout); ; {
 		log, err := d.readLog(ctx, from)
 		if err != nil {
-			return err
+			return log, 0, err
 		}
 		whole := len(log.objects)
 		for i, l := range log.objects {
@@ -380,32 +470,34 @@ func (d *Disk) replay(ctx context.Context, from layout.Position) error {
 		if g := from.N + uint64(whole); log.durable >= g {
 			away := &AwayError{Name: layout.LogName(layout.Position{Epoch: from.Epoch, N: g}), By: log.by}
 			if gone := d.gone(ctx, fmt.Errorf("object %s: %w", away.Name, store.ErrNotFound)); gone != nil {
-				return gone
+				return log, 0, gone
 			}
 			if time.Now().After(end) {
-				return away
+				return log, 0, away
 			}
 			select {
 			case <-time.After(time.Second):
 				continue
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return log, 0, context.Cause(ctx)
 			}
 		}
-		if whole, err = wholeCuts(log.objects[:whole], from); err != nil {
-			return err
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for i, l := range log.objects[:whole] {
-			d.apply(layout.Position{Epoch: from.Epoch, N: from.N + uint64(i)}, l)
-		}
-		d.keepTails(from, log.objects)
-		d.at, d.former = d.root.At, layout.Position{Epoch: from.Epoch, N: from.N + uint64(whole) - 1}
-		if d.former.N > 0 {
-			d.at = d.former
-		}
-		return nil
+		whole, err = wholeCuts(log.objects[:whole], from)
+		return log, whole, err
+	}
+}
+
+// replay applies the log from the position on: the first so many of its objects.
+func (d *Disk) replay(from layout.Position, objects []logged, whole int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, l := range objects[:whole] {
+		d.apply(layout.Position{Epoch: from.Epoch, N: from.N + uint64(i)}, l)
+	}
+	d.keepTails(from, objects)
+	d.at, d.former = d.root.At, layout.Position{Epoch: from.Epoch, N: from.N + uint64(whole) - 1}
+	if d.former.N > 0 {
+		d.at = d.former
 	}
 }
 
