@@ -137,6 +137,9 @@ func (t *tool) attach(ctx context.Context, o attachOptions, args, params []strin
 	if s, err := attachedAs(name); err == nil {
 		return fmt.Errorf("%s is attached already, as %s", name, kernel.Path(s.Index))
 	}
+	if err := kernel.Permitted(); err != nil {
+		return err
+	}
 	server, err := t.server(ctx, o, name, params)
 	if err != nil {
 		return err
@@ -269,6 +272,9 @@ use, such as a mounted file system.`,
 				return err
 			}
 			out := attached{Container: diskOf(index), Device: kernel.Path(index)}
+			if err := kernel.Permitted(); err != nil {
+				return err
+			}
 			if err := detach(index, force); err != nil || !t.json {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"swiftnbd/tests/harness"
@@ -76,6 +77,32 @@ swiftnbd-ctl detach /dev/nbd7
 	}
 	if t.Failed() {
 		t.Log(out)
+	}
+}
+
+const onlyRoot = "only root may attach a disk to the kernel or detach it: run the command as root"
+
+// TestAttachNotRoot: who is not root is told so in one line, before nbdkit is started
+// and Swift is asked.
+func TestAttachNotRoot(t *testing.T) {
+	t.Parallel()
+	dir := harness.TempDir(t)
+	program := filepath.Join(dir, "swiftnbd-ctl") // where everybody may run it
+	data, err := os.ReadFile(harness.Built(t, "swiftnbd-ctl"))
+	if err == nil {
+		err = os.WriteFile(program, data, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"attach", "disk"}, {"attach", "disk", "/dev/nbd0", "--persist", "--json"}, {"attach", "disk", "--uri", "nbd://127.0.0.1:1/"}} {
+		cmd := harness.Command(t, program, append([]string{"--secrets", filepath.Join(dir, "none")}, args...)...)
+		if os.Geteuid() == 0 {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		}
+		if r := harness.RunCmd(t, cmd); r.Status != 1 || r.Stdout != "" || r.Stderr != "swiftnbd-ctl: "+onlyRoot+"\n" {
+			t.Errorf("%q: status %d, %q, %q", args, r.Status, r.Stdout, r.Stderr)
+		}
 	}
 }
 

@@ -77,8 +77,26 @@ type Config struct {
 // ErrNoDriver says that the kernel has no NBD client.
 var ErrNoDriver = errors.New("the kernel has no NBD client (module nbd), or it is older than Linux 4.12")
 
+// ErrNotRoot says that the process may not connect and disconnect devices.
+var ErrNotRoot = errors.New("only root may attach a disk to the kernel or detach it: run the command as root")
+
 // ErrInUse says that a device is connected already.
 var ErrInUse = errors.New("it is connected already")
+
+// Permitted returns an error for a process that the kernel will refuse to connect and
+// disconnect devices for: it is not root's, and lacks CAP_SYS_ADMIN, which
+// drivers/block/nbd.c asks for.
+func Permitted() error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	var data [2]unix.CapUserData // _LINUX_CAPABILITY_U32S_3
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	if err == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0 {
+		return nil
+	}
+	return ErrNotRoot
+}
 
 // call makes one request of the kernel's NBD client. It loads the module if it
 // is not there.
