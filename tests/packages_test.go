@@ -22,6 +22,8 @@ func TestMakeDist(t *testing.T) {
 		return
 	}
 	tarball := filepath.Join(root, "dist", "swiftnbd-"+makeVersion(t)+".tar.gz")
+	status := func() string { return harness.Must(t, "git", "-C", root, "status", "--porcelain") }
+	before := status()
 	var first []byte
 	for range 2 {
 		runMake(t, "-s", "dist")
@@ -34,6 +36,9 @@ func TestMakeDist(t *testing.T) {
 		}
 		first = data
 	}
+	if after := status(); after != before {
+		t.Errorf("make dist leaves in the checkout:\n%s", after)
+	}
 	dir := harness.TempDir(t)
 	harness.Must(t, "tar", "-x", "-f", tarball, "-C", dir, "--strip-components=1")
 	cmd := harness.Command(t, harness.Tool(t, "go"), "list", "-deps", "-test", "-f", "{{with .Error}}{{.}}{{end}}", "./...")
@@ -42,6 +47,19 @@ func TestMakeDist(t *testing.T) {
 	r := harness.RunCmd(t, cmd)
 	if r.Status != 0 || strings.TrimSpace(r.Stdout) != "" {
 		t.Errorf("packages are missing in the tarball (status %d):\n%s%s", r.Status, r.Stdout, r.Stderr)
+	}
+	// Built with neither make nor git, the programs know their version, unless
+	// whoever links them has another one.
+	for flags, version := range map[string]string{"": makeVersion(t), "-X swiftnbd/internal/version.Version=7.7": "7.7"} {
+		cmd := harness.Command(t, harness.Tool(t, "go"), "build", "-trimpath", "-ldflags", flags, "-o", filepath.Join(dir, "program"), "./ctl")
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOPROXY=off", "GOMODCACHE="+filepath.Join(dir, "no-modules"))
+		if r := harness.RunCmd(t, cmd); r.Status != 0 {
+			t.Fatalf("the tarball does not build: %s%s", r.Stdout, r.Stderr)
+		}
+		if got := harness.Must(t, filepath.Join(dir, "program"), "--version"); got != "swiftnbd-ctl "+version+"\n" {
+			t.Errorf("built from the tarball with the flags %q, the program is %q; want version %s", flags, got, version)
+		}
 	}
 }
 
