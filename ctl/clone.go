@@ -45,7 +45,7 @@ that may only read the parent, a SNAPSHOT must be given, and no note is made.`,
 			}
 			return t.clone(ctx, name, snap, args[1], o)
 		}),
-		ValidArgsFunction: t.completeContainers(false),
+		ValidArgsFunction: completing(t.completeMoment),
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.flatten, "flatten", false, "copy what the parent has into the new disk at once, which then needs no parent")

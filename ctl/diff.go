@@ -30,12 +30,7 @@ that were there, and what the collector has moved. --exact leaves out most of th
 		RunE: t.verb(func(ctx context.Context, args []string) error {
 			return t.diff(ctx, args[0], args[1], exact)
 		}),
-		ValidArgsFunction: func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) > 1 {
-				return nil, cobra.ShellCompDirectiveNoFileComp
-			}
-			return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
-		},
+		ValidArgsFunction: completing(t.completeMoment, t.completeMoment),
 	}
 	cmd.Flags().BoolVar(&exact, "exact", false, "leave out what was only moved in Swift, and zeroes that were zeroes before: this reads more of the map")
 	t.jsonFlag(cmd)

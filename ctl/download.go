@@ -81,7 +81,7 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 			}
 			return t.download(ctx, name, o)
 		}),
-		ValidArgsFunction: t.completeContainers(true),
+		ValidArgsFunction: completing(t.completeMoment, nil),
 	}
 	cmd.Flags().StringVarP(&o.format, "image-format", "O", "", "`format` of FILE: raw, qcow2 or increment. If not given: raw")
 	values(cmd, "image-format", append(writeFormats, formatIncrement)...)
@@ -90,7 +90,7 @@ snapshot is downloaded without a lock, also while the disk is in use.`,
 	cmdline.Old(cmd.Flags(), "quiet")
 	cmd.Flags().BoolVar(&o.resume, "resume", false, "go on with a download that was interrupted, if there is one")
 	connectionsFlag(cmd, &o.connections)
-	_ = cmd.RegisterFlagCompletionFunc("since", cobra.NoFileCompletions)
+	_ = cmd.RegisterFlagCompletionFunc("since", t.completeSince)
 	t.jsonFlag(cmd)
 	return cmd
 }

@@ -444,6 +444,32 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%q: %+v", c.args, r)
 		}
 	}
+	// Swift has the names of the snapshots.
+	b.ok("setup", "disk0", "--size", "1M", "--format", "2")
+	for _, snap := range []string{"monday", "tuesday", "moon"} {
+		b.ok("snapshot", "disk0", snap)
+	}
+	b.ok("setup", "other", "--size", "1M")
+	for args, want := range map[string]string{
+		"download disk0@mo":                 "disk0@monday\ndisk0@moon\n:4\n",
+		"clone disk0@":                      "disk0@monday\ndisk0@tuesday\ndisk0@moon\n:4\n",
+		"clone disk0@monday ":               ":4\n",
+		"diff disk0@monday disk0@t":         "disk0@tuesday\n:4\n",
+		"diff disk0@monday disk0 ":          ":4\n",
+		"revert disk0 ":                     "monday\ntuesday\nmoon\n:4\n",
+		"revert di":                         "disk0\ndisk1\n:4\n",
+		"snapshot disk0 m":                  ":4\n", // a new one
+		"snapshot --delete disk0 m":         "monday\nmoon\n:4\n",
+		"download disk0@moon file --since ": "monday\ntuesday\nmoon\n:4\n",
+		"download --since ":                 ":4\n",
+		"download disk0@moon ":              ":0\n",
+		"download other@":                   ":4\n", // of version 1
+		"download disk1@":                   ":4\n", // not set up
+	} {
+		if r := b.run(append([]string{"__complete"}, strings.Split(args, " ")...)...); r.code != 0 || r.out != want {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
 	if r := b.run("__complete", "download", "disk0", ""); r.out != ":0\n" {
 		t.Errorf("a file behind download: %+v", r)
 	}

@@ -38,7 +38,7 @@ interrupted, the disk is as it was, or it is reverted.`,
 			}
 			return t.revert(ctx, args[0], args[1], yes)
 		}),
-		ValidArgsFunction: t.completeContainers(false),
+		ValidArgsFunction: completing(t.completeContainer, t.completeSnapshot),
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	t.jsonFlag(cmd)

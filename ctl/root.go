@@ -121,6 +121,7 @@ attaches disks to the kernel of this machine, and detaches them.`,
 		t.attachCommand(), t.detachCommand(), t.snapshotCommand(), t.snapshotsCommand(), t.revertCommand(), t.diffCommand(),
 		t.cloneCommand(), t.flattenCommand())
 	root.AddCommand(t.topCommand(), t.benchCommand(), t.convertCommand())
+	completionCommand(root, t.stdout)
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = func(_ *cobra.Command, args []string) error {
@@ -213,36 +214,6 @@ func needs(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-// completeContainers completes the first argument to a container of the secrets
-// file. If files is true, it completes the second one to a file.
-func (t *tool) completeContainers(files bool) cobra.CompletionFunc {
-	return func(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			if files && len(args) == 1 {
-				return nil, cobra.ShellCompDirectiveDefault
-			}
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return t.containersWith(prefix), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// containersWith returns the secrets file's containers that begin with prefix.
-// If the file cannot be read, it returns none.
-func (t *tool) containersWith(prefix string) []cobra.Completion {
-	secrets, _, err := config.ReadSecrets(t.login.Secrets)
-	if err != nil {
-		return nil
-	}
-	var names []cobra.Completion
-	for _, c := range secrets.Containers() {
-		if strings.HasPrefix(c, prefix) {
-			names = append(names, c)
-		}
-	}
-	return names
 }
 
 // jsonFlag gives a command whose result is one object its --json, and jsonArrayFlag

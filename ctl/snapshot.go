@@ -46,7 +46,12 @@ next server, after ten minutes. A snapshot that has clones is refused.`,
 			}
 			return t.snapshot(ctx, args[0], args[1], gone, force)
 		}),
-		ValidArgsFunction: t.completeContainers(false),
+		ValidArgsFunction: completing(t.completeContainer, func(cmd *cobra.Command, args []string, prefix string) []cobra.Completion {
+			if !gone { // a new name
+				return nil
+			}
+			return t.completeSnapshot(cmd, args, prefix)
+		}),
 	}
 	t.jsonFlag(cmd)
 	cmd.Flags().BoolVar(&gone, "delete", false, "delete the snapshot")

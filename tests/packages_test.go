@@ -105,10 +105,11 @@ func complete(t testing.TB, program string, words ...string) []string {
 . /usr/share/bash-completion/bash_completion
 . "$1"
 PATH=$2:$PATH
-shift 2
+COMP_LINE=$3
+COMP_WORDBREAKS+=@ # as it has where hosts are completed (hostcomplete)
+shift 3
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
-COMP_LINE="$*"
 COMP_POINT=${#COMP_LINE}
 COMP_TYPE=9
 COMP_KEY=9
@@ -117,8 +118,18 @@ function=$(complete -p "$1" | sed 's/.* -F \([^ ]*\) .*/\1/')
 "$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
 printf '%s\n' "${COMPREPLY[@]}"
 `
-	args := append([]string{"-c", script, "bash", filepath.Join(root, "build", "completions", program+".bash"),
-		filepath.Join(root, "build"), program}, words...)
+	args := []string{"-c", script, "bash", filepath.Join(root, "build", "completions", program+".bash"),
+		filepath.Join(root, "build"), strings.Join(append([]string{program}, words...), " "), program}
+	for _, word := range words {
+		// Bash begins a word before and after an @ (COMP_WORDBREAKS).
+		before, after, found := strings.Cut(word, "@")
+		if args = append(args, before); found {
+			args = append(args, "@")
+		}
+		if after != "" {
+			args = append(args, after)
+		}
+	}
 	var offered []string
 	for line := range strings.Lines(harness.Must(t, "bash", args...)) {
 		// A list of several has descriptions.
@@ -139,6 +150,18 @@ func TestCompletions(t *testing.T) {
 	harness.WriteFile(t, secrets, "[alpha]\n[beta]\n")
 	if got := complete(t, "swiftnbd-ctl", "--secrets", secrets, "info", ""); !slices.Equal(got, []string{"alpha", "beta"}) {
 		t.Errorf("for a disk bash offers %q", got)
+	}
+	c := harness.Dev(t)
+	name := harness.Name(t)
+	for _, args := range [][]string{{"setup", name, "--size", "1M", "--format", "2"}, {"snapshot", name, "monday"}, {"snapshot", name, "moon"}, {"snapshot", name, "tuesday"}} {
+		harness.Must(t, harness.Built(t, "swiftnbd-ctl"), append([]string{"--secrets", harness.Secrets(t, c.Section(name))}, args...)...)
+	}
+	for prefix, want := range map[string][]string{"mo": {"monday", "moon"}, "": {"monday", "moon", "tuesday"}, "t": {"tuesday"}} {
+		// Bash puts behind the @ what is offered.
+		got := complete(t, "swiftnbd-ctl", "--secrets", harness.Secrets(t, c.Section(name)), "download", name+"@"+prefix)
+		if !slices.Equal(got, want) {
+			t.Errorf("for a snapshot that begins with %q bash offers %q, want %q", prefix, got, want)
+		}
 	}
 	long := regexp.MustCompile(`(?m)^ +(?:-\w, )?(--[a-z0-9-]+)`)
 	help := func(program string, verb ...string) string {
