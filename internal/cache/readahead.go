@@ -73,8 +73,16 @@ func (c *Cache) readAhead(off, n int64) (much bool) {
 		a.mu.Unlock()
 		return false
 	}
+	// A read that lies near a stream and does not continue it may be one of a reader
+	// that reads here and there. To read ahead of that one is a waste, and on a disk
+	// that was written at random a large one: each block is a request.
+	near := s.seen == 0 && off > s.reach
 	s.seen += n
 	s.reach = max(s.reach, off+n)
+	if near {
+		a.mu.Unlock()
+		return false
+	}
 	s.window = min(2*s.window, max(a.limit, granule))
 	// If a reader makes many requests at once, some of them come late.
 	s.start = max(s.start, off-max(64*n, behind))

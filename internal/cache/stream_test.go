@@ -5,6 +5,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -129,4 +130,46 @@ func readStream(t *testing.T, total, object, size int64, depth int) (longer floa
 		longer, bytes = took.Seconds()/least.Seconds(), f.bytes.Load()
 	})
 	return longer, bytes
+}
+
+// scattered is a disk whose blocks lie everywhere: each is a request.
+type scattered struct{ *far }
+
+func (scattered) Beside(_ geometry.ChunkIndex, r, _ geometry.ByteRange) geometry.ByteRange { return r }
+
+// TestRandomReads reads blocks of a scattered disk, each in another chunk: those that
+// happen to lie behind each other are no reason to read ahead.
+func TestRandomReads(t *testing.T) {
+	const size, chunk, block, reads = 512 << 20, 64 << 10, 4 << 10, 2400
+	synctest.Test(t, func(t *testing.T) {
+		geo, err := geometry.New(chunk, size/chunk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &far{latency: time.Millisecond, rate: 2 << 30, slots: make(chan struct{}, 16)}
+		c, err := NewReader(scattered{f}, geo, Options{Size: 64 << 20, Connections: 16, Check: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetEnd(size)
+		places := rand.New(rand.NewPCG(1, 2)).Perm(size / chunk)[:reads]
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				p := make([]byte, block)
+				for i := next.Add(1) - 1; i < reads; i = next.Add(1) - 1 {
+					if err := c.Read(t.Context(), p, int64(places[i])*chunk+i%16*block); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(time.Second)
+		if n := f.bytes.Load() / block; n < reads || n > reads+reads/25 {
+			t.Errorf("%d blocks were fetched for %d reads", n, reads)
+		}
+	})
 }
