@@ -101,9 +101,10 @@ func (d *Disk) collect() {
 	}
 }
 
-// idle says whether no client has written lately.
+// idle says whether no client has written lately, and nothing that a client has read
+// waits for being put in order: the collector alone would not put it so.
 func (d *Disk) idle() bool {
-	return time.Since(time.Unix(0, d.lastWrite.Load())) > d.o.Idle
+	return time.Since(time.Unix(0, d.lastWrite.Load())) > d.o.Idle && !d.missed.any(time.Now())
 }
 
 // wastes says whether objects wait for the next checkpoint to be deleted, or for
@@ -142,6 +143,8 @@ func (d *Disk) collectOnce(ctx context.Context) (int, error) {
 	if d.o.GC == 0 {
 		return 0, nil
 	}
+	d.moving <- struct{}{}
+	defer func() { <-d.moving }()
 	var taken atomic.Int64
 	paged := d.paged()
 	g, ctx := errgroup.WithContext(ctx)
@@ -226,8 +229,23 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, wh
 		d.mu.Unlock()
 		return 0, nil // what was in them was written again, or cannot be read
 	}
+	if err := d.moveTo(ctx, moves, watch, func() { d.phantom(list) }); err != nil {
+		return 0, err
+	}
+	d.stats.Collected.Add(int64(len(list)))
+	return len(list), nil
+}
+
+// moveTo writes the moves as one object, and has the map say so of what is in the
+// watch still. Disk.mu is held when it calls moved.
+func (d *Disk) moveTo(ctx context.Context, moves []move, watch *blockmap.Map, moved func()) error {
 	slices.SortFunc(moves, func(a, b move) int { return cmp.Compare(a.First, b.First) })
 	var o object
+	size := 0
+	for i := range moves {
+		size += moves[i].bytes()
+	}
+	o.buf = make([]byte, 0, size+tailRoom)
 	f := layout.Footer{Collected: true, UUID: d.o.UUID}
 	var live int64
 	packed := false
@@ -246,7 +264,7 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, wh
 	d.mu.Unlock()
 	data := layout.AppendTail(o.buf, o.records, f)
 	if err := d.store.Put(ctx, layout.LogName(o.at), data, etagOf(data)); err != nil {
-		return 0, fmt.Errorf("write collected object %s: %w", o.at, err)
+		return fmt.Errorf("write collected object %s: %w", o.at, err)
 	}
 	d.stats.CollectedBytes.Add(int64(len(data)))
 	d.mu.Lock()
@@ -268,13 +286,20 @@ func (d *Disk) collectGroup(ctx context.Context, list []victim, moves []move, wh
 			}
 		}
 	}
-	d.phantom(list)
+	moved()
 	d.evict()
 	if h, _ := d.objects.get(o.at); h.live == 0 { // all was written again meanwhile
 		d.dead(o.at)
 	}
-	d.stats.Collected.Add(int64(len(list)))
-	return len(list), nil
+	return nil
+}
+
+// bytes returns how many bytes the record has.
+func (m *move) bytes() int {
+	if m.raw {
+		return len(m.p)
+	}
+	return int(m.Count) * layout.FrameSize
 }
 
 // record appends the bytes of a move to the object, and returns its record.
@@ -393,10 +418,14 @@ func (d *Disk) watch(tails []logged) *blockmap.Map {
 			}
 		}
 	}
+	d.addWatch(w)
+	return w
+}
+
+func (d *Disk) addWatch(w *blockmap.Map) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.watches = append(d.watches, w)
-	return w
 }
 
 func (d *Disk) unwatch(w *blockmap.Map) {

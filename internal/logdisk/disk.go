@@ -193,7 +193,7 @@ type Disk struct {
 	merged    *merged         // for the next root; nil: nothing
 	merges    uint64          // merges that a root has
 	phantoms  bool            // the collector has found counts that are too high
-	watches   []*blockmap.Map // blocks that the collector moves, as long as nobody else writes them
+	watches   []*blockmap.Map // blocks that are being moved, as long as nobody else writes them
 
 	zeroing   []*zeroing         // by requests that make blocks zero just now
 	objects   objects            // those with live blocks, and those in memory
@@ -218,6 +218,9 @@ type Disk struct {
 	garbage   garbageList // what the newest root does not name
 	waste     int64       // bytes of both
 	recent    recent
+	gathering chan gathered
+	missed    missed
+	moving    chan struct{} // has one while somebody moves blocks; it comes before mu
 	pins      pins
 	going     map[layout.Position]bool // roots of pins that are being deleted
 	savedN    uint64                   // of this epoch: as far as the newest root has the log
@@ -281,6 +284,7 @@ func newDisk(o Options) *Disk {
 		objects: newObjects(o.Seal, o.GC), acked: make(map[uint64]*object),
 		next: 1, kick: make(chan struct{}, 1), saving: make(chan struct{}, 1), failing: newFailure(),
 	}
+	d.gathering, d.moving = make(chan gathered, gatherMost), make(chan struct{}, 1)
 	d.ways = newManners(o.Connections)
 	d.store = d.ways.polite(o.Store)
 	d.regions = newRegions(0, o.regionShift)

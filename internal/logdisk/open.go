@@ -67,9 +67,10 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 		d.wg.Add(1)
 		go d.loop()
 		if !o.Brief {
-			d.resting.Add(2)
+			d.resting.Add(3)
 			go d.merging()
 			go d.collect()
+			go d.gather()
 		}
 	}
 	return d, nil

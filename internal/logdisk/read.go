@@ -289,8 +289,11 @@ func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err
 		// That an object is not found has two reasons. The collector may have
 		// moved the blocks meanwhile: then they are elsewhere. Or the servers
 		// that have it are away: a 404 is no proof.
-		err = d.fetch(ctx, wants)
-		if err == nil || !errors.Is(err, store.ErrNotFound) || time.Now().After(end) {
+		if err = d.fetch(ctx, wants); err == nil {
+			d.scattered(first, len(p), wants)
+			return false, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) || time.Now().After(end) {
 			return false, err
 		}
 		if e := d.gone(ctx, err); e != nil {
@@ -362,10 +365,7 @@ func (d *Disk) fetch(ctx context.Context, wants []want) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchLimit)
 	for i := 0; i < len(wants); {
-		j, end := i+1, wants[i].end()
-		for ; j < len(wants) && wants[j].At == wants[i].At && int64(wants[j].Place)-end <= joinGap; j++ {
-			end = max(end, wants[j].end())
-		}
+		j := joined(wants, i)
 		group := wants[i:j]
 		i = j
 		if j == len(wants) && len(group) == len(wants) {
@@ -376,6 +376,16 @@ func (d *Disk) fetch(ctx context.Context, wants []want) error {
 		}))
 	}
 	return g.Wait()
+}
+
+// joined returns the end of those sorted wants that come with one request, the first
+// of which is i.
+func joined(wants []want, i int) int {
+	j, end := i+1, wants[i].end()
+	for ; j < len(wants) && wants[j].At == wants[i].At && int64(wants[j].Place)-end <= joinGap; j++ {
+		end = max(end, wants[j].end())
+	}
+	return j
 }
 
 // fetchBufs are the buffers of fetches: what they bring is checked and copied.

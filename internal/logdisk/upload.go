@@ -24,6 +24,7 @@ type Stats struct {
 	Deleted   atomic.Int64 // objects that nothing needed
 	Collected atomic.Int64 // objects that the collector has read
 	Moved     atomic.Int64 // blocks that it has moved
+	Gathered  atomic.Int64 // chunks that were put in order when somebody had read them
 	Saves     atomic.Int64 // checkpoints
 	SaveBytes atomic.Int64 // of runs and roots
 	Merges    atomic.Int64 // of runs
