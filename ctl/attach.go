@@ -195,14 +195,14 @@ func (t *tool) connect(o attachOptions, name string, index int, export nbd.Expor
 		}
 		sockets = append(sockets, f)
 	}
-	index, err := kernel.Connect(kernel.Config{
+	got, err := kernel.Connect(kernel.Config{
 		Index: index, Size: export.Size, BlockSize: o.blockSize, Timeout: timeout, Flags: flags,
 		Backend: backendPrefix + name, Sockets: sockets,
 	})
 	if errors.Is(err, kernel.ErrInUse) && index != kernel.Any {
 		return 0, fmt.Errorf("%s: %w", kernel.Path(index), err)
 	}
-	return index, err
+	return got, err
 }
 
 // dialAll makes as many connections as the server allows, up to n.

@@ -4,9 +4,11 @@ package tests
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,6 +75,82 @@ swiftnbd-ctl detach /dev/nbd7
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the machine printed no %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// TestAttachJSON holds attach and detach to the manual's form of --json, on a real
+// device: one object after success, and after an error no byte of standard output, one
+// line of standard error, and a device that is as before.
+func TestAttachJSON(t *testing.T) {
+	t.Parallel()
+	k := vm.Debian(t)
+	name, account, params := volumeOf(t, harness.Dev(t), 64)
+	n := harness.Serve(t, harness.Options{TCP: true, Params: params})
+	task := strings.NewReplacer("$URI", hostURI(n), "$PORT", fmt.Sprint(n.Port), "$NAME", name).Replace(`
+printf 'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n' >/etc/passwd
+fails() { # KEY COMMAND...
+  key=$1; shift
+  if "$@" >/tmp/out 2>/tmp/err; then echo "succeeds: $*"; false; fi
+  echo $key=$(wc -c </tmp/out) $(wc -l </tmp/err) $(cat /tmp/err)
+}
+fails UNREACHED swiftnbd-ctl attach --json --uri nbd://10.0.2.2:1/ $NAME
+fails NOBODY su nobody -c "swiftnbd-ctl attach --json --uri $URI $NAME"
+fails FREE cat /sys/block/nbd0/pid
+echo ATTACHED=$(swiftnbd-ctl attach --json --uri $URI $NAME /dev/nbd3)
+fails AGAIN swiftnbd-ctl attach --json --uri $URI $NAME
+fails TAKEN swiftnbd-ctl attach --json --uri $URI other /dev/nbd3
+fails NOBODYS su nobody -c "swiftnbd-ctl detach --json $NAME"
+mkfs.ext4 -q /dev/nbd3
+mount -t ext4 /dev/nbd3 /mnt
+fails BUSY swiftnbd-ctl detach --json $NAME
+umount /mnt
+cat /sys/block/nbd3/pid >/dev/null
+echo DETACHED=$(swiftnbd-ctl detach --json $NAME)
+fails GONE swiftnbd-ctl detach --json $NAME
+fails UNCONNECTED swiftnbd-ctl detach --json /dev/nbd3
+
+swiftnbd-ctl attach --persist --json --uri $URI $NAME /dev/nbd4 >/tmp/device &
+attach=$!
+while ! grep -q '}' /tmp/device; do kill -0 $attach; sleep 0.1; done
+echo DETACHED4=$(swiftnbd-ctl detach --json /dev/nbd4)
+wait $attach
+echo ATTACHED4=$(cat /tmp/device)
+
+nbd-client 10.0.2.2 $PORT /dev/nbd5 >/dev/null
+echo DETACHED5=$(swiftnbd-ctl detach --json /dev/nbd5)
+`)
+	out := k.Boot(t, k.Initramfs(t, harness.TempDir(t), task, attachModules, append(attachPrograms(t), "nbd-client")), vm.Network...)
+	unlocked(t, account, name)
+	n.Stop(t)
+	for key, want := range map[string]map[string]any{
+		"ATTACHED":  {"container": name, "device": "/dev/nbd3"},
+		"DETACHED":  {"container": name, "device": "/dev/nbd3"},
+		"ATTACHED4": {"container": name, "device": "/dev/nbd4"},
+		"DETACHED4": {"container": name, "device": "/dev/nbd4"},
+		"DETACHED5": {"container": nil, "device": "/dev/nbd5"},
+	} {
+		text := vm.Value(t, out, key)
+		var got map[string]any
+		if err := json.Unmarshal([]byte(text), &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v: %s; want %v", key, err, text, want)
+		}
+	}
+	for key, says := range map[string]string{
+		"UNREACHED":   "connection refused",
+		"NOBODY":      onlyRoot,
+		"NOBODYS":     onlyRoot,
+		"AGAIN":       name + " is attached already, as /dev/nbd3",
+		"TAKEN":       "/dev/nbd3: it is connected already",
+		"BUSY":        "/dev/nbd3 is in use: unmount its file system, or end what else has it",
+		"GONE":        name + " is not attached",
+		"UNCONNECTED": "/dev/nbd3 is not connected",
+	} {
+		if got := vm.Value(t, out, key); !strings.HasPrefix(got, "0 1 swiftnbd-ctl: ") || !strings.HasSuffix(got, says) {
+			t.Errorf("%s: %q (bytes of the result, lines of the error, the error); want the error %q alone", key, got, says)
 		}
 	}
 	if t.Failed() {
