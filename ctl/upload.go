@@ -186,7 +186,7 @@ type upload struct {
 	unit      int64       // bytes of a piece
 	grain     int64       // bytes of the smallest hole
 
-	was   uploadRecord // of an earlier upload; at is 0 if there is none
+	was   uploadRecord // of an earlier upload, if there is one
 	fresh bool         // the disk is all holes
 	begun int64        // where this run goes on
 
@@ -268,10 +268,10 @@ func (u *upload) look(ctx context.Context) error {
 	}
 	u.record = uploadRecord{unit: u.unit, mark: md.Items[volume.KeyClient]}
 	u.was, _ = unfinishedUpload(md.Items, meta.Last)
-	if u.was.unit != u.unit {
+	if u.was.at > 0 && u.was.unit != u.unit {
 		u.was = uploadRecord{}
 	}
-	if u.was.at == 0 && md.Items[volume.KeyUpload] != "" {
+	if !u.was.there() && md.Items[volume.KeyUpload] != "" {
 		// It is void: the disk was changed after it. Marks have whole seconds, so
 		// that of this session may be the same as the record's, and the next
 		// session must not take the record for good.
@@ -280,23 +280,28 @@ func (u *upload) look(ctx context.Context) error {
 		}
 	}
 	switch {
-	case u.was.at > 0:
+	case u.was.there():
 		// From now on it is this session's.
 		u.record.at, u.record.sum = u.was.at, u.was.sum
-		return c.explain(ctx, u.record.write(ctx, u.store))
 	case meta.Blank:
 		u.fresh = true
-		return nil
 	case u.o.force:
 		return nil
 	case meta.Version == volume.Version1:
-		return c.empty(ctx, u.store)
+		err = c.empty(ctx, u.store)
+	default:
+		u.fresh = true
+		err = u.extents(0, u.device.Size(), func(_, _ int64) error {
+			u.fresh = false
+			return errFull(c.name)
+		})
 	}
-	u.fresh = true
-	return u.extents(0, u.device.Size(), func(_, _ int64) error {
-		u.fresh = false
-		return errFull(c.name)
-	})
+	if err != nil {
+		return err
+	}
+	// If this upload is killed before it has noted how far it is, the next one knows
+	// whose the data is.
+	return c.explain(ctx, u.record.write(ctx, u.store))
 }
 
 func errFull(name string) error { return fmt.Errorf("%s has data: --force replaces it", name) }
@@ -527,7 +532,7 @@ func (t *tool) giveBack(ctx, within context.Context, c *container, d *device.Dev
 // settle binds the record to the session before, if the disk was given back as it
 // was.
 func (u *upload) settle(ctx context.Context) {
-	if u.was.at == 0 || u.record.at != u.was.at {
+	if !u.was.there() || u.record.at != u.was.at {
 		return
 	}
 	if md, err := u.store.Metadata(ctx); err == nil && md.Items[volume.KeyLast] == u.was.mark {

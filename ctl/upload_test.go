@@ -348,7 +348,7 @@ func TestUploadKilled(t *testing.T) {
 			var dead atomic.Bool
 			ctx, cancel := context.WithCancel(t.Context())
 			b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
-				if r.Header.Get("X-Container-Meta-"+volume.KeyUpload) != "" { // the first is in Swift when the second comes
+				if strings.HasPrefix(r.Header.Get("X-Container-Meta-"+volume.KeyUpload), uploadRecordVersion+" ") { // the first is in Swift when the second comes
 					notes.Add(1)
 				} else if notes.Load() > 1 && r.Method == http.MethodPut {
 					dead.Store(true)
@@ -450,10 +450,14 @@ func TestUploadRecord(t *testing.T) {
 	if got, ok := parseUploadRecord(r.String()); !ok || got != r {
 		t.Errorf("%+v, %v", got, ok)
 	}
+	begun := uploadRecord{mark: r.mark}
+	if got, ok := parseUploadRecord(begun.String()); !ok || got != begun {
+		t.Errorf("%+v, %v", got, ok)
+	}
 	if len(r.String()) > 200 {
 		t.Errorf("%d bytes for an item, of which Swift takes 256", len(r.String()))
 	}
-	for _, item := range []string{"", "1", "2 1048576 5 x y", "1 0 5 x y", "1 5 0 x y", "1 5 5 x ", "1 a 5 x y", "1 -5 5 x y"} {
+	for _, item := range []string{"", "1", "2 1048576 5 x y", "1 0 5 x y", "1 5 0 x y", "1 5 5 x ", "1 a 5 x y", "1 -5 5 x y", "begun ", "begun"} {
 		if got, ok := parseUploadRecord(item); ok {
 			t.Errorf("%q: %+v", item, got)
 		}

@@ -26,23 +26,40 @@ import (
 // digest, which is made in units of UNIT bytes. MARK is the mark of the session
 // that has written them. The item is true only if the disk's last session has
 // this mark: whoever else opens the disk for writing leaves a mark of their own.
+//
+// An upload begins with
+//
+//	begun MARK
+//
+// on a disk without data. What such a disk has is of an upload that has noted nothing
+// else, and the next one begins anew in it.
 
-// uploadRecord is what the item says.
+// uploadRecord is what the item says. That of an upload that has just begun has a mark
+// only.
 type uploadRecord struct {
 	unit, at int64
 	sum      string
 	mark     string
 }
 
-const uploadRecordVersion = "1"
+const (
+	uploadRecordVersion = "1"
+	uploadRecordBegun   = "begun "
+)
 
 func (r uploadRecord) String() string {
+	if r.at == 0 {
+		return uploadRecordBegun + r.mark
+	}
 	return fmt.Sprintf("%s %d %d %s %s", uploadRecordVersion, r.unit, r.at, r.sum, r.mark)
 }
 
 // parseUploadRecord reads the item. ok is false for one that makes no sense to
 // this program.
 func parseUploadRecord(item string) (r uploadRecord, ok bool) {
+	if mark, begun := strings.CutPrefix(item, uploadRecordBegun); begun {
+		return uploadRecord{mark: mark}, mark != ""
+	}
 	fields := strings.SplitN(item, " ", 5)
 	if len(fields) != 5 || fields[0] != uploadRecordVersion {
 		return r, false
@@ -64,11 +81,14 @@ func unfinishedUpload(items map[string]string, last string) (uploadRecord, bool)
 	return r, true
 }
 
+// there says whether there is a record.
+func (r uploadRecord) there() bool { return r.mark != "" }
+
 // write puts the record into the container's metadata. The item of no record is
 // empty.
 func (r uploadRecord) write(ctx context.Context, s store.Store) error {
 	item := ""
-	if r.at > 0 {
+	if r.there() {
 		item = r.String()
 	}
 	return s.SetMetadata(ctx, map[string]string{volume.KeyUpload: item})

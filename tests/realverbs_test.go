@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -64,6 +66,88 @@ func TestResumeCut(t *testing.T) {
 			t.Errorf("it did not go on where it was: %s", text)
 		}
 	})
+}
+
+// TestUploadKilled kills an upload to a new disk at each of the requests with which it
+// changes something. It has not noted yet how far it is, and the same command uploads
+// all of it, without --force. If somebody has written to the disk since, it is refused.
+func TestUploadKilled(t *testing.T) {
+	t.Parallel()
+	c := harness.Dev(t)
+	account := c.Account(t)
+	for format, size := range map[string]int{"1": 3 << 20, "2": 10 << 20} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			image := filepath.Join(harness.TempDir(t), "image")
+			data := harness.Random(9, size)
+			if err := os.WriteFile(image, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			begun, written := 0, false
+			for n := int32(1); ; n++ {
+				name := fmt.Sprintf("%s-%d", harness.Name(t), n)
+				t.Cleanup(func() { account.Remove(t, name) })
+				wire := harness.NewWire(t, c)
+				var changes atomic.Int32
+				wire.CutAt(0, func(r *harness.Request) bool {
+					return r.Method != http.MethodGet && r.Method != http.MethodHead && changes.Add(1) >= n
+				})
+				upload := []string{"upload", "-q", "--format", format, image, name}
+				args := append([]string{"--secrets", harness.Secrets(t, wire.Cloud.Section(name))}, upload...)
+				var said bytes.Buffer
+				cmd := exec.CommandContext(t.Context(), harness.Built(t, "swiftnbd-ctl"), args...)
+				cmd.Stdout, cmd.Stderr = &said, &said
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- cmd.Wait() }()
+				harness.Eventually(t, "the wire is cut, or the upload ends", func() bool { return wire.IsCut() || len(ended) > 0 })
+				if !wire.IsCut() {
+					if err := <-ended; err != nil || begun < 2 || !written {
+						t.Errorf("%v, %d uploads were killed that had begun, and to one of them was written: %v\n%s", err, begun, written, &said)
+					}
+					return
+				}
+				_ = cmd.Process.Kill() // the answer to its last request may just have arrived
+				<-ended
+				wire.Break()
+
+				secrets := harness.Secrets(t, c.Section(name))
+				params := []string{name, "secrets=" + secrets}
+				again := func() harness.Result {
+					return harness.Run(t, harness.Built(t, "swiftnbd-ctl"), append([]string{"--secrets", secrets}, upload...)...)
+				}
+				harness.Run(t, harness.Built(t, "swiftnbd-ctl"), "--secrets", secrets, "unlock", name) // if it has come to that
+				if status, _, _ := account.Do(t, "HEAD", "/"+name, nil, nil); status == 204 && strings.HasPrefix(account.Meta(t, name)["upload"], "begun ") {
+					begun++
+					if !written {
+						written = true
+						s := serve(t, params...)
+						harness.Upload(t, s.URI, data[:4096])
+						s.Stop(t)
+						if r := again(); r.Status != 1 || !strings.HasSuffix(r.Stderr, name+" has data: --force replaces it\n") {
+							t.Errorf("killed at change %d, and written to: status %d, %s", n, r.Status, r.Stderr)
+						}
+						continue
+					}
+				}
+				// The last change takes the record away: it may have arrived, and then all is there.
+				if r := again(); r.Status != 0 && (begun < 2 || !strings.HasSuffix(r.Stderr, " has data: --force replaces it\n")) {
+					t.Errorf("killed at change %d: status %d, %s", n, r.Status, r.Stderr)
+					continue
+				}
+				read := filepath.Join(filepath.Dir(image), "read")
+				ctl(t, params, "download", "-q", name, read)
+				if got, err := os.ReadFile(read); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("killed at change %d: the disk has other bytes than the image, or %v", n, err)
+				}
+				if record := account.Meta(t, name)["upload"]; record != "" {
+					t.Errorf("killed at change %d: the record stays: %q", n, record)
+				}
+			}
+		})
+	}
 }
 
 // benchAndTop runs bench on a container, and top on a server of it that has just
