@@ -131,6 +131,8 @@ func guessFile(path string, f io.ReaderAt, other bool) (string, error) {
 		return "", errNamed(path, format)
 	case format == "vmdk" && vmdkElsewhere(begin):
 		return "", errElsewhere(path, format, "other files")
+	case format == "qcow2" && qcow2Elsewhere(begin):
+		return "", errElsewhere(path, format, "another file")
 	}
 	return format, nil
 }

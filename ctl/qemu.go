@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	endian "encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -293,6 +294,23 @@ func vmdkElsewhere(begin []byte) bool {
 	}
 	// The header's capacity, in sectors: with 0, the text within the file counts.
 	return len(begin) < 20 || bytes.Equal(begin[12:20], zeroes[:8])
+}
+
+// Fields of a qcow2 header (qemu's docs/interop/qcow2.txt), big-endian.
+const (
+	qcow2Version      = 4  // 4 bytes
+	qcow2Incompatible = 72 // 8 bytes, from version 3 on
+
+	qcow2External = 1 << 2 // of the incompatible features: the content is in another file
+)
+
+// qcow2Elsewhere says whether the first bytes of a qcow2 image are those of one that
+// has its content in another file. A qemu-img of before July 2024 opens that file to
+// tell of the image, whatever file of this machine it is (CVE-2024-4467). A backing
+// file no qemu-img opens for that.
+func qcow2Elsewhere(begin []byte) bool {
+	return len(begin) >= qcow2Incompatible+8 && endian.BigEndian.Uint32(begin[qcow2Version:]) > 2 &&
+		endian.BigEndian.Uint64(begin[qcow2Incompatible:])&qcow2External != 0
 }
 
 // errElsewhere refuses an image whose format was guessed and whose content is in

@@ -78,6 +78,9 @@ func TestImageFormatRefused(t *testing.T) {
 	path := filepath.Join(dir, "overlay")
 	mustQemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", path)
 	b.fails(1, []string{"a qcow2 image that has a part of its content in " + raw, "give --image-format qcow2"}, "upload", path, "disk")
+	outside := filepath.Join(dir, "outside")
+	mustQemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), outside, "1M")
+	b.fails(1, []string{"a qcow2 image that has a part of its content in another file", "give --image-format qcow2"}, "upload", outside, "disk")
 	b.fails(2, []string{"--image-format", "raw, qcow2"}, "upload", path, "disk", "-O", "iso")
 	b.fails(2, []string{"--image-format", "raw, qcow2"}, "download", "disk", path, "-O", "vdi")
 	b.fails(1, []string{"raw image only"}, "upload", "-", "disk", "-O", "qcow2")
@@ -99,5 +102,7 @@ func TestImageFormatRefused(t *testing.T) {
 	b.setItem("disk", volume.KeyUpload, "")
 	b.fails(1, []string{"qemu-img is needed", "qemu-utils"}, "upload", path, "disk", "--force")
 	b.fails(1, []string{"qemu-img is needed", "qemu-utils"}, "download", "disk", filepath.Join(dir, "x"), "-O", "qcow2")
-	checkAlone(t, dir, "device", "overlay")
+	// No program is asked about it: an older qemu-img opens the other file.
+	b.fails(1, []string{"a part of its content in another file"}, "upload", outside, "disk")
+	checkAlone(t, dir, "data", "device", "outside", "overlay")
 }
