@@ -27,6 +27,9 @@ const (
 	// downloadMemory bounds the chunks that a download holds, bytes, as long
 	// as two of them fit.
 	downloadMemory = 512 << 20
+	// downloadHole is the longest hole that is one piece of a download, bytes. Some
+	// targets need time for one.
+	downloadHole = 1 << 30
 )
 
 // downloading are the options of download.
@@ -259,10 +262,11 @@ func (t *tool) download(ctx context.Context, name string, o downloading) (err er
 	return t.doneDownload(downloaded{Container: name, Version: meta.Version, Size: src.size()}, im, begun)
 }
 
-// fetched is the result of reading one chunk.
+// fetched is the result of reading one chunk, or a hole of several.
 type fetched struct {
-	data []byte // nil for a hole
-	err  error
+	chunks int64
+	data   []byte // nil for a hole
+	err    error
 }
 
 // copyDisk writes every chunk to im, in order, with up to connections reads
@@ -285,13 +289,21 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 	defer cancel()
 	readers.Go(func() {
 		defer close(queue)
-		for i := first; i < chunks; i++ {
+		for i := first; i < chunks; {
 			done := make(chan fetched, 1)
 			select {
 			case queue <- done:
 			case <-readCtx.Done():
 				return
 			}
+			// A disk may be nearly all holes, and have ten million chunks.
+			if n := src.holes(i, min(chunks-i, max(1, downloadHole/unit))); n > 0 {
+				done <- fetched{chunks: n}
+				i += n
+				continue
+			}
+			at := i
+			i++
 			select {
 			case slots <- struct{}{}:
 			case <-readCtx.Done():
@@ -300,7 +312,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 			}
 			readers.Go(func() {
 				defer func() { <-slots }()
-				done <- fetch(readCtx, src, i, free)
+				done <- fetch(readCtx, src, at, free)
 			})
 		}
 	})
@@ -309,7 +321,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 	for done := range queue {
 		f := <-done
 		err := f.err
-		n := min(unit, left)
+		n := min(f.chunks*unit, left)
 		left -= n
 		switch {
 		case err != nil:
@@ -331,7 +343,7 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 			return err
 		}
 		bar.add(n)
-		im.chunks++
+		im.chunks += f.chunks
 		if err := im.due(); err != nil {
 			return err
 		}
@@ -346,8 +358,8 @@ func (t *tool) copyDisk(ctx context.Context, c *container, src source, im *image
 // fetch reads chunk i into a buffer of free, or a new one. A buffer whose read
 // failed is dropped, since a late answer may still be written into it.
 func fetch(ctx context.Context, src source, i int64, free chan []byte) fetched {
-	if src.hole(i) {
-		return fetched{}
+	if src.holes(i, 1) > 0 {
+		return fetched{chunks: 1}
 	}
 	var p []byte
 	select {
@@ -364,7 +376,7 @@ func fetch(ctx context.Context, src source, i int64, free chan []byte) fetched {
 		case free <- p:
 		default:
 		}
-		return fetched{}
+		return fetched{chunks: 1}
 	}
-	return fetched{data: p}
+	return fetched{chunks: 1, data: p}
 }

@@ -21,8 +21,9 @@ import (
 type source interface {
 	size() int64 // bytes
 	unit() int64 // bytes of a chunk; the last one may reach over the end
-	// hole says, without a request, that a chunk is known to read as zeroes.
-	hole(i int64) bool
+	// holes returns, without a request, how many chunks from i on, n at most, are
+	// known to read as zeroes. There may be more.
+	holes(i, n int64) int64
 	// read fills p, of unit bytes, with a chunk, or leaves it alone and returns
 	// hole. After an error p must not be used again.
 	read(ctx context.Context, i int64, p []byte) (hole bool, err error)
@@ -77,10 +78,10 @@ func (c *container) logOptions(t *tool, meta volume.Meta, held *lease.Held, stat
 // chunkSource is a disk of version 1.
 type chunkSource struct{ v *chunked.Volume }
 
-func (s chunkSource) size() int64       { return s.v.Geometry().Size() }
-func (s chunkSource) unit() int64       { return s.v.Geometry().ObjectSize() }
-func (s chunkSource) hole(i int64) bool { return s.v.Knowledge(geometry.ChunkIndex(i)) == chunked.Hole }
-func (s chunkSource) close()            {}
+func (s chunkSource) size() int64            { return s.v.Geometry().Size() }
+func (s chunkSource) unit() int64            { return s.v.Geometry().ObjectSize() }
+func (s chunkSource) holes(i, n int64) int64 { return s.v.Holes(geometry.ChunkIndex(i), n) }
+func (s chunkSource) close()                 {}
 
 func (s chunkSource) read(ctx context.Context, i int64, p []byte) (bool, error) {
 	return s.v.Read(ctx, geometry.ChunkIndex(i), 0, p)
@@ -111,8 +112,33 @@ func (s logSource) size() int64 { return s.d.Size() }
 func (s logSource) unit() int64 { return logUnit }
 func (s logSource) close()      { s.d.Close() }
 
-func (s logSource) hole(i int64) bool {
-	return s.d.Hole(i*(logUnit/layout.BlockSize), logUnit/layout.BlockSize)
+func (s logSource) holes(i, n int64) int64 {
+	const blocks = logUnit / layout.BlockSize
+	return holesFrom(i, n, func(first, count int64) bool { return s.d.Hole(first*blocks, count*blocks) })
+}
+
+// holesFrom returns how many chunks from i on, n at most, are holes, where hole says it
+// of a range. A long hole takes a few steps: each looks at twice as much as the one
+// before while that is all holes, and then the end is searched for in halves.
+func holesFrom(i, n int64, hole func(first, count int64) bool) (found int64) {
+	end := n + 1 // so many are no holes any more
+	for step := int64(1); found < n; step *= 2 {
+		to := min(found+step, n)
+		if !hole(i+found, to-found) {
+			end = to
+			break
+		}
+		found = to
+	}
+	for end-found > 1 {
+		middle := found + (end-found)/2
+		if hole(i+found, middle-found) {
+			found = middle
+		} else {
+			end = middle
+		}
+	}
+	return found
 }
 
 func (s logSource) read(ctx context.Context, i int64, p []byte) (bool, error) {
