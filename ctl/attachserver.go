@@ -71,6 +71,9 @@ func (t *tool) server(ctx context.Context, o attachOptions, name string, params 
 		if ctx.Err() != nil {
 			return nil, &interruptedError{name}
 		}
+		if i := strings.LastIndexByte(name, '@'); i > 0 {
+			return nil, fmt.Errorf("nbdkit does not start: %w; if %s is a snapshot: %s attach %s -- snapshot=%s", err, name, program, name[:i], name[i+1:])
+		}
 		return nil, fmt.Errorf("nbdkit does not start: %w", err)
 	}
 	return s, nil

@@ -28,6 +28,7 @@ type container struct {
 	export      config.Export
 	where       string // the secrets file, "the environment" or "cloud NAME"
 	section     bool   // the secrets file has a section of this name
+	hint        string // what to add where there is no such container
 	client      *swiftstore.Client
 	sibling     func(name string) store.Store // another container of the account
 	bases       logdisk.Bases                 // the container of a clone's parent
@@ -71,6 +72,9 @@ func (t *tool) open(name string) (*container, error) {
 		}
 		return nil, fmt.Errorf("%w, and the environment gives no credentials", t.noFile)
 	}
+	if errors.Is(err, config.ErrNoContainer) {
+		return nil, fmt.Errorf("%w%s", err, t.snapshotHint(name, ": without a section of this name it is a snapshot, which only download, clone and diff take"))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +109,7 @@ func (t *tool) open(name string) (*container, error) {
 		say:     t.warn,
 		watch:   watch,
 		pace:    &t.pace,
+		hint:    t.snapshotHint(name, ": only download, clone and diff take CONTAINER@SNAPSHOT"),
 		client:  client, name: name, export: x, where: x.From, section: t.secrets.Has(name),
 	}, nil
 }
@@ -148,11 +153,7 @@ func (c *container) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return &interruptedError{c.name}
 	case errors.Is(err, store.ErrContainerNotFound):
-		hint := ""
-		if c.namesSnapshot() {
-			hint = ": only download, clone and diff take CONTAINER@SNAPSHOT"
-		}
-		return fmt.Errorf("%s doesn't exist (auth-url: %s)%s", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL), hint)
+		return fmt.Errorf("%s doesn't exist (auth-url: %s)%s", c.name, cmp.Or(c.export.Login.AuthURL, c.export.Login.StorageURL), c.hint)
 	case errors.Is(err, volume.ErrNotSetUp):
 		return fmt.Errorf("%s hasn't been setup to be used with swiftnbd", c.name)
 	case errors.Is(err, store.ErrUnauthorized):

@@ -204,7 +204,7 @@ func TestImageNotWhole(t *testing.T) {
 // the secrets file has it.
 func TestNameOfSnapshot(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, devswift.Options{}, "disk", "with@section")
+	b := newBench(t, devswift.Options{}, "disk", "disk2", "clone", "with@section")
 	path, _ := sparse(t, 1<<20, map[int][]byte{0: noise(70_000)})
 	b.ok("upload", path, "disk", "--format", "2")
 	b.ok("snapshot", "disk", "a")
@@ -217,8 +217,40 @@ func TestNameOfSnapshot(t *testing.T) {
 	for _, args := range []string{"delete disk@a -y", "info disk@a", "verify disk@a", "resize disk@a 2M"} {
 		b.fails(1, []string{"disk@a doesn't exist", "only download, clone and diff take CONTAINER@SNAPSHOT"}, strings.Fields(args)...)
 	}
+	// Whatever the verb, and whoever gives the credentials, it says what the name is.
+	verbs := func(name string) []string {
+		return []string{"list " + name, "info " + name, "setup " + name + " --size 1M", "lock " + name, "unlock " + name, "upload " + path + " " + name,
+			"resize " + name + " 2M", "verify " + name, "snapshot " + name + " s", "snapshots " + name, "revert " + name + " s -y", "delete " + name + " -y",
+			"convert " + name, "flatten " + name, "clone disk@a " + name}
+	}
+	env := b.env
+	for _, b.env = range []map[string]string{env, nil} {
+		for _, args := range verbs("disk@a") {
+			r := b.run(strings.Fields(args)...)
+			if r.code != 1 || r.out != "" || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "disk@a") || !strings.Contains(r.err, "snapshot") && !strings.Contains(r.err, "@SNAPSHOT") {
+				t.Errorf("%q: %+v", args, r)
+			}
+			b.gone("disk@a")
+		}
+		image := filepath.Join(t.TempDir(), "image")
+		for _, args := range []string{"download none@x " + image, "diff none@x none", "clone none@x disk2", "download none@x " + image + " --since y"} {
+			b.fails(1, []string{": none@x is a snapshot of it. If it is a container, the secrets file needs a section [none@x]"}, strings.Fields(args)...)
+		}
+	}
+
+	// With a section it is a container, for all of them.
 	b.ok("upload", path, "with@section")
 	b.ok("download", "with@section", filepath.Join(t.TempDir(), "image"))
+	b.ok("delete", "with@section", "-y")
+	b.ok("upload", path, "with@section", "--format", "2")
+	image := filepath.Join(t.TempDir(), "image")
+	for _, args := range []string{"list NAME", "info NAME", "lock NAME", "unlock NAME", "resize NAME 2M", "verify NAME", "snapshot NAME s", "snapshots NAME",
+		"download NAME " + image, "download NAME@s " + image, "diff NAME@s NAME", "revert NAME s -y", "clone NAME@s clone", "verify clone", "flatten clone", "delete clone -y", "snapshot --delete NAME s", "delete NAME -y"} {
+		if r := b.run(strings.Fields(strings.ReplaceAll(args, "NAME", "with@section"))...); r.code != 0 {
+			t.Errorf("%q: %+v", args, r)
+		}
+	}
+	b.gone("with@section")
 }
 
 // TestUploadResumeCut: one who goes on with an upload is interrupted at each of their

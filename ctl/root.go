@@ -56,6 +56,7 @@ type tool struct {
 	noFile   error           // why there is no secrets file, if the environment may replace it
 	defaults config.Defaults
 	clients  map[config.Login]*swiftstore.Client
+	whole    map[string]string // CONTAINER@SNAPSHOT as it was given, by the container
 }
 
 // unknownCommand is the error of a command that does not exist.

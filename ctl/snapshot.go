@@ -244,7 +244,23 @@ func (t *tool) splitSnapshot(name string) (container, snap string, err error) {
 	if err := logdisk.CheckSnapshotName(name[i+1:]); err != nil {
 		return "", "", usagef("%s: %w", name, err)
 	}
+	if t.whole == nil {
+		t.whole = make(map[string]string)
+	}
+	t.whole[name[:i]] = name
 	return name[:i], name[i+1:], nil
+}
+
+// snapshotHint returns what explains that a container is not there whose name is that of
+// a snapshot, which is snapshot, or was the first part of one.
+func (t *tool) snapshotHint(name, snapshot string) string {
+	if whole := t.whole[name]; whole != "" {
+		return fmt.Sprintf(": %s is a snapshot of it. If it is a container, the secrets file needs a section [%s]", whole, whole)
+	}
+	if strings.Contains(name, "@") && !t.secrets.Has(name) {
+		return snapshot
+	}
+	return ""
 }
 
 // downloadSnapshot copies a snapshot to a file. Snapshots do not change: no lock is

@@ -412,5 +412,12 @@ func TestAttachTrouble(t *testing.T) {
 			}
 		}
 	}
+	// A snapshot is no container.
+	cmd := harness.Command(t, harness.Built(t, "swiftnbd-ctl"), "--secrets", harness.Secrets(t, c.Section(name)), "attach", name+"@monday")
+	cmd.Env = append(os.Environ(), "SWIFTNBD_PLUGIN="+harness.Plugin(t))
+	want := fmt.Sprintf("; if %s@monday is a snapshot: swiftnbd-ctl attach %s -- snapshot=monday\n", name, name)
+	if r := harness.RunCmd(t, cmd); r.Status != 1 || !strings.HasSuffix(r.Stderr, want) {
+		t.Errorf("status %d, %q", r.Status, r.Stderr)
+	}
 	unlocked(t, account, name)
 }
