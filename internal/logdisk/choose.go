@@ -94,7 +94,11 @@ func (d *Disk) choose() *choice {
 	if d.regions.missing > 0 {
 		c.limit = pagedGroups
 	}
-	c.wasting = idle || bytes-live > collectLeast && live*100 < bytes*int64(d.o.GC)
+	gc := int64(d.o.GC)
+	if d.missed.any(time.Now(), d.o.Idle) {
+		gc /= 2 // it would move what is about to be put in order
+	}
+	c.wasting = idle || bytes-live > collectLeast && live*100 < bytes*gc
 	c.small = small >= manySmall || idle && small > 1
 	c.over = !c.wasting && !c.small
 	d.ways.atLeast(d.ways.needed(bytes, live, small, d.o.GC))

@@ -104,7 +104,7 @@ func (d *Disk) collect() {
 // idle says whether no client has written lately, and nothing that a client has read
 // waits for being put in order: the collector alone would not put it so.
 func (d *Disk) idle() bool {
-	return time.Since(time.Unix(0, d.lastWrite.Load())) > d.o.Idle && !d.missed.any(time.Now())
+	return time.Since(time.Unix(0, d.lastWrite.Load())) > d.o.Idle && !d.missed.any(time.Now(), d.o.Idle)
 }
 
 // wastes says whether objects wait for the next checkpoint to be deleted, or for

@@ -32,7 +32,7 @@ const (
 	gatherEach = 64 << 10
 	// gatherMost is how many parts wait in memory, at most, beside those of the
 	// object that is written next. The chunks of others are read again later.
-	gatherMost = 12
+	gatherMost = 16
 	// missedMost is of how many of these is known which they are.
 	missedMost = 4096
 	// gatherWait is how long chunks wait for others, to have an object together, and
@@ -52,8 +52,10 @@ func (d *Disk) scattered(first uint64, n int, wants []want) {
 	if n < gatherBytes || d.o.GC == 0 || d.o.Epoch == 0 || d.o.Brief || len(wants) < n/gatherEach {
 		return
 	}
+	// Compressed records stay where they are, and would be counted at every read.
+	plain := slices.DeleteFunc(slices.Clone(wants), func(w want) bool { return w.Kind != layout.Data })
 	requests := 0
-	for i := 0; i < len(wants); i = joined(wants, i) {
+	for i := 0; i < len(plain); i = joined(plain, i) {
 		requests++
 	}
 	if requests < n/gatherEach {
@@ -65,11 +67,8 @@ func (d *Disk) scattered(first uint64, n int, wants []want) {
 		return
 	}
 	data := make([]byte, n)
-	g := gathered{first, uint64(n) / layout.BlockSize, make([]move, 0, len(wants))}
-	for _, w := range wants {
-		if w.Kind != layout.Data {
-			continue // compressed records stay where they are
-		}
+	g := gathered{first, uint64(n) / layout.BlockSize, make([]move, 0, len(plain))}
+	for _, w := range plain {
 		p := data[(w.First-first)*layout.BlockSize:][:len(w.p)]
 		copy(p, w.p)
 		g.moves = append(g.moves, move{want: want{Extent: w.Extent, p: p}})
@@ -90,11 +89,11 @@ type missed struct {
 	last   time.Time       // when a client has read one
 }
 
-// any says whether there are any, or may soon be more.
-func (m *missed) any(now time.Time) bool {
+// any says whether there are any, or have been lately: then there may soon be more.
+func (m *missed) any(now time.Time, lately time.Duration) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.chunks) > 0 || now.Sub(m.last) < 2*gatherWait
+	return len(m.chunks) > 0 || now.Sub(m.last) < lately
 }
 
 func (m *missed) add(chunk uint64) {
