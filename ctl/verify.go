@@ -263,6 +263,9 @@ func (t *tool) printVerified(out *verified, v verifying) error {
 	if out.RootNoted {
 		line("repaired: the container names the newest root, %s", *out.Root)
 	}
+	if v.repair && out.Version == volume.Version1 {
+		line("nothing is repaired: --repair is for disks of version 2")
+	}
 	if out.Deleted > 0 {
 		line("repaired: %s deleted", words.Count(out.Deleted, "stray object"))
 	}

@@ -369,6 +369,26 @@ func TestVerifyChunks(t *testing.T) {
 	b.verify(0, "--quick")
 }
 
+// TestVerifyChunksRepair: a disk of version 1 is never repaired, and whoever asks for it is
+// told so.
+func TestVerifyChunksRepair(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.fill("disk", 16, 65536, map[int][]byte{0: noise(65536)})
+	b.put("disk", "disk.part/00000001", make([]byte, 100))
+	before := b.names("disk", "")
+	const said = "nothing is repaired: --repair is for disks of version 2\n"
+	if r := b.run("verify", "disk", "--repair"); r.code != exitDamage || !strings.Contains(r.out, said) {
+		t.Errorf("%+v", r)
+	}
+	if r := b.run("verify", "disk"); r.code != exitDamage || strings.Contains(r.out, said) {
+		t.Errorf("without --repair: %+v", r)
+	}
+	if after := b.names("disk", ""); len(after) != len(before) {
+		t.Errorf("of %d objects, %d are left", len(before), len(after))
+	}
+}
+
 // TestVerifyNoMap: without a map a missing object cannot be told from a hole, and verify
 // says so.
 func TestVerifyNoMap(t *testing.T) {
