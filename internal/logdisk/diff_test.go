@@ -136,8 +136,14 @@ func TestDiff(t *testing.T) {
 			merges += int(d.merges)
 			d.mu.RUnlock()
 		}
+		// shows says whether there was what this test is about.
+		shows := func() bool {
+			d.mu.RLock()
+			defer d.mu.RUnlock()
+			return moves+int(d.stats.Moved.Load()) > 0 && merges+int(d.merges) > 0 && extra > 0
+		}
 		var names []string
-		for round := range rounds {
+		for round := 0; round < rounds || round < 10*rounds && !shows(); round++ {
 			for range rng.IntN(60) {
 				randomOp(t, rng, d, h, h.size(h.ops, blocks), &flushed, gate)
 			}
