@@ -140,7 +140,7 @@ func TestDiff(t *testing.T) {
 		shows := func() bool {
 			d.mu.RLock()
 			defer d.mu.RUnlock()
-			return moves+int(d.stats.Moved.Load()) > 0 && merges+int(d.merges) > 0 && extra > 0
+			return moves+int(d.stats.Moved.Load()) > 0 && merges+int(d.merges) > 0 && extra > 0 && extraExact*2 <= extra
 		}
 		var names []string
 		for round := 0; round < rounds || round < 10*rounds && !shows(); round++ {
