@@ -41,8 +41,8 @@ func (b *busy) wrap(s store.Store) store.Store {
 
 // TestCollectorYields has a client write a block and flush, again and again, on a
 // store that is slower with each request beside others, on a disk with many small
-// objects. Beside the collector the slow ones of its flushes take at most twice as
-// long as without. The collector joins the small objects all the same, with about one
+// objects. Beside the collector the slow ones of its flushes take at most three times
+// as long as without: that is four requests of others, whatever the connections allow. The collector joins the small objects all the same, with about one
 // GET for each that was there, and none for those that were written meanwhile. When
 // nobody writes any more it takes what the connections allow.
 func TestCollectorYields(t *testing.T) {
@@ -92,7 +92,7 @@ func TestCollectorYields(t *testing.T) {
 			slow := change(t, d, flushes)[flushes*99/100]
 			collected, gets := d.stats.Collected.Load(), b.gets.Load()
 			t.Logf("p99 %v, alone %v; %d objects collected with %d GETs, at most %d requests at once", slow, alone, collected, gets, b.most.Load())
-			if slow > 2*alone {
+			if slow > 3*alone { // with all that the connections allow it is seven times
 				t.Errorf("p99 of a flush is %v beside the collector, and %v alone", slow, alone)
 			}
 			if collected < flushes/2 {
