@@ -86,7 +86,9 @@ type missed struct {
 	mu     sync.Mutex
 	chunks map[uint64]bool
 	lately map[uint64]bool // gathered; some of them
-	last   time.Time       // when a client has read one
+	last   time.Time       // when one was read
+	taken  bool            // one was read again:
+	again  uint64          // the last of these
 }
 
 // any says whether there are any, or have been lately: then there may soon be more.
@@ -113,7 +115,7 @@ func (m *missed) addLocked(chunk uint64) {
 }
 
 // gathered notes that a chunk was, or a part of it. The one before it was read in
-// small parts if the reader began there.
+// small parts if a client began there.
 func (m *missed) gathered(chunk uint64, whole bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,7 +127,7 @@ func (m *missed) gathered(chunk uint64, whole bool) {
 		m.lately = make(map[uint64]bool)
 	}
 	m.lately[chunk] = true
-	if chunk > 0 && !m.lately[chunk-1] {
+	if chunk > 0 && !m.lately[chunk-1] && !(m.taken && m.again == chunk) {
 		m.addLocked(chunk - 1)
 	}
 }
@@ -136,6 +138,7 @@ func (m *missed) take() (chunk uint64, ok bool) {
 	defer m.mu.Unlock()
 	for chunk := range m.chunks {
 		delete(m.chunks, chunk)
+		m.taken, m.again = true, chunk
 		return chunk, true
 	}
 	return 0, false

@@ -27,11 +27,14 @@ func countedGets(s store.Store, n *atomic.Int64) store.Store {
 	})
 }
 
-// readAll reads the disk in order, some chunks beside each other.
-func readAll(t *testing.T, d *Disk) []byte {
+// readAll reads the disk in order.
+func readAll(t *testing.T, d *Disk) []byte { return readFrom(t, d, 0) }
+
+// readFrom is readAll from a chunk on: what is before it stays zero.
+func readFrom(t *testing.T, d *Disk, chunk int64) []byte {
 	t.Helper()
 	all := make([]byte, d.Size())
-	for off := int64(0); off < d.Size(); off += 128 << 10 {
+	for off := chunk * ChunkSize; off < d.Size(); off += 128 << 10 {
 		if err := d.Read(t.Context(), all[off:off+128<<10], off); err != nil {
 			t.Fatal(err)
 		}
@@ -127,4 +130,38 @@ func TestGather(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGatherWhatIsRead reads the second half of a disk that was written at random: the
+// first half, but for the chunk before, stays as it is.
+func TestGatherWhatIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const chunks, from = 16, 8
+		rng := rand.New(rand.NewPCG(3, 4))
+		v := newClosing(t, chunks*ChunkSize)
+		v.o = Options{GC: 20, Cache: 16 << 20, Idle: 100 * time.Hour}
+		d, err := v.open(t.Context(), v.box)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range rng.Perm(chunks * chunkBlocks) {
+			if err := d.Write(t.Context(), bytes.Repeat([]byte{byte(block)}, blockSize), int64(block)*blockSize); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		if d, err = v.open(t.Context(), v.box); err != nil {
+			t.Fatal(err)
+		}
+		readFrom(t, d, from)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		moved := d.stats.Moved.Load()
+		if moved < (chunks-from-1)*chunkBlocks || moved > (chunks-from+1)*chunkBlocks {
+			t.Errorf("%d blocks were moved, and %d were read", moved, (chunks-from)*chunkBlocks)
+		}
+	})
 }
