@@ -45,6 +45,8 @@ exec </dev/null >/dev/console 2>&1
 mkdir -p /run/lock /lib/modules
 mount --bind %[1]s/modules /lib/modules
 /bin/busybox ip link set lo up
+# What an nbdkit in the background says is the cause of most failures.
+/bin/busybox syslogd -n -O /dev/console &
 timeout %[2]d bash -x %[1]s/script || {
   status=$?
   dmesg | tail -n 30
