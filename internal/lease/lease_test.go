@@ -381,6 +381,33 @@ func Test011Unlocks(t *testing.T) {
 	})
 }
 
+// TestRetakeSlow has requests be so slow, once the lease has run out, that it cannot be taken
+// again. The log says this, and not that somebody else has it. When they are quick again, so
+// is the holder.
+func TestRetakeSlow(t *testing.T) {
+	inScene(t, func(t *testing.T, s *scene) {
+		a := s.party("a")
+		a.mustAcquire()
+		a.set(func(r request, call func() error) error {
+			if a.holds() {
+				return &store.TransportError{Op: r.String(), Sent: true, Err: errReset}
+			}
+			time.Sleep(6 * time.Second)
+			return call()
+		})
+		time.Sleep(3 * term)
+		if a.holds() || !s.logged("cannot be renewed", "took too long") || s.logged("changed hands") {
+			t.Errorf("it holds the volume: %v, the log: %q", a.holds(), s.log)
+		}
+		a.set(nil)
+		time.Sleep(term)
+		a.writes("quick again")
+		if !s.logged("the lease is renewed") {
+			t.Errorf("the log: %q", s.log)
+		}
+	})
+}
+
 // TestUncleanMap has what the volume says of its content come back, which a
 // request that was late on its way may do, when somebody has written since.
 func TestUncleanMap(t *testing.T) {

@@ -31,6 +31,10 @@ const (
 // errAgain says that another process has come or gone meanwhile: look again.
 var errAgain = errors.New("the volume has changed hands meanwhile")
 
+// errLate says that a holder whose lease has run out was too slow to take the volume
+// again: others may have counted that attempt as left behind. It tries once more.
+var errLate = errors.New("taking the volume again took too long")
+
 // create makes the first lease after number last that nobody has, or returns
 // one that is in mine. While another process may be taking a lease, create
 // calls held to find out whether it has taken the volume. errAgain says that

@@ -269,7 +269,7 @@ func (h *Held) retake(ctx context.Context) error {
 	}
 	// As in take: a process that was stopped here must not disturb a later one.
 	if h.o.late(begun) {
-		return errAgain
+		return errLate
 	}
 	was := h.epoch.Load()
 	h.epoch.Store(epoch)
@@ -281,7 +281,7 @@ func (h *Held) retake(ctx context.Context) error {
 		return err
 	}
 	if h.o.late(begun) {
-		return errAgain
+		return errLate
 	}
 	h.grant(ctx, c, begun, until)
 	h.remove(ctx, epoch)
