@@ -102,13 +102,13 @@ var rules = []rule{
 		"a snapshot with clones is not deleted: its notes count",
 		"internal/logdisk/clone.go",
 		"	if len(notes) > 0 {\n		err := &ChildrenError{snapshot, notes}\n", "	if len(notes) > 1000 {\n		err := &ChildrenError{snapshot, notes}\n",
-		"internal/logdisk", []string{"TestCloneOfGoing", "TestCloneWhileDeleting", "TestCloneEveryRequest"},
+		"internal/logdisk", []string{"TestCloneOfGoing", "TestCloneWhileDeleting", "TestCloneEveryRequest", "TestCloneUnlisted"},
 	},
 	{
 		"who is about to clone looks whether the snapshot goes",
 		"internal/logdisk/clone.go",
 		"		case err == nil:\n			return \"\", 0, fmt.Errorf(\"snapshot %s: %w\", p.Pin.Name, ErrGoing)\n", "		case err == nil:\n",
-		"internal/logdisk", []string{"TestCloneOfGoing", "TestCloneWhileDeleting", "TestCloneEveryRequest"},
+		"internal/logdisk", []string{"TestCloneOfGoing", "TestCloneWhileDeleting", "TestCloneEveryRequest", "TestCloneUnlisted"},
 	},
 	{
 		"a block is checked by its CRC",
