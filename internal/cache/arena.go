@@ -23,6 +23,7 @@ import (
 type arena struct {
 	size     int64 // bytes of a frame
 	pageSize int64 // the unit of counting, bytes
+	room     int64 // bytes behind a frame, within its capacity, for what fills it
 	spares   int   // how many frames may be spare
 
 	mu    sync.Mutex // guards all below
@@ -47,9 +48,11 @@ func newArena(size int64) *arena {
 }
 
 // setAside chooses how many frames are kept spare with a budget of n bytes, and
-// returns the rest of the budget.
+// returns the rest of the budget. It is less by the room behind as many frames as
+// there can be: room is not counted when it is touched.
 func (a *arena) setAside(n int64) int64 {
 	if a.size > smallFrame {
+		n -= n / (a.whole() + a.room) * a.room
 		a.spares = int(min(spareBytes, n/8) / a.whole())
 	}
 	return n - int64(a.spares)*a.whole()
@@ -71,7 +74,7 @@ func (a *arena) alloc(whole bool) (*frame, error) {
 		f := a.spare[n-1]
 		a.spare = a.spare[:n-1]
 		if !whole {
-			discard(f.buf)
+			f.discard()
 		}
 		return f, nil
 	}
@@ -83,12 +86,12 @@ func (a *arena) alloc(whole bool) (*frame, error) {
 	pages := (a.size + a.pageSize - 1) / a.pageSize
 	words := (pages + 63) / 64
 	if a.size > smallFrame {
-		mem, err := mapMemory(roundUp(a.size, memPage))
+		mem, err := mapMemory(roundUp(a.size+a.room, memPage))
 		if err != nil {
 			return nil, err
 		}
 		a.maps = append(a.maps, mem)
-		return &frame{buf: mem[:a.size:a.size], touched: make([]uint64, words)}, nil
+		return &frame{buf: mem[: a.size : a.size+a.room], touched: make([]uint64, words)}, nil
 	}
 	stride := roundUp(a.size, 8)
 	mem, err := mapMemory(roundUp(max(slabBytes, stride), memPage))
@@ -123,7 +126,7 @@ func (a *arena) release(f *frame) int64 {
 		return n
 	}
 	if a.size > smallFrame && n > 0 {
-		discard(f.buf)
+		f.discard()
 	}
 	a.mu.Lock()
 	a.free = append(a.free, f)
@@ -191,11 +194,12 @@ func mapMemory(n int64) ([]byte, error) {
 		syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_NORESERVE)
 }
 
-// discard gives the pages of b back to the system. b begins on a page.
-func discard(b []byte) {
+// discard gives the frame's pages back to the system, with those of its room. The
+// frame begins on a page.
+func (f *frame) discard() {
 	// This cannot fail on a private mapping of our own. If it did, the memory
 	// would stay, and nothing worse.
-	_ = syscall.Madvise(b, syscall.MADV_DONTNEED)
+	_ = syscall.Madvise(f.buf[:cap(f.buf)], syscall.MADV_DONTNEED)
 }
 
 func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

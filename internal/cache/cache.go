@@ -121,7 +121,7 @@ type shard struct {
 // New returns a cache over backend that takes writes and writes them back. Close
 // ends it.
 func New(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
-	c, err := newCache(backend, geo, o)
+	c, err := newCache(backend, geo, o, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -142,8 +142,9 @@ func (o *Options) readahead(geo geometry.Geometry) int64 {
 	return o.Readahead
 }
 
-// newCache returns a cache that writes nothing back yet.
-func newCache(backend Backend, geo geometry.Geometry, o Options) (*Cache, error) {
+// newCache returns a cache that writes nothing back yet. room is how much of it lies
+// behind a chunk's memory, bytes.
+func newCache(backend Backend, geo geometry.Geometry, o Options, room int64) (*Cache, error) {
 	if o.Connections == 0 {
 		o.Connections = 16
 	}
@@ -167,6 +168,7 @@ func newCache(backend Backend, geo geometry.Geometry, o Options) (*Cache, error)
 	}
 	o.Readahead = o.readahead(geo)
 	a := newArena(geo.ObjectSize())
+	a.room = room
 	c := &Cache{
 		backend: backend,
 		geo:     geo,

@@ -240,7 +240,11 @@ func (c *Cache) fetch(ch *chunk, f *fetch) error {
 		c.budget.giveBack(f.reserved)
 	} else {
 		c.arena.touch(fr, f.r)
-		hole, err = c.backend.Read(c.ctx, ch.index, f.r.Off, fr.buf[f.r.Off:f.r.End()])
+		p := fr.buf[f.r.Off:f.r.End():f.r.End()]
+		if f.r.Len == c.geo.ObjectSize() {
+			p = fr.buf // with the room behind it
+		}
+		hole, err = c.backend.Read(c.ctx, ch.index, f.r.Off, p)
 	}
 	ch.mu.Lock()
 	defer ch.mu.Unlock()

@@ -20,15 +20,21 @@ type Reader interface {
 	// requests than r takes. Both lie in the chunk.
 	Beside(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange
 	// Read fills p with the chunk's bytes from off, or says that the chunk
-	// is a hole. The result has every Through that ended before Read began.
+	// is a hole. The result has every Through that ended before Read began. The
+	// bytes behind p, up to its capacity, may be changed. If p is a whole chunk,
+	// they are Room at least.
 	Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error)
 }
+
+// Room is what a Reader's cache has behind the memory of a chunk of more than
+// 64 KiB, bytes: for what Read brings with the chunk's bytes.
+const Room = 4096
 
 // NewReader returns a cache over r for reading. Of the changing methods only
 // Through and Forget may be called, and neither Flush nor Drain.
 func NewReader(r Reader, geo geometry.Geometry, o Options) (*Cache, error) {
 	o.FlushTime = -1
-	c, err := newCache(onlyReader{r}, geo, o)
+	c, err := newCache(onlyReader{r}, geo, o, Room)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ package cache
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -48,6 +49,13 @@ func (l *logged) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p [
 	l.mu.Lock()
 	copy(p, l.data[l.geo.Offset(i)+off:])
 	l.mu.Unlock()
+	room := p[len(p):cap(p)]
+	if size := l.geo.ObjectSize(); int64(len(p)) == size && size > smallFrame && len(room) < Room {
+		return false, fmt.Errorf("chunk %d has room for %d bytes", i, len(room))
+	}
+	for k := range room {
+		room[k] = 0xff // it is nobody's
+	}
 	time.Sleep(l.delay()) // and answers later
 	return false, nil
 }

@@ -335,7 +335,7 @@ func (d *Disk) fetchMoves(ctx context.Context, list []victim, moves []move, whol
 			}
 			if all := whole[m.At]; m.end() > int64(len(all)) {
 				wants = append(wants, m.want)
-			} else if err := d.unframe(m.want, all[m.Place:]); err != nil {
+			} else if err := d.unpackWant(m.want, all[m.Place:]); err != nil {
 				return err
 			}
 		}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -174,7 +173,7 @@ func (r reader) Holes(i geometry.ChunkIndex, n int64) int64 {
 
 func (r reader) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error) {
 	first := (int64(i)*ChunkSize + off) / layout.BlockSize
-	hole, err = r.d.read(ctx, uint64(first), p)
+	hole, err = r.d.readRoomy(ctx, uint64(first), p, true)
 	return hole && len(p) == ChunkSize, err // of the chunk, and not of a part
 }
 
@@ -255,12 +254,25 @@ type want struct {
 	blockmap.Extent
 	p   []byte // where the blocks go
 	raw bool   // the bytes of the compressed record go there, and all of it is wanted
+	// roomy says that p has room behind its end for the frames, up to its
+	// capacity: they are read into it, and no other memory is needed.
+	roomy bool
 }
+
+// record says whether it is a compressed record, which is read whole, and not
+// frames.
+func (w want) record() bool { return w.Kind == layout.Zstd }
 
 func (w want) end() int64 { return placeEnd(w.Extent) }
 
 // read fills p, which is whole blocks, with the blocks from first on.
 func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err error) {
+	return d.readRoomy(ctx, first, p, false)
+}
+
+// readRoomy is read. roomy says that the bytes behind p, up to its capacity, are
+// nobody's and may be changed.
+func (d *Disk) readRoomy(ctx context.Context, first uint64, p []byte, roomy bool) (hole bool, err error) {
 	pause := 50 * time.Millisecond
 	for end := time.Now().Add(d.o.Timeout); ; {
 		var (
@@ -286,6 +298,7 @@ func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err
 		if len(wants) == 0 {
 			return hole, nil
 		}
+		wants[0].roomy = roomy && len(wants) == 1 && len(wants[0].p) == len(p)
 		// That an object is not found has two reasons. The collector may have
 		// moved the blocks meanwhile: then they are elsewhere. Or the servers
 		// that have it are away: a 404 is no proof.
@@ -388,68 +401,15 @@ func joined(wants []want, i int) int {
 	return j
 }
 
-// fetchBufs are the buffers of fetches: what they bring is checked and copied.
-var fetchBufs = sync.Pool{New: func() any { return new([]byte) }}
-
-// fetchGroup fetches wants of one object with one request.
-func (d *Disk) fetchGroup(ctx context.Context, group []want) error {
-	at, from := group[0].At, int64(group[0].Place)
-	end := from
-	for _, w := range group {
-		end = max(end, w.end())
-	}
-	n := int(end - from)
-	lent := fetchBufs.Get().(*[]byte)
-	defer fetchBufs.Put(lent) // Get has returned, so nothing writes into it
-	if cap(*lent) < n {
-		*lent = make([]byte, max(n, 128<<10))
-	}
-	buf := (*lent)[:n]
-	if err := d.getLog(ctx, at, from, buf); err != nil {
-		return err
-	}
-	for _, w := range group {
-		if err := d.unframe(w, buf[int64(w.Place)-from:]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unframe checks the frames of a want, or its compressed record, and puts the blocks
-// where they are wanted.
-func (d *Disk) unframe(w want, frames []byte) error {
-	fail := func(err error) error { return fmt.Errorf("read object %s: %w", layout.LogName(w.At), err) }
-	switch {
-	case w.raw:
-		if _, err := layout.CheckCompressed(frames[:w.Bytes], w.First, &d.o.UUID); err != nil {
-			return fail(err)
-		}
-		copy(w.p, frames)
-	case w.Kind == layout.Zstd:
-		if err := unpack(frames[:w.Bytes], w.Extent, &d.o.UUID, w.p); err != nil {
-			return fail(err)
-		}
-	default:
-		for i := range len(w.p) / layout.BlockSize {
-			frame := frames[i*layout.FrameSize:][:layout.FrameSize]
-			if err := layout.CheckFrame(frame, w.First+uint64(i), &d.o.UUID); err != nil {
-				return fail(err)
-			}
-			copy(w.p[i*layout.BlockSize:][:layout.BlockSize], frame)
-		}
-	}
-	return nil
-}
-
-// getLog reads a part of a data object. If a replica does not know it, all are
+// getLog reads a part of a data object, as o says. If a replica does not know it, all are
 // asked.
-func (d *Disk) getLog(ctx context.Context, at layout.Position, off int64, p []byte) error {
+func (d *Disk) getLog(ctx context.Context, at layout.Position, p []byte, o store.GetOptions) error {
 	d.stats.Gets.Add(1)
 	d.stats.GetBytes.Add(int64(len(p)))
-	_, err := d.store.Get(ctx, layout.LogName(at), p, store.GetOptions{Offset: off})
+	_, err := d.store.Get(ctx, layout.LogName(at), p, o)
 	if errors.Is(err, store.ErrNotFound) {
-		_, err = d.store.Get(ctx, layout.LogName(at), p, store.GetOptions{Offset: off, Newest: true})
+		o.Newest = true
+		_, err = d.store.Get(ctx, layout.LogName(at), p, o)
 	}
 	if err != nil {
 		return fmt.Errorf("read object %s: %w", layout.LogName(at), err)

@@ -52,6 +52,19 @@ type GetOptions struct {
 	// the request has no Range header. Swift then verifies the object's
 	// checksum while it reads. Offset must be 0.
 	Whole bool
+	// Arrived, if not nil, is told how many of p's bytes have come in, while the
+	// newest of them are still in the processor's cache: 0 at the beginning of
+	// each attempt, then more and more, and len(p) before Get returns nil. One
+	// goroutine at a time calls it. It may change the bytes that have come in: for
+	// the store, they are not p's contents any more.
+	Arrived func(n int)
+}
+
+// Tell calls Arrived with n, if there is one.
+func (o GetOptions) Tell(n int) {
+	if o.Arrived != nil {
+		o.Arrived(n)
+	}
 }
 
 // ListOptions selects a page of a listing. A listing is a hint only: it is

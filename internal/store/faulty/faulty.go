@@ -259,7 +259,10 @@ func (f *Store) Get(ctx context.Context, name string, p []byte, o store.GetOptio
 		if fault.Stale > 0 && !op.Fresh {
 			if v, ok := f.version(name, fault.Stale); ok {
 				var err error
-				info, err = v.get(op, p, o.Offset)
+				o.Tell(0)
+				if info, err = v.get(op, p, o.Offset); err == nil {
+					o.Tell(len(p))
+				}
 				return err
 			}
 		}
@@ -268,11 +271,14 @@ func (f *Store) Get(ctx context.Context, name string, p []byte, o store.GetOptio
 			info, err = f.inner.Get(ctx, name, p, o)
 			return err
 		}
-		whole := make([]byte, len(p))
-		if _, err := f.inner.Get(ctx, name, whole, o); err != nil {
+		whole, quiet := make([]byte, len(p)), o
+		quiet.Arrived = nil
+		if _, err := f.inner.Get(ctx, name, whole, quiet); err != nil {
 			return err
 		}
+		o.Tell(0)
 		n := copy(p, whole[:max(0, len(p)-fault.Short)])
+		o.Tell(n)
 		return &store.TransportError{Op: op.String(), Sent: true, Err: fmt.Errorf("the answer was cut short after %d bytes", n)}
 	})
 	return info, err

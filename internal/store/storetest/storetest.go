@@ -201,10 +201,21 @@ func testRanges(t *testing.T, f *fixture) {
 		for _, o := range []store.GetOptions{{}, {IfMatch: tag}, {Newest: true}} {
 			o.Offset = r.off
 			p := make([]byte, r.n)
+			told := -1
+			o.Arrived = func(n int) {
+				if n < told || told < 0 && n != 0 || n > len(p) || !bytes.Equal(p[:n], data[r.off:][:n]) {
+					t.Errorf("get at %d, %d bytes: %d are said to have arrived, after %d", r.off, r.n, n, told)
+				}
+				told = n
+			}
 			info, err := f.Get(t.Context(), "o", p, o)
+			o.Arrived = nil
 			if err != nil {
 				t.Errorf("get %+v, %d bytes: %v", o, r.n, err)
 				continue
+			}
+			if int64(told) != r.n {
+				t.Errorf("get %+v, %d bytes: %d have arrived", o, r.n, told)
 			}
 			if !bytes.Equal(p, data[r.off:r.off+r.n]) {
 				t.Errorf("get %+v, %d bytes: wrong bytes", o, r.n)

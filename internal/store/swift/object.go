@@ -67,6 +67,7 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 	if o.Newest {
 		headers["X-Newest"] = "true"
 	}
+	o.Tell(0)
 	if len(p) == 0 {
 		// A Range header cannot ask for no bytes.
 		info, err := c.head(ctx, name, headers)
@@ -110,7 +111,7 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 		if n, err := io.CopyN(io.Discard, x.stream, skip); err != nil {
 			return readError(op, x, int(n), err)
 		}
-		if n, err := io.ReadFull(x.stream, p); err != nil {
+		if n, err := readAll(x.stream, p, o); err != nil {
 			return readError(op, x, n, err)
 		}
 		if rest := x.drain(); info.Size < 0 {
@@ -126,6 +127,32 @@ func (c *container) Get(ctx context.Context, name string, p []byte, o store.GetO
 		return store.ObjectInfo{}, err
 	}
 	return info, nil
+}
+
+// arrivedPiece is how many bytes at most come in between two calls of
+// store.GetOptions.Arrived. A processor's own cache has several times as many.
+const arrivedPiece = 128 << 10
+
+// readAll fills p from r, and tells o.Arrived how far it is. n is how many bytes
+// were read.
+func readAll(r io.Reader, p []byte, o store.GetOptions) (n int, err error) {
+	o.Tell(0) // with a new token this is another attempt
+	for n < len(p) && err == nil {
+		piece := p[n:]
+		if o.Arrived != nil {
+			piece = piece[:min(len(piece), arrivedPiece)]
+		}
+		var k int
+		k, err = io.ReadFull(r, piece)
+		n += k
+		if err == nil {
+			o.Tell(n)
+		}
+	}
+	if n > 0 && errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // as io.ReadFull has it for the whole
+	}
+	return n, err
 }
 
 func shortObject(op string, size int64, n int, offset int64) error {
