@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,14 +18,16 @@ import (
 	"swiftnbd/internal/store"
 )
 
-// breaking is a store whose first attempt to read of a data object brings so many
-// bytes, in pieces, and fails. It may damage a byte of each attempt.
+// breaking is a store whose first attempt to read of each data object brings so
+// many bytes, in pieces, and fails. It may damage a byte of each attempt.
 type breaking struct {
 	store.Store
 	after   int // bytes; negative: no attempt fails
 	damaged int // the place of the byte in the answer; negative: none
-	tries   int
-	into    *byte // where the last attempt put the first byte
+
+	mu    sync.Mutex // guards all below
+	tries map[string]int
+	into  *byte // where the last attempt put the first byte
 }
 
 func (b *breaking) Get(ctx context.Context, name string, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
@@ -40,11 +43,17 @@ func (b *breaking) Get(ctx context.Context, name string, p []byte, o store.GetOp
 	if b.damaged >= 0 && b.damaged < len(all) {
 		all[b.damaged] ^= 4
 	}
-	b.tries++
+	b.mu.Lock()
+	if b.tries == nil {
+		b.tries = make(map[string]int)
+	}
+	b.tries[name]++
 	b.into = &p[0]
+	fails := b.tries[name] == 1 && b.after >= 0
+	b.mu.Unlock()
 	o.Tell(0)
 	end := len(p)
-	if b.tries == 1 && b.after >= 0 {
+	if fails {
 		end = min(end, b.after)
 	}
 	for n := 0; n < end; {
@@ -53,7 +62,7 @@ func (b *breaking) Get(ctx context.Context, name string, p []byte, o store.GetOp
 		n += k
 		o.Tell(n)
 	}
-	if b.tries == 1 && b.after >= 0 {
+	if fails {
 		return info, &store.TransportError{Op: "GET " + name, Sent: true, Err: errors.New("the connection was closed")}
 	}
 	return info, nil
@@ -111,8 +120,10 @@ func TestArrival(t *testing.T) {
 					if fits := room >= frames-ChunkSize && chunk < 2; inPlace != fits {
 						t.Errorf("read in place: %v, want %v", inPlace, fits)
 					}
-					if after >= 0 && b.tries < 2 {
-						t.Errorf("%d attempts: none has failed", b.tries)
+					for name, n := range b.tries {
+						if after >= 0 && n < 2 {
+							t.Errorf("%s: %d attempts, and none has failed", name, n)
+						}
 					}
 				})
 			}
