@@ -26,6 +26,11 @@ func (d *disk) plainMark(newest bool) string {
 	return h.Get(harness.MetaPrefix + "Client")
 }
 
+// notInOneSecond waits before another change of a mark. Of changes in one second it
+// cannot be told for sure which is newer; then it is the lease's number, and no look at
+// the mark, that keeps the second one out.
+func notInOneSecond() { time.Sleep(1100 * time.Millisecond) }
+
 // TestStaleMark changes the lock mark while one of three container servers is
 // stopped, starts that server again with what it had, and reads the mark. Swift
 // is no help there: a plain HEAD is answered by any replica, and X-Newest
@@ -42,6 +47,7 @@ func TestStaleMark(t *testing.T) {
 		if round%4 == 1 {
 			mark = "" // given back
 		}
+		notInOneSecond()
 		if err := patient.SetMetadata(t.Context(), map[string]string{volume.KeyClient: mark}); err != nil {
 			t.Fatal(err)
 		}
@@ -80,10 +86,7 @@ func TestStaleMarkNbdkit(t *testing.T) {
 	for round := range repeat(2) {
 		behind := harness.ContainerServer(round%harness.NumReplicas + 1)
 		d.Stop(t, behind)
-		// Of changes in one second it cannot be told for sure which is newer;
-		// then it is the lease's number, and no look at the mark, that keeps
-		// the second one out.
-		time.Sleep(1100 * time.Millisecond)
+		notInOneSecond()
 		n := harness.Serve(t, harness.Options{Params: params})
 		// The volume is taken by the first client, and given back after the last.
 		client := harness.StartNbdsh(t, n.URI, `
