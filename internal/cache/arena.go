@@ -52,8 +52,8 @@ func newArena(size int64) *arena {
 // there can be: room is not counted when it is touched.
 func (a *arena) setAside(n int64) int64 {
 	if a.size > smallFrame {
-		n -= n / (a.whole() + a.room) * a.room
 		a.spares = int(min(spareBytes, n/8) / a.whole())
+		n -= n / (a.whole() + a.room) * a.room
 	}
 	return n - int64(a.spares)*a.whole()
 }
