@@ -21,8 +21,8 @@ type Reader interface {
 	Beside(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange
 	// Read fills p with the chunk's bytes from off, or says that the chunk
 	// is a hole. The result has every Through that ended before Read began. The
-	// bytes behind p, up to its capacity, may be changed. If p is a whole chunk,
-	// they are Room at least.
+	// bytes behind p, up to its capacity, may be changed. Behind a whole chunk of
+	// more than 64 KiB they are Room at least.
 	Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error)
 }
 

@@ -67,14 +67,15 @@ func (a *arrival) arrived(n int) {
 		frames := a.buf[int64(w.Place)-a.from:]
 		have := a.from + int64(n) - int64(w.Place) // of frames
 		if w.record() {
-			if have < w.end()-int64(w.Place) {
+			if have < int64(w.Bytes) {
 				return
 			}
 			a.err = a.d.unpackRecord(w, frames)
 		} else {
-			blocks := min(int(max(0, have)/layout.FrameSize), len(w.p)/layout.BlockSize)
+			all := len(w.p) / layout.BlockSize
+			blocks := min(int(max(0, have)/layout.FrameSize), all)
 			a.err = a.d.unframe(w, frames, a.done, blocks)
-			if a.done = blocks; blocks < len(w.p)/layout.BlockSize {
+			if a.done = blocks; blocks < all {
 				return
 			}
 		}

@@ -401,8 +401,8 @@ func joined(wants []want, i int) int {
 	return j
 }
 
-// getLog reads a part of a data object, as o says. If a replica does not know it, all are
-// asked.
+// getLog reads a part of a data object, as o says. If a replica does not know it,
+// all are asked.
 func (d *Disk) getLog(ctx context.Context, at layout.Position, p []byte, o store.GetOptions) error {
 	d.stats.Gets.Add(1)
 	d.stats.GetBytes.Add(int64(len(p)))

@@ -67,6 +67,15 @@ func (o GetOptions) Tell(n int) {
 	}
 }
 
+// Fill copies the object's bytes into p, as one piece, and tells Arrived. It is for
+// stores that have them in memory. It returns how many were copied.
+func (o GetOptions) Fill(p, data []byte) int {
+	o.Tell(0)
+	n := copy(p, data)
+	o.Tell(n)
+	return n
+}
+
 // ListOptions selects a page of a listing. A listing is a hint only: it is
 // updated late, and can lack objects that exist.
 type ListOptions struct {

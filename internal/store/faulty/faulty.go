@@ -259,10 +259,7 @@ func (f *Store) Get(ctx context.Context, name string, p []byte, o store.GetOptio
 		if fault.Stale > 0 && !op.Fresh {
 			if v, ok := f.version(name, fault.Stale); ok {
 				var err error
-				o.Tell(0)
-				if info, err = v.get(op, p, o.Offset); err == nil {
-					o.Tell(len(p))
-				}
+				info, err = v.get(op, p, o)
 				return err
 			}
 		}
@@ -276,22 +273,20 @@ func (f *Store) Get(ctx context.Context, name string, p []byte, o store.GetOptio
 		if _, err := f.inner.Get(ctx, name, whole, quiet); err != nil {
 			return err
 		}
-		o.Tell(0)
-		n := copy(p, whole[:max(0, len(p)-fault.Short)])
-		o.Tell(n)
+		n := o.Fill(p, whole[:max(0, len(p)-fault.Short)])
 		return &store.TransportError{Op: op.String(), Sent: true, Err: fmt.Errorf("the answer was cut short after %d bytes", n)}
 	})
 	return info, err
 }
 
 // get answers a Get with this version.
-func (v version) get(op store.Op, p []byte, offset int64) (store.ObjectInfo, error) {
+func (v version) get(op store.Op, p []byte, o store.GetOptions) (store.ObjectInfo, error) {
 	if !v.exists {
 		return store.ObjectInfo{}, &store.StatusError{Op: op.String(), Code: 404, Err: store.ErrNotFound}
 	}
-	if offset > int64(len(v.data)) || int64(len(p)) > int64(len(v.data))-offset {
+	if size := int64(len(v.data)); o.Offset > size || int64(len(p)) > size-o.Offset {
 		return store.ObjectInfo{}, fmt.Errorf("%s: the object has %d bytes: %w", op, len(v.data), io.ErrUnexpectedEOF)
 	}
-	copy(p, v.data[offset:])
+	o.Fill(p, v.data[o.Offset:])
 	return v.info, nil
 }

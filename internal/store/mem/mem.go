@@ -197,9 +197,7 @@ func (c *Container) Get(ctx context.Context, name string, p []byte, opt store.Ge
 		return store.ObjectInfo{}, fmt.Errorf("%s: the object has %d bytes, %d at offset %d were wanted: %w",
 			op, size, len(p), opt.Offset, io.ErrUnexpectedEOF)
 	}
-	opt.Tell(0)
-	copy(p, o.data[opt.Offset:])
-	opt.Tell(len(p))
+	opt.Fill(p, o.data[opt.Offset:])
 	return o.info(name), nil
 }
 

@@ -136,23 +136,18 @@ const arrivedPiece = 128 << 10
 // readAll fills p from r, and tells o.Arrived how far it is. n is how many bytes
 // were read.
 func readAll(r io.Reader, p []byte, o store.GetOptions) (n int, err error) {
-	o.Tell(0) // with a new token this is another attempt
-	for n < len(p) && err == nil {
-		piece := p[n:]
+	for n < len(p) {
+		end := len(p)
 		if o.Arrived != nil {
-			piece = piece[:min(len(piece), arrivedPiece)]
+			end = min(end, n+arrivedPiece)
 		}
-		var k int
-		k, err = io.ReadFull(r, piece)
-		n += k
-		if err == nil {
-			o.Tell(n)
+		k, err := io.ReadFull(r, p[n:end])
+		if n += k; err != nil {
+			return n, err
 		}
+		o.Tell(n)
 	}
-	if n > 0 && errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF // as io.ReadFull has it for the whole
-	}
-	return n, err
+	return n, nil
 }
 
 func shortObject(op string, size int64, n int, offset int64) error {
