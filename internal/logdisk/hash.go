@@ -13,7 +13,8 @@ import (
 // hashes gathers full objects on their way to Swift, so that several are hashed
 // together (package etag). They wait for each other only while nobody waits for
 // them: not when a flush waits, and not when clients wait for room while Swift has
-// little to do. Disk.mu guards it.
+// little to do. Then as many are hashed as Swift lacks, and the others go on waiting
+// for a batch. Disk.mu guards it.
 type hashes struct {
 	gathered []*pendingHash
 	putting  int           // objects that are hashed, with a PUT that has not ended
@@ -93,8 +94,12 @@ func (d *Disk) hashGathered(now bool) {
 	h := &d.hashes
 	for len(h.gathered) > 0 {
 		n := min(len(h.gathered), etag.Batch)
-		urgent := now || d.crowd.waiting > 0 || h.putting < fewPuts && d.room.crowded()
-		if !urgent && (h.hashing || n < etag.BatchMin) {
+		switch {
+		case now || d.crowd.waiting > 0:
+		case !h.hashing && n >= etag.BatchMin:
+		case h.putting < fewPuts && d.room.crowded():
+			n = min(n, fewPuts-h.putting) // the others go on waiting
+		default:
 			return
 		}
 		all := slices.Clone(h.gathered[:n])

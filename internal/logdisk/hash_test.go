@@ -70,6 +70,7 @@ func TestHashTogether(t *testing.T) {
 			{objects: fewPuts}, {begin: fewPuts, after: gatherTime},
 			{objects: 2, begin: fewPuts}, {objects: 1, begin: fewPuts}, {begin: fewPuts + 2, after: gatherTime},
 		}},
+		{"as many as Swift lacks", fewPuts + 2, []step{{objects: fewPuts + 2}, {objects: 1, begin: fewPuts}, {begin: fewPuts + 2, after: gatherTime}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			// The hashes' library keeps channels in a sync.Pool, and one bubble
