@@ -63,7 +63,7 @@ func (d *Disk) keep(p []byte, off int64, reserved int64, head, tail bool) {
 		// As much as one object takes.
 		n := min(len(p)/layout.BlockSize, int(d.sealAt.Load())/layout.FrameSize)
 		c := d.openCut(n * layout.FrameSize)
-		c.put(p[:n*layout.BlockSize], block, d.o.Seal)
+		c.put(p[:n*layout.BlockSize], block, d.o.Seal, &d.o.UUID)
 		c.reserved += reserved
 		reserved = 0
 		p = p[n*layout.BlockSize:]
@@ -75,21 +75,25 @@ func (d *Disk) keep(p []byte, off int64, reserved int64, head, tail bool) {
 }
 
 // put sets the blocks from number on to p. A block that the cut has already is
-// overwritten in its place.
-func (c *cut) put(p []byte, number uint64, seal int) {
+// overwritten in its place. The frames get their checksums here, while the bytes
+// are in the processor's cache: u is the volume's.
+func (c *cut) put(p []byte, number uint64, seal int, u *layout.UUID) {
 	at := number
+	set := func(place int, n uint64) { // the next n blocks
+		for ; n > 0; n-- {
+			layout.PutFrame(c.buf[place:][:layout.FrameSize], p[(at-number)*layout.BlockSize:][:layout.BlockSize], at, u)
+			place += layout.FrameSize
+			at++
+		}
+	}
 	add := func(n uint64) { // the next n blocks are new
 		if n == 0 {
 			return
 		}
 		place := len(c.buf)
 		c.grow(int(n)*layout.FrameSize, seal)
-		for i := range n {
-			from := (at + i - number) * layout.BlockSize
-			copy(c.buf[place+int(i)*layout.FrameSize:], p[from:from+layout.BlockSize])
-		}
 		c.m.Set(at, n, blockmap.Value{Kind: layout.Data, At: c.at, Place: uint32(place)}, nil)
-		at += n
+		set(place, n)
 	}
 	count := uint64(len(p) / layout.BlockSize)
 	var has [8]blockmap.Extent
@@ -101,11 +105,7 @@ func (c *cut) put(p []byte, number uint64, seal int) {
 	}
 	for _, e := range old {
 		add(e.First - at)
-		for i := range e.Count {
-			from := (e.First + i - number) * layout.BlockSize
-			copy(c.buf[int(e.Place)+int(i)*layout.FrameSize:], p[from:from+layout.BlockSize])
-		}
-		at = e.First + e.Count
+		set(int(e.Place), e.Count)
 	}
 	add(number + count - at)
 }

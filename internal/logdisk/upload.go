@@ -135,7 +135,7 @@ func (d *Disk) encode(o *object) (data []byte, packed bool) {
 	d.mu.RLock()
 	f := layout.Footer{
 		LastOfCut: true, UUID: d.o.UUID,
-		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size, Sealed: time.Now(),
+		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size.Load(), Sealed: time.Now(),
 	}
 	d.mu.RUnlock()
 	if o.packed != nil {
@@ -148,15 +148,6 @@ func (d *Disk) encode(o *object) (data []byte, packed bool) {
 		o.density = densityOfRecords(o.packed, int64(len(out)))
 		d.mu.Unlock()
 		return out, true
-	}
-	for _, r := range o.records {
-		if r.Kind != layout.Data {
-			continue
-		}
-		for i := range uint64(r.Count) {
-			frame := o.buf[uint64(r.Place)+i*layout.FrameSize:][:layout.FrameSize]
-			layout.PutFrame(frame, frame[:layout.BlockSize], r.First+i, &d.o.UUID)
-		}
 	}
 	return layout.AppendTail(o.buf, o.records, f), false
 }

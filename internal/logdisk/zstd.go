@@ -242,8 +242,7 @@ func (d *Disk) lay(o *object, pieces []piece, bufs []*[]byte, size int) (data []
 		data = data[:len(data)+int(r.Bytes)]
 		for _, from := range p.from {
 			for b := max(from.First, p.first); b < min(from.End(), p.first+p.count); b++ {
-				frame := data[uint64(r.Place)+(b-p.first)*layout.FrameSize:][:layout.FrameSize]
-				layout.PutFrame(frame, o.buf[uint64(from.Place)+(b-from.First)*layout.FrameSize:][:layout.BlockSize], b, &d.o.UUID)
+				copy(data[uint64(r.Place)+(b-p.first)*layout.FrameSize:], o.buf[uint64(from.Place)+(b-from.First)*layout.FrameSize:][:layout.FrameSize])
 			}
 		}
 		if k := len(records) - 1; k >= 0 && records[k].Kind == layout.Data && records[k].End() == r.First {
