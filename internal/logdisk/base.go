@@ -186,9 +186,9 @@ func (b *base) dial(ctx context.Context) (*Disk, error) {
 		d.cancel(ErrClosed)
 		return nil, err
 	}
-	if d.size < b.clone.Size {
+	if d.size.Load() < b.clone.Size {
 		d.cancel(ErrClosed)
-		return nil, &layout.DamagedError{What: "root", Why: fmt.Sprintf("it has %d bytes, and its clone has %d of it", d.size, b.clone.Size)}
+		return nil, &layout.DamagedError{What: "root", Why: fmt.Sprintf("it has %d bytes, and its clone has %d of it", d.size.Load(), b.clone.Size)}
 	}
 	return d, nil
 }

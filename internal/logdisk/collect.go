@@ -260,7 +260,7 @@ func (d *Disk) moveTo(ctx context.Context, moves []move, watch *blockmap.Map, mo
 	d.mu.Lock()
 	d.collected++
 	o.at = layout.Position{Epoch: d.o.Epoch, N: layout.FirstCollected + d.collected - 1}
-	f.At, f.Durable, f.Size, f.Sealed = o.at, d.durable, d.size, time.Now()
+	f.At, f.Durable, f.Size, f.Sealed = o.at, d.durable, d.size.Load(), time.Now()
 	d.mu.Unlock()
 	data := layout.AppendTail(o.buf, o.records, f)
 	if err := d.store.Put(ctx, layout.LogName(o.at), data, etagOf(data)); err != nil {

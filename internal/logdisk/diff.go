@@ -150,8 +150,9 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	if what.To != "" {
 		return nil
 	}
-	d.root, d.rootAt, d.size = newest, at, newest.Size
-	d.regions = newRegions(uint64(d.size+layout.BlockSize-1)/layout.BlockSize, d.o.regionShift)
+	d.root, d.rootAt = newest, at
+	d.size.Store(newest.Size)
+	d.regions = newRegions(uint64(d.size.Load()+layout.BlockSize-1)/layout.BlockSize, d.o.regionShift)
 	start := layout.Position{Epoch: at.Epoch, N: 1}
 	if newest.At.Epoch == at.Epoch {
 		start.N = newest.At.N + 1
@@ -161,7 +162,7 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 		return err
 	}
 	d.replay(start, log.objects, whole)
-	x.log, x.To.Size = d.delta, d.size
+	x.log, x.To.Size = d.delta, d.size.Load()
 	return nil
 }
 

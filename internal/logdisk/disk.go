@@ -170,6 +170,7 @@ type Disk struct {
 
 	over      atomic.Bool  // of a reader: its moment is not in Swift any more
 	sealAt    atomic.Int64 // bytes of frames after which an object is sealed
+	size      atomic.Int64 // bytes; it changes with mu held, and every request asks for it without
 	lastWrite atomic.Int64 // when a client last changed something, Unix ns
 
 	mergeKick chan struct{} // wakes the merging of runs
@@ -178,10 +179,9 @@ type Disk struct {
 	sent   *checkpoint   // whose root was sent, and perhaps has not arrived; nil: none
 
 	mu       sync.RWMutex // guards all below
-	size     int64
-	base     *base // what lies below the map; nil: zeroes
-	baseSize int64 // bytes of it that are seen
-	open     *cut  // nil: nothing is in it
+	base     *base        // what lies below the map; nil: zeroes
+	baseSize int64        // bytes of it that are seen
+	open     *cut         // nil: nothing is in it
 
 	m         *blockmap.Map // what the sealed objects say, of the regions that are in memory
 	regions   *regions
@@ -263,11 +263,7 @@ type failure struct {
 func newFailure() *failure { return &failure{ch: make(chan struct{})} }
 
 // Size returns the disk's size, bytes.
-func (d *Disk) Size() int64 {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.size
-}
+func (d *Disk) Size() int64 { return d.size.Load() }
 
 // ErrClosed is the cause of requests that end because the disk was closed.
 var ErrClosed = errors.New("disk is closed")
@@ -308,7 +304,7 @@ func (d *Disk) openCache() error {
 		Size: d.o.Cache, Connections: d.o.Connections, Readahead: d.o.Readahead, Log: d.o.Log,
 	})
 	if err == nil {
-		d.cache.SetEnd(wholeChunks(d.size))
+		d.cache.SetEnd(wholeChunks(d.size.Load()))
 	}
 	return err
 }

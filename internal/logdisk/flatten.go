@@ -72,7 +72,7 @@ func (d *Disk) copyUp(ctx context.Context, b *base, first, count uint64) error {
 	var lows [][2]uint64
 	var size int64
 	err := d.viewed(ctx, first, count, func() {
-		size = min(d.baseSize, d.size)
+		size = min(d.baseSize, d.size.Load())
 		for e := range d.view(first, count) {
 			if e.Kind == inBase {
 				lows = append(lows, [2]uint64{e.First, e.First + e.Count})

@@ -138,7 +138,8 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 	if err != nil {
 		return err
 	}
-	d.root, d.rootAt, d.size = root, at, root.Size
+	d.root, d.rootAt = root, at
+	d.size.Store(root.Size)
 	if err := d.setBase(root); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 		return err
 	}
 	d.replay(from, tail.objects, whole)
-	i.Full, i.Size = true, d.size
+	i.Full, i.Size = true, d.size.Load()
 	use := d.Use()
 	i.Live, i.Used = use.Live, use.Used
 	for _, o := range d.objects.all() {

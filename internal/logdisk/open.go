@@ -117,7 +117,7 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 		}
 	}
 	d.root = root
-	d.size = root.Size
+	d.size.Store(root.Size)
 	if err := d.setBase(root); err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (d *Disk) openMapAndLog(ctx context.Context, from layout.Position) error {
 // openMap reads the indexes of the map, the table of objects, and of a small map
 // all of it.
 func (d *Disk) openMap(ctx context.Context) error {
-	blocks := uint64(d.size+layout.BlockSize-1) / layout.BlockSize
+	blocks := uint64(d.size.Load()+layout.BlockSize-1) / layout.BlockSize
 	d.regions = newRegions(blocks, d.o.regionShift)
 	tree, err := d.openRuns(ctx, d.root.Runs.Blocks)
 	if err != nil {
@@ -428,7 +428,7 @@ func (d *Disk) apply(at layout.Position, l logged) {
 	d.evict()
 	// A disk that is served only grows. An object that was sealed before the root
 	// with the new size, and durable after it, has the old one.
-	d.size = max(d.size, l.footer.Size)
+	d.size.Store(max(d.size.Load(), l.footer.Size))
 	if h, _ := d.objects.get(at); h.live == 0 {
 		d.dead(at)
 	}

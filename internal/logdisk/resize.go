@@ -202,8 +202,8 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 
 // resized notes that the newest root has another size. d.mu is held.
 func (d *Disk) resized(size int64) {
-	was := d.size
-	d.size = size
+	was := d.size.Load()
+	d.size.Store(size)
 	if d.cache != nil { // else it is being opened
 		d.cache.SetEnd(wholeChunks(size))
 	}

@@ -46,7 +46,8 @@ func (d *Disk) Revert(ctx context.Context, name string) error {
 func (d *Disk) pinnedDisk(ctx context.Context, pin layout.Pin) (then *Disk, err error) {
 	then = newDisk(d.o)
 	if then.root, err = then.readRoot(ctx, pin.Root); err == nil {
-		then.rootAt, then.size = pin.Root, then.root.Size
+		then.rootAt = pin.Root
+		then.size.Store(then.root.Size)
 		err = then.setBase(then.root)
 	}
 	if err == nil {
@@ -82,7 +83,7 @@ func (d *Disk) revertTo(ctx context.Context, then *Disk) error {
 	// The log up to here is in this root: it has nothing of it that the pin has not.
 	// So At goes on, as all numbers do.
 	c.root.At = layout.Position{Epoch: d.o.Epoch, N: c.savedN}
-	c.root.Name, c.root.Size, c.root.Runs = c.at, then.size, then.root.Runs
+	c.root.Name, c.root.Size, c.root.Runs = c.at, then.size.Load(), then.root.Runs
 	// Bases has what any of the pins may need.
 	c.root.Below = then.root.Below
 	// If a pin needs chunks, this is required already.

@@ -121,7 +121,7 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 			done = d.objects.writing[c.root.At].done
 		}
 	}
-	c.root.Size = d.size
+	c.root.Size = d.size.Load()
 	if d.base != nil {
 		c.root.Below = seenBelow(c.root.Below, d.baseSize)
 	}

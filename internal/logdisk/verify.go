@@ -307,7 +307,8 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 	if err := v.checkBase(ctx); err != nil {
 		return false, err
 	}
-	v.root, v.rootAt, v.size = root, at, root.Size
+	v.root, v.rootAt = root, at
+	v.size.Store(root.Size)
 	v.r.Root, v.r.Size, v.r.Runs = layout.RootText(at), root.Size, int64(len(root.Runs.Blocks))
 	whole = true
 	bad := func(name string, err error) error {
@@ -460,10 +461,10 @@ func (v *verification) applyLog(log []logged) {
 			e := extentOfRecord(v.end, r)
 			v.tail.Set(e.First, e.Count, e.Value, nil)
 		}
-		v.size = max(v.size, l.footer.Size) // see apply
+		v.size.Store(max(v.size.Load(), l.footer.Size)) // see apply
 		v.needed.add(v.end)
 	}
-	v.r.Size = v.size
+	v.r.Size = v.size.Load()
 }
 
 // counts says whether the client's object lies within its epoch, as the root has
