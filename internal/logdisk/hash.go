@@ -13,8 +13,8 @@ import (
 // hashes gathers full objects on their way to Swift, so that several are hashed
 // together (package etag). They wait for each other only while nobody waits for
 // them: not when a flush waits, and not when clients wait for room while Swift has
-// little to do. Then as many are hashed as Swift lacks, and the others go on waiting
-// for a batch. Disk.mu guards it.
+// little to do. Then all go out, or where there is room for a batch beside them, as
+// many as Swift lacks. Disk.mu guards it.
 type hashes struct {
 	gathered []*pendingHash
 	putting  int           // objects that are hashed, with a PUT that has not ended
@@ -98,7 +98,9 @@ func (d *Disk) hashGathered(now bool) {
 		case now || d.crowd.waiting > 0:
 		case !h.hashing && n >= etag.BatchMin:
 		case h.putting < fewPuts && d.room.crowded():
-			n = min(n, fewPuts-h.putting) // the others go on waiting
+			if d.room.reaches(int64(fewPuts+etag.BatchMin+1)*int64(d.o.Seal), d.lends()) {
+				n = min(n, fewPuts-h.putting) // a batch of the others may come together
+			}
 		default:
 			return
 		}

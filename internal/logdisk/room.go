@@ -101,6 +101,14 @@ func (r *room) borrow(n, most int64) bool {
 	return true
 }
 
+// reaches says whether n bytes may be written and not durable if the cache lends
+// so much.
+func (r *room) reaches(n, lends int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return min(r.own+lends, r.want) >= n
+}
+
 // lent notes that the cache has lent n bytes that were asked for, or has not.
 func (r *room) lent(n int64, ok bool) {
 	r.mu.Lock()
@@ -131,16 +139,24 @@ func (r *room) idle(few int64) (borrowed int64, ok bool) {
 	return borrowed, true
 }
 
-// borrow takes memory of the cache for another object: at most half of the cache,
-// and as much as there is without it. It says whether it did.
+// borrow takes memory of the cache for another object, and says whether it did.
 func (d *Disk) borrow() bool {
 	n := int64(d.o.Seal)
-	if d.cache == nil || d.o.Cache < leastLender || !d.room.borrow(n, min(d.o.Cache/2, d.o.Tail)) {
+	if most := d.lends(); most == 0 || !d.room.borrow(n, most) {
 		return false
 	}
 	ok := d.cache.Borrow(n)
 	d.room.lent(n, ok)
 	return ok
+}
+
+// lends returns how much memory the cache lends, bytes: at most half of it, and as
+// much as there is without it.
+func (d *Disk) lends() int64 {
+	if d.cache == nil || d.o.Cache < leastLender {
+		return 0
+	}
+	return min(d.o.Cache/2, d.o.Tail)
 }
 
 // leastLender is how large a cache is, at least, that lends memory, bytes.

@@ -17,10 +17,14 @@ import (
 // frame may ask for more memory than that, whatever it says of itself.
 const recordBytes = layout.MaxCompressed * layout.BlockSize
 
+// processors is how many goroutines run at once when the program begins. The plugin
+// has more run later, for threads that sleep (see there).
+var processors = runtime.GOMAXPROCS(0)
+
 // compressor and decompressor are those of all disks. They work for as many
 // goroutines at once as there are processors; others wait.
 var compressor = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithEncoderLevel(zstd.SpeedFastest),
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(processors), zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithWindowSize(recordBytes), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are wrong
@@ -29,7 +33,7 @@ var compressor = sync.OnceValue(func() *zstd.Encoder {
 })
 
 var decompressor = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(recordBytes),
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(processors), zstd.WithDecoderMaxWindow(recordBytes),
 		zstd.WithDecoderMaxMemory(recordBytes), zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		panic(err)
@@ -134,7 +138,7 @@ func (p *piece) gather(buf []byte, to []byte) []byte {
 
 // compressing has an item for each goroutine that compresses an object's pieces,
 // of all disks.
-var compressing = make(chan struct{}, runtime.GOMAXPROCS(0))
+var compressing = make(chan struct{}, processors)
 
 // piecesEach is how many pieces a goroutine has at least, where an object is
 // compressed by several.
