@@ -14,7 +14,6 @@ import "C"
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"runtime/debug"
 
 	"libguestfs.org/nbdkit"
@@ -85,11 +84,6 @@ func (p *plugin) AfterFork() error {
 	// All large memory is outside Go's heap. The rest is garbage of requests.
 	// It is collected sooner than Go would collect it by default.
 	debug.SetGCPercent(40)
-	// A thread of nbdkit that comes back from a callback and sleeps keeps one of Go's
-	// processors for a moment, while other threads have work for it.
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
-	}
 	if p.params.container == "" {
 		goLogged(e.watch)
 	}

@@ -17,8 +17,7 @@ import (
 // frame may ask for more memory than that, whatever it says of itself.
 const recordBytes = layout.MaxCompressed * layout.BlockSize
 
-// processors is how many goroutines run at once when the program begins. The plugin
-// has more run later, for threads that sleep (see there).
+// processors is how many goroutines run at once when the program begins.
 var processors = runtime.GOMAXPROCS(0)
 
 // compressor and decompressor are those of all disks. They work for as many
