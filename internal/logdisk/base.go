@@ -108,7 +108,7 @@ func (d *Disk) baseBlocks() uint64 {
 	if d.base == nil {
 		return 0
 	}
-	return uint64(d.baseSize+layout.BlockSize-1) / layout.BlockSize
+	return blocksOf(d.baseSize)
 }
 
 // cutBase notes that the disk has had the size: of the base, what lies behind it

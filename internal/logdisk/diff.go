@@ -150,9 +150,8 @@ func (x *Diff) open(ctx context.Context, what DiffOptions) error {
 	if what.To != "" {
 		return nil
 	}
-	d.root, d.rootAt = newest, at
-	d.size.Store(newest.Size)
-	d.regions = newRegions(uint64(d.size.Load()+layout.BlockSize-1)/layout.BlockSize, d.o.regionShift)
+	d.setRoot(at, newest)
+	d.regions = newRegions(blocksOf(newest.Size), d.o.regionShift)
 	start := layout.Position{Epoch: at.Epoch, N: 1}
 	if newest.At.Epoch == at.Epoch {
 		start.N = newest.At.N + 1
@@ -323,6 +322,3 @@ func (x *Diff) walk(ctx context.Context) iter.Seq2[sides, error] {
 		}
 	}
 }
-
-// blocksOf returns how many blocks a disk of size bytes has.
-func blocksOf(size int64) uint64 { return uint64(size+layout.BlockSize-1) / layout.BlockSize }

@@ -457,6 +457,9 @@ func wholeBlocks(off, n int64) (first, end int64) {
 	return (off + layout.BlockSize - 1) / layout.BlockSize, (off + n) / layout.BlockSize
 }
 
+// blocksOf returns how many blocks a disk of size bytes has.
+func blocksOf(size int64) uint64 { return uint64(size+layout.BlockSize-1) / layout.BlockSize }
+
 // touchedBlocks returns the blocks of which the range, which is not empty, has
 // any part.
 func touchedBlocks(off, n int64) (first, count int64) {

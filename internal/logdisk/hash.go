@@ -82,7 +82,7 @@ func (d *Disk) putEnded() {
 	h := &d.hashes
 	h.putting--
 	d.hashGathered(false)
-	if h.putting == 0 && h.vectors != nil { // and none is gathered or being hashed: see below
+	if h.putting == 0 && h.vectors != nil { // and nothing is being hashed: it would count
 		h.vectors.Close()
 		h.vectors = nil
 	}

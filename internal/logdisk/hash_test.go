@@ -23,8 +23,9 @@ type checked struct {
 	t     *testing.T
 	takes time.Duration
 
-	mu    sync.Mutex // guards all below
-	long  bool       // the first PUT takes ten times as long
+	long bool // the first PUT takes ten times as long
+
+	mu    sync.Mutex
 	began []time.Time
 }
 
@@ -59,7 +60,7 @@ func TestHashTogether(t *testing.T) {
 	type step struct {
 		objects int // that are filled
 		flush   bool
-		long    bool          // the first PUT takes ten times as long
+		long    bool          // of the first step: the first PUT takes ten times as long
 		begin   int           // PUTs that have begun after it
 		after   time.Duration // 0: at once
 	}
@@ -93,7 +94,7 @@ func TestHashTogether(t *testing.T) {
 				if tc.room > 0 {
 					v.o.Tail = int64(tc.room*blocks) * layout.FrameSize
 				}
-				c := &checked{Store: v.box, t: t, takes: put}
+				c := &checked{Store: v.box, t: t, takes: put, long: tc.steps[0].long}
 				d, err := v.open(t.Context(), c)
 				if err != nil {
 					t.Fatal(err)
@@ -102,9 +103,6 @@ func TestHashTogether(t *testing.T) {
 				p := slices.Repeat([]byte{7}, blocks*blockSize)
 				next := int64(0)
 				for i, s := range tc.steps {
-					c.mu.Lock()
-					c.long = c.long || s.long
-					c.mu.Unlock()
 					for range s.objects {
 						off := next * int64(len(p))
 						next++

@@ -138,8 +138,7 @@ func (d *Disk) inspect(ctx context.Context, i *Inspection, objects int64, full b
 	if err != nil {
 		return err
 	}
-	d.root, d.rootAt = root, at
-	d.size.Store(root.Size)
+	d.setRoot(at, root)
 	if err := d.setBase(root); err != nil {
 		return err
 	}

@@ -116,8 +116,7 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	d.root = root
-	d.size.Store(root.Size)
+	d.setRoot(d.rootAt, root)
 	if err := d.setBase(root); err != nil {
 		return err
 	}
@@ -170,7 +169,7 @@ func (d *Disk) openMapAndLog(ctx context.Context, from layout.Position) error {
 // openMap reads the indexes of the map, the table of objects, and of a small map
 // all of it.
 func (d *Disk) openMap(ctx context.Context) error {
-	blocks := uint64(d.size.Load()+layout.BlockSize-1) / layout.BlockSize
+	blocks := blocksOf(d.size.Load())
 	d.regions = newRegions(blocks, d.o.regionShift)
 	tree, err := d.openRuns(ctx, d.root.Runs.Blocks)
 	if err != nil {

@@ -67,7 +67,7 @@ func (d *Disk) Resize(ctx context.Context, size int64, force bool) error {
 	var off *merged
 	if size < was {
 		var err error
-		if off, err = d.cutOff(ctx, uint64(size/layout.BlockSize), uint64((was+layout.BlockSize-1)/layout.BlockSize), force); err != nil {
+		if off, err = d.cutOff(ctx, uint64(size/layout.BlockSize), blocksOf(was), force); err != nil {
 			return err
 		}
 	}
@@ -180,7 +180,7 @@ func (d *Disk) cutOff(ctx context.Context, first, end uint64, force bool) (*merg
 				if at := uint64(off) / layout.BlockSize; data == 0 || at < from {
 					from = at
 				}
-				data += uint64(n+layout.BlockSize-1) / layout.BlockSize
+				data += blocksOf(n)
 			}
 			return true
 		})
@@ -211,6 +211,6 @@ func (d *Disk) resized(size int64) {
 	if d.o.Brief && size != was {
 		// What is cut off is forgotten, and the parts in which the map is loaded have
 		// the size that suits the disk.
-		d.m, d.regions = blockmap.New(), newRegions(uint64(size+layout.BlockSize-1)/layout.BlockSize, d.o.regionShift)
+		d.m, d.regions = blockmap.New(), newRegions(blocksOf(size), d.o.regionShift)
 	}
 }

@@ -45,10 +45,10 @@ func (d *Disk) Revert(ctx context.Context, name string) error {
 // runs, and its table of objects.
 func (d *Disk) pinnedDisk(ctx context.Context, pin layout.Pin) (then *Disk, err error) {
 	then = newDisk(d.o)
-	if then.root, err = then.readRoot(ctx, pin.Root); err == nil {
-		then.rootAt = pin.Root
-		then.size.Store(then.root.Size)
-		err = then.setBase(then.root)
+	root, err := then.readRoot(ctx, pin.Root)
+	if err == nil {
+		then.setRoot(pin.Root, root)
+		err = then.setBase(root)
 	}
 	if err == nil {
 		err = then.openMap(ctx)

@@ -142,7 +142,7 @@ func (r *room) idle(few int64) (borrowed int64, ok bool) {
 // borrow takes memory of the cache for another object, and says whether it did.
 func (d *Disk) borrow() bool {
 	n := int64(d.o.Seal)
-	if most := d.lends(); most == 0 || !d.room.borrow(n, most) {
+	if !d.room.borrow(n, d.lends()) {
 		return false
 	}
 	ok := d.cache.Borrow(n)

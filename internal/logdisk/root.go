@@ -233,6 +233,13 @@ func (d *Disk) readRoot(ctx context.Context, at layout.Position) (layout.Root, e
 	return d.parseRoot(at, b)
 }
 
+// setRoot takes the root that is read, and the disk's size from it. d.mu is held, or
+// nobody else has d.
+func (d *Disk) setRoot(at layout.Position, root layout.Root) {
+	d.root, d.rootAt = root, at
+	d.size.Store(root.Size)
+}
+
 func (d *Disk) parseRoot(at layout.Position, b []byte) (layout.Root, error) {
 	root, err := layout.ParseRoot(b)
 	if err == nil {

@@ -307,8 +307,7 @@ func (v *verification) readMap(ctx context.Context) (whole bool, err error) {
 	if err := v.checkBase(ctx); err != nil {
 		return false, err
 	}
-	v.root, v.rootAt = root, at
-	v.size.Store(root.Size)
+	v.setRoot(at, root)
 	v.r.Root, v.r.Size, v.r.Runs = layout.RootText(at), root.Size, int64(len(root.Runs.Blocks))
 	whole = true
 	bad := func(name string, err error) error {

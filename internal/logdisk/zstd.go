@@ -17,13 +17,10 @@ import (
 // frame may ask for more memory than that, whatever it says of itself.
 const recordBytes = layout.MaxCompressed * layout.BlockSize
 
-// processors is how many goroutines run at once when the program begins.
-var processors = runtime.GOMAXPROCS(0)
-
 // compressor and decompressor are those of all disks. They work for as many
 // goroutines at once as there are processors; others wait.
 var compressor = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(processors), zstd.WithEncoderLevel(zstd.SpeedFastest),
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithWindowSize(recordBytes), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are wrong
@@ -32,7 +29,7 @@ var compressor = sync.OnceValue(func() *zstd.Encoder {
 })
 
 var decompressor = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(processors), zstd.WithDecoderMaxWindow(recordBytes),
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(recordBytes),
 		zstd.WithDecoderMaxMemory(recordBytes), zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		panic(err)
@@ -137,7 +134,7 @@ func (p *piece) gather(buf []byte, to []byte) []byte {
 
 // compressing has an item for each goroutine that compresses an object's pieces,
 // of all disks.
-var compressing = make(chan struct{}, processors)
+var compressing = make(chan struct{}, runtime.GOMAXPROCS(0))
 
 // piecesEach is how many pieces a goroutine has at least, where an object is
 // compressed by several.
@@ -244,9 +241,9 @@ func (d *Disk) lay(o *object, pieces []piece, bufs []*[]byte, size int) (data []
 		}
 		data = data[:len(data)+int(r.Bytes)]
 		for _, from := range p.from {
-			for b := max(from.First, p.first); b < min(from.End(), p.first+p.count); b++ {
-				copy(data[uint64(r.Place)+(b-p.first)*layout.FrameSize:], o.buf[uint64(from.Place)+(b-from.First)*layout.FrameSize:][:layout.FrameSize])
-			}
+			first, end := max(from.First, p.first), min(from.End(), p.first+p.count)
+			frames := o.buf[uint64(from.Place)+(first-from.First)*layout.FrameSize:][:(end-first)*layout.FrameSize]
+			copy(data[uint64(r.Place)+(first-p.first)*layout.FrameSize:], frames)
 		}
 		if k := len(records) - 1; k >= 0 && records[k].Kind == layout.Data && records[k].End() == r.First {
 			records[k].Count += r.Count
