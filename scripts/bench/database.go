@@ -33,8 +33,8 @@ func (s *suite) pgbench(cloud string) line {
 		what: fmt.Sprintf("version 2: transactions a second of pgbench -c %d on PostgreSQL on ext4, %s, against one PUT of 8 KiB for each of the file system's flushes", pgbenchClients, s.cloudName(cloud)),
 	}
 	l.run = func(r *result) error {
-		return s.commitRate(r, cloud, "transaction", func() (databaseRun, error) {
-			return s.onExt4(cloud, pgbenchSize, func(run *databaseRun, v *disk, log, mnt string) error {
+		return s.commitRate(r, cloud, "transaction", func(ideal time.Duration) (databaseRun, error) {
+			return s.onExt4(cloud, pgbenchSize, ideal, func(run *databaseRun, v *disk, log, mnt string) error {
 				return s.pgbenchOn(run, v, log, mnt, s.short(10*time.Second))
 			})
 		})
