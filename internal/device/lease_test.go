@@ -35,6 +35,7 @@ type leased struct {
 	cluster *mem.Cluster
 	device  *device.Device
 	name    string
+	lease   lease.Options
 	cut     atomic.Bool // none of its requests arrives
 }
 
@@ -71,9 +72,11 @@ func open(t *testing.T, c *mem.Cluster, name string, ro bool) (*leased, error) {
 		},
 	})
 	s, take := way.Writer("v", leaseTerm)
+	l.lease = take
+	l.lease.Store = s
 	var err error
 	l.device, err = device.Open(context.Background(), device.Options{
-		Store: s, Lease: take, Holder: name, ReadOnly: ro, Connections: 4, Age: time.Second, Timeout: timeout, Cache: 1 << 20,
+		Store: s, Lease: take, Holder: name, ReadOnly: ro, Connections: 4, Age: time.Second, Timeout: timeout, Cache: logCache,
 		Log: func(format string, args ...any) { t.Logf(name+": "+format, args...) },
 	})
 	return l, err

@@ -56,7 +56,7 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 			o.Log("reading a volume that somebody else may be writing: %v", err)
 		}
 		var err error
-		if lo.Newest, err = f.newest(ctx); err != nil {
+		if err = f.newest(ctx, &lo); err != nil {
 			return nil, err
 		}
 	} else {
@@ -74,12 +74,10 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 	f.disk.Store(d)
 	if held == nil && o.Follow > 0 && o.Snapshot == "" {
 		return newFollowed(&loggedDisk{d, &f.control}, *o, func(ctx context.Context, cur *logdisk.Disk) (*loggedDisk, error) {
-			newest, err := f.newest(ctx)
-			if err != nil {
+			lo := lo
+			if err := f.newest(ctx, &lo); err != nil {
 				return nil, err
 			}
-			lo := lo
-			lo.Newest = newest
 			d, err := logdisk.OpenNewer(ctx, lo, cur)
 			if d == nil || err != nil {
 				return nil, err
@@ -90,12 +88,14 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 	return &loggedDisk{d, &f.control}, nil
 }
 
-// newest returns the number of the newest lease.
-func (f *loggedFormat) newest(ctx context.Context) (uint32, error) {
+// newest sets what the newest lease says: its number, and what is durable at least.
+func (f *loggedFormat) newest(ctx context.Context, lo *logdisk.Options) error {
 	l := f.o.Lease
 	l.Store = f.o.Store
 	state, err := lease.Inspect(ctx, l)
-	return uint32(min(state.Epoch, math.MaxUint32)), err
+	lo.Newest = uint32(min(state.Epoch, math.MaxUint32))
+	lo.Durable = logdisk.DurableIn(state.Kept)
+	return err
 }
 
 // DefaultGC is Options.GC unless it is given, percent.

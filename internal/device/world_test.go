@@ -111,18 +111,21 @@ func newLogWorld(t *testing.T, c *embedded, objectSize, objects int64) *world {
 const logCache = 5 << 20
 
 // setupLog makes the volume in s one of version 2.
-func (w *world) setupLog(s store.Store) {
-	w.t.Helper()
-	m := volume.Meta{Version: volume.Version2, Size: w.geo.Size(), UUID: volume.NewUUID()}
-	if _, err := s.CreateContainer(w.t.Context(), nil); err != nil {
-		w.t.Fatal(err)
+func (w *world) setupLog(s store.Store) { newLogVolume(w.t, s, w.geo.Size()) }
+
+// newLogVolume makes a volume of version 2 in s.
+func newLogVolume(t *testing.T, s store.Store, size int64) {
+	t.Helper()
+	m := volume.Meta{Version: volume.Version2, Size: size, UUID: volume.NewUUID()}
+	if _, err := s.CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
 	}
 	var err error
-	if m.Root, err = logdisk.Setup(w.t.Context(), s, m.UUID, m.Size); err != nil {
-		w.t.Fatal(err)
+	if m.Root, err = logdisk.Setup(t.Context(), s, m.UUID, m.Size); err != nil {
+		t.Fatal(err)
 	}
-	if err := volume.Create2(w.t.Context(), s, m); err != nil {
-		w.t.Fatal(err)
+	if err := volume.Create2(t.Context(), s, m); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -69,10 +69,7 @@ func (h *Held) kept(fresh bool) map[string]string {
 		return nil
 	}
 	items := make(map[string]string)
-	var own map[string]string
-	if h.o.Extra != nil {
-		own = h.o.Extra()
-	}
+	own := h.own()
 	if fresh && len(own) == 0 {
 		items = h.former.items()
 	}

@@ -254,7 +254,7 @@ func (h *Held) before(md store.Metadata) bool {
 // marked says that our mark or the lease's end was sent and may have arrived,
 // or may still arrive. Then the lease is ended and not removed, so that a
 // process that finds the mark can take the volume over. With arrived, nothing
-// is still on its way.
+// is still on its way, and the lease stays only if the one before it kept something.
 func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
@@ -277,12 +277,15 @@ func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 		if err := h.store.SetMetadata(ctx, items); err != nil {
 			return
 		}
-		if arrived {
+		if arrived && len(s.Kept) == 0 {
 			_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
 			return
 		}
+		if arrived { // and ours takes the place of the one before
+			defer func() { _ = h.o.Sibling(ContainerName(h.o.Name, s.Epoch)).DeleteContainer(ctx) }()
+		}
 	}
-	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, nil)
+	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, s.Kept.items())
 }
 
 // remove removes our leases, and those of the holder from whom we took the

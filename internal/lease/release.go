@@ -18,21 +18,25 @@ import (
 )
 
 // Release gives the volume back: the mark moves to Last, as with 0.11. If we do
-// not hold the volume any more, it changes nothing and returns ErrLost.
+// not hold the volume any more, it changes nothing and returns ErrLost. It is for a
+// session that could not write down how it ended: what it keeps in the lease
+// (Options.Extra) stays there for who comes next, in a lease that is over.
 func (h *Held) Release(ctx context.Context) error {
-	return h.release(ctx, map[string]string{volume.KeyLast: h.mark})
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark}, h.own())
 }
 
 // ReleaseWith is Release for a session that has items to set in the volume's
-// metadata, in the same request: of version 1, that its map holds.
+// metadata, in the same request: of version 1, that its map holds, and of version 2
+// its last root. Nothing stays in the lease then.
 func (h *Held) ReleaseWith(ctx context.Context, items map[string]string) error {
 	all := map[string]string{volume.KeyLast: h.mark}
 	maps.Copy(all, items)
-	return h.release(ctx, all)
+	return h.release(ctx, all, nil)
 }
 
 // ReleaseUnchanged is Release for a session that has written nothing. It leaves
-// everything as it was before, Last too.
+// everything as it was before, Last too, and what the lease before it kept, unless
+// this one has kept something in its place.
 func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 	items := map[string]string{}
 	if h.found.Blank {
@@ -41,23 +45,42 @@ func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 	if h.found.Map != "" {
 		items[volume.KeyMap] = h.found.Map
 	}
-	return h.release(ctx, items)
+	var kept map[string]string
+	if len(h.own()) == 0 {
+		kept = h.former.items()
+	}
+	return h.release(ctx, items, kept)
+}
+
+// own returns what the holder wants to keep in the lease.
+func (h *Held) own() map[string]string {
+	if h.o.Extra == nil {
+		return nil
+	}
+	return h.o.Extra()
 }
 
 // release removes the mark, sets items in the same request, and removes the
-// lease. After an error the lease is not renewed any more, and nothing is
-// written under it. It ends by itself, unless it was given back and only the
-// answer was lost.
-func (h *Held) release(ctx context.Context, items map[string]string) error {
+// lease, or ends it if kept is not empty, which whoever comes next is to find there.
+// After an error the lease is not renewed any more, and nothing is written under it.
+// It ends by itself, unless it was given back and only the answer was lost.
+func (h *Held) release(ctx context.Context, items, kept map[string]string) error {
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.giveBack(ctx, items); err != nil {
 		return fmt.Errorf("release the lock mark: %w", err)
 	}
-	if h.leased {
-		h.remove(ctx, 0)
+	if !h.leased {
+		return nil
 	}
+	stays := int64(0)
+	if len(kept) > 0 {
+		stays = h.epoch.Load()
+		// If this fails, the lease ends by itself. The renewals have written the like.
+		_ = h.o.endRecord(ctx, stays, h.mark, kept)
+	}
+	h.remove(ctx, stays)
 	return nil
 }
 
@@ -183,6 +206,9 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		if len(left.records) > 0 && !own {
 			return s, fmt.Errorf("end the lease that was left behind: %w", store.ErrForbidden)
 		}
+		if len(s.Kept) > 0 && !own {
+			return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, store.ErrForbidden)
+		}
 		if (len(s.Kept) > 0 || len(left.records) > 0) && own {
 			// Whoever comes next is to find what the holder has kept: in a lease
 			// that is over, which they remove. And who has the number before is
@@ -207,6 +233,9 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
 		old, stays = slices.DeleteFunc(old, func(n int64) bool { return n != epoch }), 0 // nothing has changed
+		if store.Ambiguous(err) && len(s.Kept) > 0 {
+			old = nil // or it will: either lease may be the one that the next holder looks at
+		}
 		return s, fmt.Errorf("remove the lock mark: %w", err)
 	}
 	if len(left.records) > 0 {

@@ -312,3 +312,142 @@ func TestAfter(t *testing.T) {
 		}
 	})
 }
+
+// TestKeptReleased has those who come after a dead holder give the volume back
+// unchanged, before they have kept something themselves, as a server does that cannot
+// open the disk, or a guest that may not set the key: the next one finds what the dead
+// one kept, however many came between.
+func TestKeptReleased(t *testing.T) {
+	inScene2(t, func(t *testing.T, s *scene) {
+		a := s.party("a")
+		a.mustAcquire()
+		a.keeps("1/7")
+		time.Sleep(term)
+		a.kill()
+		time.Sleep(term + grace)
+		for i := range 4 {
+			p := s.party(fmt.Sprint("between ", i))
+			begun := time.Now()
+			if i == 2 {
+				o := p.options()
+				o.Store = keyless{o.Store}
+				if _, _, err := lease.Acquire(t.Context(), o); !errors.Is(err, lease.ErrNotOwner) {
+					t.Fatal(err)
+				}
+			} else {
+				p.mustAcquire()
+				p.former(p.name, "1/7")
+			}
+			if waited := time.Since(begun); waited > 0 {
+				t.Errorf("%s waits for %v", p.name, waited)
+			}
+			if i == 1 {
+				time.Sleep(5 * term) // more renewals than there are slots
+			}
+			if i != 2 {
+				if err := p.held.ReleaseUnchanged(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if now := s.state(); now.Held() != nil || !slices.Equal(now.Kept[keyDurable], []string{"1/7"}) {
+				t.Errorf("%s is gone: %+v", p.name, now)
+			}
+		}
+		b, c := s.party("b"), s.party("c")
+		b.mustAcquire()
+		b.former("after all of them", "1/7")
+		b.keeps("6/1")
+		if err := b.held.ReleaseUnchanged(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if now := s.leases(); len(now) > 0 {
+			t.Errorf("left behind: %v", now)
+		}
+		c.mustAcquire()
+		c.former("after one who has kept something and given it back")
+		if err := c.held.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestKeptWithoutRoot has a holder give the volume back who could not write down how
+// it ended: what it kept last stays, and nobody waits for its lease.
+func TestKeptWithoutRoot(t *testing.T) {
+	inScene2(t, func(t *testing.T, s *scene) {
+		a, b, c := s.party("a"), s.party("b"), s.party("c")
+		a.mustAcquire()
+		a.keeps("1/7")
+		time.Sleep(term)
+		a.keeps("1/9") // later than its last renewal
+		if err := a.held.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if now := s.state(); now.Held() != nil || now.Meta.Last != a.held.Mark() {
+			t.Errorf("given back: %+v", now)
+		}
+		begun := time.Now()
+		b.mustAcquire()
+		if waited := time.Since(begun); waited > 0 {
+			t.Errorf("the next one waits for %v", waited)
+		}
+		if kept := b.has().Former()[keyDurable]; !slices.Contains(kept, "1/9") {
+			t.Errorf("it finds %q", kept)
+		}
+		b.keeps("2/1")
+		if err := b.held.ReleaseWith(t.Context(), map[string]string{volume.KeyRoot: "00000002-00000002"}); err != nil {
+			t.Fatal(err)
+		}
+		if now := s.leases(); len(now) > 0 {
+			t.Errorf("left behind: %v", now)
+		}
+		c.mustAcquire()
+		c.former("after a clean end")
+		if err := c.held.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestKeptUnlockedLate has an unlock whose last request is answered with an error, and
+// takes effect, at once or later. Whoever comes next finds what the dead holder kept.
+func TestKeptUnlockedLate(t *testing.T) {
+	for _, late := range []time.Duration{0, 3 * term} {
+		inScene2(t, func(t *testing.T, s *scene) {
+			a, b, c := s.party("a"), s.party("b"), s.party("c")
+			a.mustAcquire()
+			a.keeps("1/7")
+			time.Sleep(term)
+			a.kill()
+			var held func() error
+			b.set(func(r request, call func() error) error {
+				if r.Kind == store.OpSetMetadata && r.container == "v" {
+					if held = call; late == 0 {
+						if err := call(); err != nil {
+							t.Error(err)
+						}
+					}
+					return &store.TransportError{Op: r.String(), Sent: true, Err: errors.New("cut off")}
+				}
+				return call()
+			})
+			if _, err := lease.Unlock(t.Context(), b.options()); err == nil || held == nil {
+				t.Fatalf("it is unlocked: %v", err)
+			}
+			if late > 0 {
+				if kept := s.state().Kept[keyDurable]; !slices.Equal(kept, []string{"1/7"}) {
+					t.Errorf("before it arrives: %q", kept)
+				}
+				time.Sleep(late)
+				if err := held(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.mustAcquire()
+			c.former(fmt.Sprint("unlocked with an error, late by ", late), "1/7")
+			if err := c.held.Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -111,6 +111,30 @@ var rules = []rule{
 		"internal/logdisk", []string{"TestCloneOfGoing", "TestCloneWhileDeleting", "TestCloneEveryRequest"},
 	},
 	{
+		"what the former holder's lease says to be durable is not cut off",
+		"internal/device/logged.go",
+		"		lo.Durable = logdisk.DurableIn(held.Former())\n", "		_ = held.Former()\n",
+		"internal/device", []string{"TestFormerDurable"},
+	},
+	{
+		"who cannot open the disk leaves to the next one what the former holder's lease says",
+		"internal/lease/release.go",
+		"		kept = h.former.items()\n", "		_ = h.former.items()\n",
+		"internal/device", []string{"TestFormerDurable"},
+	},
+	{
+		"a lease that has ended gives no right to write",
+		"internal/store/fence.go",
+		"	case s.grant.over():\n", "	case s.grant.over() && false:\n",
+		"internal/device", []string{"TestTakenAway"},
+	},
+	{
+		"what is cut off a clone does not come back from its parent",
+		"internal/logdisk/resize.go",
+		"	d.cutBase(size)\n", "",
+		"internal/logdisk", []string{"TestCloneResize", "TestModelClones"},
+	},
+	{
 		"a block is checked by its CRC",
 		"internal/logdisk/layout/frame.go",
 		"	if le.Uint32(frame[BlockSize:]) != dataCRC(frame[:BlockSize], number, u) {\n", "	if false {\n",

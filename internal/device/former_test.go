@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+
+package device_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk"
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/etag"
+	"swiftnbd/internal/store/mem"
+)
+
+// TestFormerDurable has a server die of whose acknowledged objects the last one cannot
+// be found then. Nothing in the log says that there was one, but the lease that the
+// server has renewed does: nobody opens the disk without it, to write or to read,
+// however often they try. When it is found again, nothing is lost.
+func TestFormerDurable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := mem.NewCluster()
+		box := c.Container("v")
+		newLogVolume(t, box, 1<<20)
+		a, err := open(t, c, "a", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The disk does not rest until the lease is renewed, or a root would have what the
+		// last object has.
+		rounds := byte(0)
+		for renewed := false; !renewed; {
+			if rounds++; rounds > 60 {
+				t.Fatal("the lease never says what is durable")
+			}
+			a.mustFill(0, rounds)
+			if err := a.device.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(time.Second); !renewed && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+				state, err := lease.Inspect(t.Context(), a.lease)
+				if err != nil {
+					t.Fatal(err)
+				}
+				last, _ := lastLogged(t, box)
+				renewed = layout.LogName(logdisk.DurableIn(state.Kept)) == last
+			}
+		}
+		a.cut.Store(true)
+		a.device.Abandon()
+		time.Sleep(2 * leaseTerm) // it is over
+
+		name, data := lastLogged(t, box)
+		if err := box.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		for try := range 6 {
+			b, err := open(t, c, "b", try%2 > 0) // for reading, too
+			if err == nil {
+				got, err := b.read(0)
+				t.Fatalf("the disk opens without %s, and has %d: %v", name, got, err)
+			}
+			var away *logdisk.AwayError
+			if !errors.As(err, &away) || away.Name != name || !strings.Contains(away.By, "former holder") {
+				t.Fatalf("it does not open for another reason: %v", err)
+			}
+		}
+		if err := box.Put(t.Context(), name, data, etag.Sum(data)); err != nil {
+			t.Fatal(err)
+		}
+		b := mustOpen(t, c, "b")
+		if got, err := b.read(0); err != nil || got != rounds {
+			t.Errorf("the disk has %d: %v", got, err)
+		}
+		if err := b.device.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// lastLogged returns the last data object and its bytes.
+func lastLogged(t *testing.T, s store.Store) (name string, data []byte) {
+	t.Helper()
+	all, err := s.List(t.Context(), store.ListOptions{Prefix: layout.LogPrefix})
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%d data objects: %v", len(all), err)
+	}
+	last := all[len(all)-1]
+	data = make([]byte, last.Size)
+	if _, err := s.Get(t.Context(), last.Name, data, store.GetOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return last.Name, data
+}
