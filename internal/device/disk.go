@@ -193,6 +193,9 @@ func openDisk(ctx context.Context, o Options) (disk Disk, held *lease.Held, meta
 	}
 	if err != nil {
 		if held != nil {
+			// Also when ctx has ended: nobody is to wait for the lease's end.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+			defer cancel()
 			err = errors.Join(err, held.ReleaseUnchanged(ctx))
 		}
 		return nil, nil, meta, err

@@ -3,12 +3,15 @@
 package device_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"swiftnbd/internal/cloud"
+	"swiftnbd/internal/device"
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk"
 	"swiftnbd/internal/logdisk/layout"
@@ -95,4 +98,40 @@ func lastLogged(t *testing.T, s store.Store) (name string, data []byte) {
 		t.Fatal(err)
 	}
 	return last.Name, data
+}
+
+// TestOpenGivesBack has the time for opening end while Swift answers no read: the
+// lease is given back all the same, and the next one need not wait for its end.
+func TestOpenGivesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := mem.NewCluster()
+		newLogVolume(t, c.Container("v"), 1<<20)
+		way := cloud.New(mem.Account{Cluster: c}, cloud.Options{
+			Connections: 4, Policy: store.Policy{Timeout: timeout, Attempt: timeout},
+			Watch: func(_ string, s store.Store) store.Store {
+				return store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+					if op.Kind == store.OpGet {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					return call(ctx)
+				})
+			},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		s, take := way.Writer("v", leaseTerm)
+		d, err := device.Open(ctx, device.Options{Store: s, Lease: take, Holder: "a", Connections: 4, Timeout: timeout, Cache: logCache})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("opened: %v, %v", d, err)
+		}
+		begun := time.Now()
+		b := mustOpen(t, c, "b")
+		if waited := time.Since(begun); waited > time.Second {
+			t.Errorf("the next one waits for %v", waited)
+		}
+		if err := b.device.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -74,8 +74,10 @@ func open(t *testing.T, c *mem.Cluster, name string, ro bool) (*leased, error) {
 	s, take := way.Writer("v", leaseTerm)
 	l.lease = take
 	l.lease.Store = s
+	ctx, cancel := context.WithTimeout(context.Background(), timeout) // as the plugin has it
+	defer cancel()
 	var err error
-	l.device, err = device.Open(context.Background(), device.Options{
+	l.device, err = device.Open(ctx, device.Options{
 		Store: s, Lease: take, Holder: name, ReadOnly: ro, Connections: 4, Age: time.Second, Timeout: timeout, Cache: logCache,
 		Log: func(format string, args ...any) { t.Logf(name+": "+format, args...) },
 	})

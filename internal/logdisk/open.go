@@ -224,7 +224,7 @@ const beyond = 32
 // readWholeLog reads the log from the position on, and says how many of its objects
 // are of cuts that are whole.
 func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log, whole int, err error) {
-	for end := time.Now().Add(d.o.Timeout); ; {
+	for end := d.waitUntil(ctx); ; {
 		log, err := d.readLog(ctx, from)
 		if err != nil {
 			return log, 0, err
@@ -245,7 +245,7 @@ func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log,
 				return log, 0, away
 			}
 			select {
-			case <-time.After(time.Second):
+			case <-time.After(min(time.Second, time.Until(end)+time.Millisecond)):
 				continue
 			case <-ctx.Done():
 				return log, 0, context.Cause(ctx)
@@ -254,6 +254,17 @@ func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log,
 		whole, err = wholeCuts(log.objects[:whole], from)
 		return log, whole, err
 	}
+}
+
+// waitUntil returns until when an object that is away is waited for. Where ctx has an
+// end, as when the disk is opened, a part of its time is left to look once more and to
+// say what is away.
+func (d *Disk) waitUntil(ctx context.Context) time.Time {
+	wait := d.o.Timeout
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)*3/4)
+	}
+	return time.Now().Add(wait)
 }
 
 // replay applies the log from the position on: the first so many of its objects.

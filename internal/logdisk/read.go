@@ -274,7 +274,7 @@ func (d *Disk) read(ctx context.Context, first uint64, p []byte) (hole bool, err
 // nobody's and may be changed.
 func (d *Disk) readRoomy(ctx context.Context, first uint64, p []byte, roomy bool) (hole bool, err error) {
 	pause := 50 * time.Millisecond
-	for end := time.Now().Add(d.o.Timeout); ; {
+	for end := d.waitUntil(ctx); ; {
 		var (
 			wants []want
 			lows  []low
@@ -422,7 +422,7 @@ func (d *Disk) getLog(ctx context.Context, at layout.Position, p []byte, o store
 func (d *Disk) getKnown(ctx context.Context, name, by string, off int64, p []byte) error {
 	o := store.GetOptions{Offset: off}
 	pause := 50 * time.Millisecond
-	for end := time.Now().Add(d.o.Timeout); ; {
+	for end := d.waitUntil(ctx); ; {
 		_, err := d.store.Get(ctx, name, p, o)
 		if err == nil {
 			return nil

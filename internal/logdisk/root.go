@@ -20,7 +20,7 @@ var errNoRoot = errors.New("the disk has no root: its setup was interrupted, or 
 // newestRoot is findEarly, but it waits for a root of the former holder's epoch
 // if that has told of one.
 func (d *Disk) newestRoot(ctx context.Context) (at layout.Position, early []byte, err error) {
-	for end := time.Now().Add(d.o.Timeout); ; {
+	for end := d.waitUntil(ctx); ; {
 		at, early, err = d.findEarly(ctx)
 		if err != nil || at.Epoch >= d.o.Durable.Epoch {
 			return at, early, err
@@ -30,7 +30,7 @@ func (d *Disk) newestRoot(ctx context.Context) (at layout.Position, early []byte
 			return at, nil, &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
 		}
 		select {
-		case <-time.After(time.Second):
+		case <-time.After(min(time.Second, time.Until(end)+time.Millisecond)):
 		case <-ctx.Done():
 			return at, nil, context.Cause(ctx)
 		}
@@ -185,7 +185,7 @@ const wholeLimit = 1 << 30
 // headKnown asks for the size of an object that was written, as by says. A 404 is
 // no proof that it is gone: it is asked for again.
 func (d *Disk) headKnown(ctx context.Context, name, by string) (int64, error) {
-	for end, pause := time.Now().Add(d.o.Timeout), 50*time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for end, pause := d.waitUntil(ctx), 50*time.Millisecond; ; pause = min(2*pause, time.Second) {
 		size, ok, err := d.head(ctx, name)
 		if err != nil || ok {
 			return size, err

@@ -215,7 +215,7 @@ func (d *Disk) readPages(ctx context.Context, r *runFile, i, j int) ([]byte, err
 	d.stats.MapGets.Add(1)
 	d.stats.MapBytes.Add(n)
 	pause := 50 * time.Millisecond
-	for o, end := (store.GetOptions{Offset: from}), time.Now().Add(d.o.Timeout); ; o.Newest = true {
+	for o, end := (store.GetOptions{Offset: from}), d.waitUntil(ctx); ; o.Newest = true {
 		_, err := d.store.Get(ctx, name, p, o)
 		if err == nil {
 			return p, nil
