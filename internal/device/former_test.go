@@ -57,32 +57,63 @@ func TestFormerDurable(t *testing.T) {
 		a.device.Abandon()
 		time.Sleep(2 * leaseTerm) // it is over
 
-		name, data := lastLogged(t, box)
-		if err := box.Delete(t.Context(), name); err != nil {
-			t.Fatal(err)
-		}
-		for try := range 6 {
-			b, err := open(t, c, "b", try%2 > 0) // for reading, too
-			if err == nil {
-				got, err := b.read(0)
-				t.Fatalf("the disk opens without %s, and has %d: %v", name, got, err)
-			}
-			var away *logdisk.AwayError
-			if !errors.As(err, &away) || away.Name != name || !strings.Contains(away.By, "former holder") {
-				t.Fatalf("it does not open for another reason: %v", err)
-			}
-		}
-		if err := box.Put(t.Context(), name, data, etag.Sum(data)); err != nil {
-			t.Fatal(err)
-		}
-		b := mustOpen(t, c, "b")
-		if got, err := b.read(0); err != nil || got != rounds {
-			t.Errorf("the disk has %d: %v", got, err)
-		}
-		if err := b.device.Close(); err != nil {
-			t.Error(err)
-		}
+		wantLast(t, c, rounds)
 	})
+}
+
+// TestEndWithoutRoot has a server end in order but for its last root, which Swift does
+// not take. Then the lease says what was acknowledged, as if the server had died.
+func TestEndWithoutRoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := mem.NewCluster()
+		newLogVolume(t, c.Container("v"), 1<<20)
+		a := mustOpen(t, c, "a")
+		a.mustFill(0, 1)
+		if err := a.device.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		a.mustFill(0, 2) // Close writes it back
+		a.noRoot.Store(true)
+		if err := a.device.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantLast(t, c, 2)
+	})
+}
+
+// wantLast takes the last data object away: nobody opens the disk then. When it is
+// back, block 0 is to have b.
+func wantLast(t *testing.T, c *mem.Cluster, b byte) {
+	t.Helper()
+	box := c.Container("v")
+	name, data := lastLogged(t, box)
+	if err := box.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	for try := range 6 {
+		l, err := open(t, c, "b", try%2 > 0) // for reading, too
+		if err == nil {
+			got, err := l.read(0)
+			t.Fatalf("the disk opens without %s, and has %d: %v", name, got, err)
+		}
+		var away *logdisk.AwayError
+		if !errors.As(err, &away) || away.Name != name || !strings.Contains(away.By, "former holder") {
+			t.Fatalf("it does not open for another reason: %v", err)
+		}
+	}
+	if err := box.Put(t.Context(), name, data, etag.Sum(data)); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, c, "b")
+	if got, err := l.read(0); err != nil || got != b {
+		t.Errorf("the disk has %d: %v", got, err)
+	}
+	if err := l.device.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := c.Names(); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
 }
 
 // lastLogged returns the last data object and its bytes.
