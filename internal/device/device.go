@@ -59,6 +59,9 @@ type Options struct {
 	// Bases reaches the parent of a disk that is a clone; nil: nothing that the
 	// clone has not written can be read. Version 2's alone.
 	Bases logdisk.Bases
+	// Rewind is for a disk that lacks an object for good: see logdisk.Rewind. Version
+	// 2's alone.
+	Rewind *logdisk.Rewind
 	// Brief says that the disk is opened for one change of what it has, and not
 	// to be served: nothing is done in the background.
 	Brief bool

@@ -49,7 +49,7 @@ func (f *loggedFormat) open(ctx context.Context, held *lease.Held, meta volume.M
 		Store: o.Store, UUID: meta.UUID, Root: meta.Root,
 		Cache: f.size, Connections: o.Connections, Readahead: o.Readahead,
 		Age: o.Age, FlushTime: o.FlushTime, Timeout: o.Timeout, GC: gc(o.GC), Log: o.Log, Compress: o.Compress,
-		Snapshot: o.Snapshot, Brief: o.Brief, Bases: o.Bases,
+		Snapshot: o.Snapshot, Rewind: o.Rewind, Brief: o.Brief, Bases: o.Bases,
 	}
 	if held == nil {
 		if err := lease.Locked(meta.Client); err != nil && o.Snapshot == "" {

@@ -72,6 +72,9 @@ type Options struct {
 	// no root is of a later epoch.
 	Newest uint32
 
+	// Rewind, where it is not nil, lets the log be cut before what was acknowledged.
+	Rewind *Rewind
+
 	// Bases reaches what a clone has as its base; nil: nothing can be read there.
 	Bases Bases
 

@@ -87,6 +87,21 @@ func (e *AwayError) Error() string {
 	return fmt.Sprintf("object %s is in Swift, as %s says, and cannot be found now: the servers that have it are away", e.Name, e.By)
 }
 
+// Rewind is for a disk that lacks an object for good. Opening ends with an AwayError
+// then, for ever: a log is not cut before what was acknowledged. With Rewind it is, if
+// Ask says so. What was written from the object on is given up.
+type Rewind struct {
+	Wait time.Duration // how long the object is looked for
+	// Ask is asked before something is given up. later is how many objects that were
+	// written after it have been found: they are given up, too.
+	Ask func(lost *AwayError, later int) bool
+}
+
+// rewind says whether what lacks the object may be given up.
+func (d *Disk) rewind(lost *AwayError, later int) bool {
+	return d.o.Rewind != nil && d.o.Rewind.Ask(lost, later)
+}
+
 // recover brings the disk to what Swift has of it.
 func (d *Disk) recover(ctx context.Context) (err error) {
 	// The older moment is for now only: it would keep the one before it in memory, and
@@ -242,7 +257,12 @@ func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log,
 				return log, 0, gone
 			}
 			if time.Now().After(end) {
-				return log, 0, away
+				if later := log.found() - whole; !d.rewind(away, later) {
+					return log, 0, away
+				}
+				log.objects = log.objects[:whole]
+				whole, err = wholeCuts(log.objects, from)
+				return log, whole, err
 			}
 			select {
 			case <-time.After(min(time.Second, time.Until(end)+time.Millisecond)):
@@ -261,6 +281,9 @@ func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log,
 // say what is away.
 func (d *Disk) waitUntil(ctx context.Context) time.Time {
 	wait := d.o.Timeout
+	if d.o.Rewind != nil {
+		wait = d.o.Rewind.Wait
+	}
 	if end, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(end)*3/4)
 	}
@@ -311,6 +334,16 @@ type log struct {
 	objects []logged // from the first position on; with gaps
 	durable uint64   // so far it was acknowledged
 	by      string   // who says so
+}
+
+// found returns how many objects were found.
+func (l *log) found() (n int) {
+	for _, o := range l.objects {
+		if o.size > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // readLog reads the tails of the objects from the position on, as far as there

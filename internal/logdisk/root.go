@@ -27,7 +27,11 @@ func (d *Disk) newestRoot(ctx context.Context) (at layout.Position, early []byte
 		}
 		if time.Now().After(end) {
 			first := layout.Position{Epoch: d.o.Durable.Epoch, N: 1}
-			return at, nil, &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
+			away := &AwayError{Name: layout.RootName(first) + ", or one after it,", By: "its former holder"}
+			if d.rewind(away, 0) {
+				return at, early, nil
+			}
+			return at, nil, away
 		}
 		select {
 		case <-time.After(min(time.Second, time.Until(end)+time.Millisecond)):

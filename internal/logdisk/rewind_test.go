@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+
+package logdisk
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
+	"swiftnbd/internal/store/etag"
+	"swiftnbd/internal/store/mem"
+)
+
+// TestRewind has an object of the log be lost for good: the first, one in the middle,
+// the last, and the root of the last holder's epoch. The disk opens only for who gives
+// up what was written from there on, and is then what it was at that moment, for ever:
+// also when the object comes back, and when what was after it is deleted.
+func TestRewind(t *testing.T) {
+	const flushes = 8
+	for lost := uint64(0); lost <= flushes; lost++ { // 0: the root
+		synctest.Test(t, func(t *testing.T) {
+			v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, 64*blockSize)
+			v.o.Timeout, v.o.Checkpoint, v.o.GC = 5*time.Second, 1000, 70
+			do := doer(t)
+			// An earlier holder has block 9, so that the lost root is not the first.
+			d, err := v.open(t.Context(), v.box)
+			do(err)
+			do(d.Write(t.Context(), bytes.Repeat([]byte{100}, blockSize), 9*blockSize))
+			do(d.Flush(t.Context()))
+			d.Close()
+			if d, err = v.open(t.Context(), v.box); err != nil {
+				t.Fatal(err)
+			}
+			for n := range flushes {
+				do(d.Write(t.Context(), bytes.Repeat([]byte{byte(n + 1)}, blockSize), int64(n%3)*blockSize))
+				do(d.Flush(t.Context()))
+			}
+			v.o.Durable = d.Durable()
+			at := layout.Position{Epoch: v.epoch, N: lost}
+			d.Close()
+			synctest.Wait()
+
+			name, says := layout.LogName(at), layout.LogName(at)
+			if lost == 0 {
+				at.N = 1
+				name, says = layout.RootName(at), layout.RootName(at)+", or one after it,"
+			}
+			info, err := v.box.Head(t.Context(), name)
+			do(err)
+			data := make([]byte, info.Size)
+			_, err = v.box.Get(t.Context(), name, data, store.GetOptions{})
+			do(err)
+			do(v.box.Delete(t.Context(), name))
+
+			var away *AwayError
+			if _, err := v.open(t.Context(), v.box); !errors.As(err, &away) || away.Name != says {
+				t.Fatalf("without object %d it opens: %v", lost, err)
+			}
+			asked := 0
+			ask := func(answer bool) *Rewind {
+				return &Rewind{Wait: time.Second, Ask: func(e *AwayError, later int) bool {
+					asked++
+					if want := flushes - int(lost); e.Name != says || later != want && lost > 0 {
+						t.Errorf("asked of %s and %d objects after it, want %s and %d", e.Name, later, says, want)
+					}
+					return answer
+				}}
+			}
+			v.o.Rewind = ask(false)
+			if _, err := v.open(t.Context(), v.box); !errors.As(err, &away) || asked != 1 {
+				t.Fatalf("asked %d times, and answered with no, it opens: %v", asked, err)
+			}
+			v.o.Rewind = ask(true)
+			if d, err = v.open(t.Context(), v.box); err != nil || asked != 2 {
+				t.Fatalf("asked %d times, and answered with yes: %v", asked, err)
+			}
+			same := func(what string) {
+				t.Helper()
+				for block := range 10 {
+					want := byte(0)
+					for n := range int(lost) - 1 {
+						if n%3 == block {
+							want = byte(n + 1)
+						}
+					}
+					if block == 9 {
+						want = 100
+					}
+					p := make([]byte, blockSize)
+					if err := d.Read(t.Context(), p, int64(block)*blockSize); err != nil || p[0] != want || p[blockSize-1] != want {
+						t.Errorf("%s, without object %d: block %d has %d, want %d: %v", what, lost, block, p[0], want, err)
+					}
+				}
+			}
+			same("rewound")
+			do(d.Save(t.Context()))
+			d.Close()
+
+			do(v.box.Put(t.Context(), name, data, etag.Sum(data))) // it comes back
+			v.o.Rewind, v.o.Durable, v.o.Horizon = nil, d.Durable(), time.Millisecond
+			if d, err = v.open(t.Context(), v.box); err != nil {
+				t.Fatal(err)
+			}
+			same("when it has come back")
+			time.Sleep(3 * time.Hour) // what is garbage is deleted
+			same("after a while")
+			do(d.Save(t.Context()))
+			d.Close()
+			synctest.Wait()
+			if r := sound(t, v); r.Strays.Count > 0 {
+				t.Errorf("without object %d: left behind: %+v", lost, r.Strays)
+			}
+		})
+	}
+}
