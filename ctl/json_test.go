@@ -278,7 +278,7 @@ var printed = map[string]reflect.Type{
 	"clone":   reflect.TypeFor[cloned](), "flatten": reflect.TypeFor[flattened](),
 	"bench":  reflect.TypeFor[benched](),
 	"delete": reflect.TypeFor[deleted](), "diff": reflect.TypeFor[diffFound](), "download": reflect.TypeFor[downloaded](), "info": reflect.TypeFor[info](),
-	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "revert": reflect.TypeFor[reverted](), "setup": reflect.TypeFor[setUp](),
+	"list": reflect.TypeFor[listed](), "lock": reflect.TypeFor[locked](), "resize": reflect.TypeFor[resized](), "revert": reflect.TypeFor[reverted](), "rewind": reflect.TypeFor[rewound](), "setup": reflect.TypeFor[setUp](),
 	"attach": reflect.TypeFor[attached](), "detach": reflect.TypeFor[attached](), "snapshot": reflect.TypeFor[snapshotted](),
 	"snapshots": reflect.TypeFor[snapshotFound](), "top": reflect.TypeFor[topped](), "unlock": reflect.TypeFor[unlocked](), "upload": reflect.TypeFor[uploaded](), "verify": reflect.TypeFor[verified](),
 }

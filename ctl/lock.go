@@ -27,6 +27,7 @@ const (
 	holderSnapshot = "ctl-snapshot"
 	holderFlatten  = "ctl-flatten"
 	holderRevert   = "ctl-revert"
+	holderRewind   = "ctl-rewind"
 	holderConvert  = "ctl-convert"
 )
 

@@ -220,7 +220,7 @@ func TestNameOfSnapshot(t *testing.T) {
 	// Whatever the verb, and whoever gives the credentials, it says what the name is.
 	verbs := func(name string) []string {
 		return []string{"list " + name, "info " + name, "setup " + name + " --size 1M", "lock " + name, "unlock " + name, "upload " + path + " " + name,
-			"resize " + name + " 2M", "verify " + name, "snapshot " + name + " s", "snapshots " + name, "revert " + name + " s -y", "delete " + name + " -y",
+			"resize " + name + " 2M", "verify " + name, "snapshot " + name + " s", "snapshots " + name, "revert " + name + " s -y", "rewind " + name, "delete " + name + " -y",
 			"convert " + name, "flatten " + name, "clone disk@a " + name}
 	}
 	env := b.env
@@ -245,7 +245,7 @@ func TestNameOfSnapshot(t *testing.T) {
 	b.ok("upload", path, "with@section", "--format", "2")
 	image := filepath.Join(t.TempDir(), "image")
 	for _, args := range []string{"list NAME", "info NAME", "lock NAME", "unlock NAME", "resize NAME 2M", "verify NAME", "snapshot NAME s", "snapshots NAME",
-		"download NAME " + image, "download NAME@s " + image, "diff NAME@s NAME", "revert NAME s -y", "clone NAME@s clone", "verify clone", "flatten clone", "delete clone -y", "snapshot --delete NAME s", "delete NAME -y"} {
+		"download NAME " + image, "download NAME@s " + image, "diff NAME@s NAME", "revert NAME s -y", "rewind NAME", "clone NAME@s clone", "verify clone", "flatten clone", "delete clone -y", "snapshot --delete NAME s", "delete NAME -y"} {
 		if r := b.run(strings.Fields(strings.ReplaceAll(args, "NAME", "with@section"))...); r.code != 0 {
 			t.Errorf("%q: %+v", args, r)
 		}

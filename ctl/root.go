@@ -119,7 +119,7 @@ attaches disks to the kernel of this machine, and detaches them.`,
 	}
 
 	root.AddCommand(t.listCommand(), t.infoCommand(), t.setupCommand(), t.unlockCommand(), t.lockCommand(), t.downloadCommand(), t.uploadCommand(), t.resizeCommand(), t.deleteCommand(), t.verifyCommand(),
-		t.attachCommand(), t.detachCommand(), t.snapshotCommand(), t.snapshotsCommand(), t.revertCommand(), t.diffCommand(),
+		t.attachCommand(), t.detachCommand(), t.snapshotCommand(), t.snapshotsCommand(), t.revertCommand(), t.rewindCommand(), t.diffCommand(),
 		t.cloneCommand(), t.flattenCommand())
 	root.AddCommand(t.topCommand(), t.benchCommand(), t.convertCommand())
 	completionCommand(root, t.stdout)

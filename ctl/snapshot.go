@@ -134,6 +134,14 @@ func (t *tool) change(ctx context.Context, c *container, holder string, do func(
 
 // changeWith is change with so many requests at once.
 func (t *tool) changeWith(ctx context.Context, c *container, holder string, connections int, do func(d *device.Device) error) error {
+	return t.changeAs(ctx, c, device.Options{
+		Holder:   holder,
+		Compress: holder == holderFlatten && c.export.Disk.Compress, // nothing else writes
+	}, connections, do)
+}
+
+// changeAs is changeWith with options of its own.
+func (t *tool) changeAs(ctx context.Context, c *container, o device.Options, connections int, do func(d *device.Device) error) error {
 	if err := ctx.Err(); err != nil {
 		return c.explain(ctx, err)
 	}
@@ -141,11 +149,7 @@ func (t *tool) changeWith(ctx context.Context, c *container, holder string, conn
 		Connections: connections, Policy: t.telling(c.name, t.pace.work),
 		Watch: c.watch,
 	})
-	o := device.Options{
-		Holder: holder, Brief: true, Bases: c.bases, Connections: connections, Timeout: t.pace.work.Timeout,
-		Compress: holder == holderFlatten && c.export.Disk.Compress, // nothing else writes
-		Log:      t.warner(c.name),
-	}
+	o.Brief, o.Bases, o.Connections, o.Timeout, o.Log = true, c.bases, connections, t.pace.work.Timeout, t.warner(c.name)
 	o.Store, o.Lease = way.Writer(c.name, downloadTerm)
 	// It cannot be interrupted: a request that was cut short may still have set
 	// the mark.

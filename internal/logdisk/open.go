@@ -4,6 +4,7 @@ package logdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -361,6 +362,7 @@ func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 	for missing := uint64(0); missing < beyond || from.N+uint64(len(l.objects)) <= last; {
 		n := from.N + uint64(len(l.objects))
 		batch := make([]logged, beyond)
+		away := make([]*AwayError, beyond) // what may be given up
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(d.o.Connections)
 		for i := range batch {
@@ -371,6 +373,9 @@ func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 			at := layout.Position{Epoch: from.Epoch, N: n + uint64(i)}
 			g.Go(guarded(func() (err error) {
 				batch[i], err = d.readTail(gctx, at, listed[at.N])
+				if d.o.Rewind != nil && errors.As(err, &away[i]) {
+					return nil
+				}
 				return err
 			}))
 		}
@@ -378,6 +383,9 @@ func (d *Disk) readLog(ctx context.Context, from layout.Position) (log, error) {
 			return l, err
 		}
 		for i, o := range batch {
+			if n := n + uint64(i); away[i] != nil && n > l.durable {
+				l.durable, l.by = n, away[i].By
+			}
 			if o.size == 0 {
 				missing++
 				continue

@@ -21,7 +21,8 @@ import (
 // also when the object comes back, and when what was after it is deleted.
 func TestRewind(t *testing.T) {
 	const flushes = 8
-	for lost := uint64(0); lost <= flushes; lost++ { // 0: the root
+	for k := range uint64(2*flushes + 1) { // 0: the root
+		lost, listed := (k+1)/2, k > 0 && k%2 == 0
 		synctest.Test(t, func(t *testing.T) {
 			v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, 64*blockSize)
 			v.o.Timeout, v.o.Checkpoint, v.o.GC = 5*time.Second, 1000, 70
@@ -54,10 +55,17 @@ func TestRewind(t *testing.T) {
 			data := make([]byte, info.Size)
 			_, err = v.box.Get(t.Context(), name, data, store.GetOptions{})
 			do(err)
-			do(v.box.Delete(t.Context(), name))
+			var box store.Store = v.box
+			if listed { // its servers have lost it, and the container's have not heard of it
+				f := &forgetful{Store: box, away: map[string]bool{name: true}}
+				f.until.Store(time.Now().AddDate(1, 0, 0).UnixNano())
+				box = f
+			} else {
+				do(v.box.Delete(t.Context(), name))
+			}
 
 			var away *AwayError
-			if _, err := v.open(t.Context(), v.box); !errors.As(err, &away) || away.Name != says {
+			if _, err := v.open(t.Context(), box); !errors.As(err, &away) || away.Name != says {
 				t.Fatalf("without object %d it opens: %v", lost, err)
 			}
 			asked := 0
@@ -71,11 +79,11 @@ func TestRewind(t *testing.T) {
 				}}
 			}
 			v.o.Rewind = ask(false)
-			if _, err := v.open(t.Context(), v.box); !errors.As(err, &away) || asked != 1 {
+			if _, err := v.open(t.Context(), box); !errors.As(err, &away) || asked != 1 {
 				t.Fatalf("asked %d times, and answered with no, it opens: %v", asked, err)
 			}
 			v.o.Rewind = ask(true)
-			if d, err = v.open(t.Context(), v.box); err != nil || asked != 2 {
+			if d, err = v.open(t.Context(), box); err != nil || asked != 2 {
 				t.Fatalf("asked %d times, and answered with yes: %v", asked, err)
 			}
 			same := func(what string) {
