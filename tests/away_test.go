@@ -19,7 +19,7 @@ func TestAcknowledgedAway(t *testing.T) {
 	forEachSwift(t, func(t *testing.T, c *harness.Cloud) {
 		name, account := harness.Name(t), c.Account(t)
 		account.SetupLog(t, name, 16<<20)
-		params := []string{name, "secrets=" + harness.Secrets(t, c.Section(name)), "lease=5", "timeout=6"}
+		params := []string{name, "secrets=" + harness.Secrets(t, c.Section(name)), "lease=5", "timeout=12"}
 		n := serve(t, params...)
 		act(t, n.URI, `
 import time
