@@ -109,3 +109,29 @@ func TestRewindFoundAgain(t *testing.T) {
 	b.swift.SetFault(nil)
 	b.verify(0)
 }
+
+// TestRewindRoot has the newest root be lost. The one before it is still there, and so
+// is the log after that: nothing else is lost.
+func TestRewindRoot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, devswift.Options{}, "disk")
+	b.pace.work.Timeout = 300 * time.Millisecond
+	disk := b.fillLog("disk", 1<<20, 2)
+	root := b.last(layout.RootPrefix)
+	b.swift.SetFault(func(r *devswift.Request) *devswift.Action {
+		if r.Object == root {
+			return &devswift.Action{Status: 404}
+		}
+		return nil
+	})
+	b.fails(1, []string{root, "cannot be found now"}, "snapshot", "disk", "s")
+	if out := b.ok("rewind", "disk", "--yes"); out != "Done, disk is what it was before "+root+" was written\n" {
+		t.Errorf("%q", out)
+	}
+	checkUnlocked(b, "disk")
+	b.holds("disk", disk)
+	b.ok("snapshot", "disk", "s")
+	b.swift.SetFault(nil)
+	b.holds("disk", disk)
+	b.verify(0)
+}

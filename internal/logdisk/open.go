@@ -119,6 +119,15 @@ func (d *Disk) recover(ctx context.Context) (err error) {
 	if early == nil || err != nil {
 		root, err = d.readRoot(ctx, at)
 	}
+	var lost *AwayError
+	for d.o.Rewind != nil && errors.As(err, &lost) {
+		older, lerr := d.olderRoot(ctx, at)
+		if lerr != nil || older.IsZero() || !d.rewind(lost, 0) {
+			return errors.Join(err, lerr)
+		}
+		at, d.rootAt = older, older
+		root, err = d.readRoot(ctx, at)
+	}
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@ import (
 // also when the object comes back, and when what was after it is deleted.
 func TestRewind(t *testing.T) {
 	const flushes = 8
-	for k := range uint64(2*flushes + 1) { // 0: the root
-		lost, listed := (k+1)/2, k > 0 && k%2 == 0
+	for k := range uint64(2 * (flushes + 1)) { // 0 and 1: the root
+		lost, listed := k/2, k%2 > 0
 		synctest.Test(t, func(t *testing.T) {
 			v := (&opener{box: mem.New(), uuid: layout.UUID{1}, t: t}).create(t, 64*blockSize)
 			v.o.Timeout, v.o.Checkpoint, v.o.GC = 5*time.Second, 1000, 70
@@ -48,7 +48,9 @@ func TestRewind(t *testing.T) {
 			name, says := layout.LogName(at), layout.LogName(at)
 			if lost == 0 {
 				at.N = 1
-				name, says = layout.RootName(at), layout.RootName(at)+", or one after it,"
+				if name, says = layout.RootName(at), layout.RootName(at); !listed {
+					says += ", or one after it,"
+				}
 			}
 			info, err := v.box.Head(t.Context(), name)
 			do(err)
@@ -122,6 +124,67 @@ func TestRewind(t *testing.T) {
 			if r := sound(t, v); r.Strays.Count > 0 {
 				t.Errorf("without object %d: left behind: %+v", lost, r.Strays)
 			}
+		})
+	}
+}
+
+// TestRewindToSnapshot has the newest root be lost, and the roots before it be deleted
+// long ago but for a snapshot's: the disk becomes what it was then, or at a later moment
+// of which all is there, and nothing that it needs is deleted afterwards.
+func TestRewindToSnapshot(t *testing.T) {
+	for range 8 {
+		synctest.Test(t, func(t *testing.T) {
+			v, s, d := written(t, 64)
+			do := doer(t)
+			do(s.everything(d))
+			do(d.Snapshot(t.Context(), "older"))
+			do(s.write(d, 1, 2, 3, 40))
+			do(d.Snapshot(t.Context(), "a"))
+			then := s.h.ops
+			do(s.everything(d))
+			d.Close()
+			synctest.Wait()
+			d, err := v.open(t.Context(), v.box)
+			do(err)
+			do(s.everything(d))
+			do(d.Save(t.Context()))
+			time.Sleep(time.Hour) // older roots are deleted
+			newest := d.RootName()
+			d.Close()
+			synctest.Wait()
+
+			f := &forgetful{Store: v.box, away: map[string]bool{layout.RootPrefix + newest: true}}
+			f.until.Store(time.Now().AddDate(1, 0, 0).UnixNano())
+			v.o.Root = newest
+			if _, err := v.open(t.Context(), f); !errors.As(err, new(*AwayError)) {
+				t.Fatalf("it opens: %v", err)
+			}
+			asked := 0
+			v.o.Rewind = &Rewind{Wait: time.Second, Ask: func(*AwayError, int) bool { asked++; return true }}
+			d, err = v.open(t.Context(), f)
+			do(err)
+			if asked == 0 {
+				t.Error("nobody was asked")
+			}
+			v.o.Rewind = nil
+			s.flushed = then
+			s.check(d)
+			do(s.everything(d))
+			do(d.Save(t.Context()))
+			time.Sleep(3 * time.Hour)
+			s.same(d)
+			if pins := d.root.Pins; len(pins) == 0 || pins[0].Name != "older" {
+				t.Errorf("its snapshots are %v", pins)
+			}
+			d.Close()
+			synctest.Wait()
+			sound(t, v)
+			then2, err := Open(t.Context(), Options{Store: v.box, UUID: v.uuid, Newest: v.epoch, Snapshot: "older"})
+			do(err)
+			p := make([]byte, 64*blockSize)
+			_, err = then2.read(t.Context(), 0, p)
+			do(err)
+			then2.Close()
 		})
 	}
 }

@@ -103,6 +103,22 @@ func (d *Disk) listedRoot(ctx context.Context) (best layout.Position, size int64
 	return best, size, nil
 }
 
+// olderRoot returns the newest root before at that is listed; zero: there is none. It
+// is the one before, for ten minutes, or the last snapshot's: all that it needs is there.
+func (d *Disk) olderRoot(ctx context.Context, at layout.Position) (older layout.Position, err error) {
+	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
+		if err != nil {
+			return older, fmt.Errorf("list the roots: %w", err)
+		}
+		for _, o := range page {
+			if p, ok := layout.ParseRootName(o.Name); ok && p.Less(at) && older.Less(p) {
+				older = p
+			}
+		}
+	}
+	return older, nil
+}
+
 // rootAfter returns the newest root, which is best or one after it.
 func (d *Disk) rootAfter(ctx context.Context, best layout.Position) (layout.Position, error) {
 	for {
