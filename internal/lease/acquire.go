@@ -60,6 +60,8 @@ type Options struct {
 	After int64
 	// Log takes one line for the operator. nil: it is dropped.
 	Log func(format string, args ...any)
+
+	disk string // the volume's identity, once it is known; empty: it has none
 }
 
 func (o *Options) fill() {
@@ -96,7 +98,8 @@ type Held struct {
 	mu      sync.Mutex     // guards all below; held for a whole renewal
 	numbers map[int64]bool // the numbers of the leases that we have created, with epoch
 	old     map[int64]bool // the numbers of the leases to remove when they are not needed any more
-	slot    int            // of the record, for the next renewal
+	slot    int            // of the record, of the last renewal
+	late    [slots]bool    // the slots of which a renewal may still arrive
 	key     string         // the key of the writes' signatures; it is in the container's metadata
 	signed  bool           // writes are signed
 	checked bool           // CheckFence has found that the store checks the key
@@ -136,7 +139,7 @@ func Acquire(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 			}
 			return nil, s.Meta, err
 		}
-		epoch, err := o.create(ctx, max(s.Epoch, o.After), nil, func(ctx context.Context) error {
+		epoch, passed, err := o.create(ctx, max(s.Epoch, o.After), nil, func(ctx context.Context) error {
 			now, err := o.inspect(ctx)
 			if err != nil {
 				return err
@@ -160,6 +163,7 @@ func Acquire(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 			case s.Epoch != h.epoch.Load():
 				over = nil // others have had it since
 			}
+			s.Kept = s.Kept.with(passed)
 			err = h.take(ctx, epoch, s, try > 0)
 		}
 		if err == nil {
@@ -211,10 +215,11 @@ func acquireMark(ctx context.Context, o Options) (*Held, volume.Meta, error) {
 // hands since.
 func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (err error) {
 	o := &h.o
+	o.disk = identity(s.Meta)
 	begun := time.Now()
 	h.mark, h.key = FormatMark(o.Holder, begun), ""
 	h.epoch.Store(epoch)
-	h.numbers, h.slot = map[int64]bool{epoch: true}, 0
+	h.numbers, h.slot, h.late = map[int64]bool{epoch: true}, 0, [slots]bool{}
 	h.old = map[int64]bool{epoch: true}
 	h.former = s.Kept
 	h.signed, h.checked, h.probes = false, false, 0
@@ -303,6 +308,11 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	h.grant(ctx, c, begun, until)
 	if s.Epoch > 0 && s.Epoch != epoch {
 		h.old[s.Epoch] = true
+	}
+	for _, n := range s.same {
+		if n != epoch {
+			h.old[n] = true
+		}
 	}
 	if o.Term == Forever {
 		// Who takes it for ever may end without giving it back, and nobody would

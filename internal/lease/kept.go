@@ -3,21 +3,30 @@
 package lease
 
 import (
+	"encoding/hex"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
+
+	"swiftnbd/internal/volume"
 )
 
 // keyLease begins the keys of what stands in a lease's own container.
 const keyLease = "Swiftnbd-Lease-"
 
+// keyDisk, in a lease's container that keeps something, is the identity of the volume
+// of which that is true. A lease of an earlier volume of the same name may be left.
+const keyDisk = "Swiftnbd-Lease-Disk"
+
 // Kept has the items that a holder keeps in the lease (Options.Extra). For each
 // key, which begins with Swiftnbd-Lease- and ends with a letter, it has the
 // values of the last renewals, in no order. A renewal may arrive late, so its
 // values do not replace those of the one before. The reader has to find out
-// from the values which is the newest. Values of the lease before may be among
-// them.
+// from the values which is the newest. Values of leases before may be among
+// them. Where there are more than slots, those that come last in the order of their
+// bytes stay.
 type Kept map[string][]string
 
 // slotOf is what slotKey appends.
@@ -39,7 +48,7 @@ func keptIn(items map[string]string) Kept {
 			continue
 		}
 		key := slotOf.ReplaceAllString(item, "")
-		if key == keyHolder || key == keyUntil || slices.Contains(k[key], value) {
+		if key == keyHolder || key == keyUntil || key == keyDisk || slices.Contains(k[key], value) {
 			continue
 		}
 		if k == nil {
@@ -54,11 +63,57 @@ func keptIn(items map[string]string) Kept {
 func (k Kept) items() map[string]string {
 	items := make(map[string]string)
 	for key, values := range k {
-		for slot, value := range values {
+		values = slices.Sorted(slices.Values(values))
+		for slot, value := range values[max(0, len(values)-slots):] {
 			items[slotKey(key, slot)] = value
 		}
 	}
 	return items
+}
+
+// with returns what k and other have.
+func (k Kept) with(other Kept) Kept {
+	all := maps.Clone(k)
+	for key, values := range other {
+		for _, value := range values {
+			if !slices.Contains(all[key], value) {
+				if all == nil {
+					all = make(Kept)
+				}
+				all[key] = append(slices.Clone(all[key]), value)
+			}
+		}
+	}
+	return all
+}
+
+// has says whether k has all that other has.
+func (k Kept) has(other Kept) bool {
+	for key, values := range other {
+		for _, value := range values {
+			if !slices.Contains(k[key], value) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// identity returns what a lease says of the volume that meta describes; empty: of its
+// version nothing is kept.
+func identity(meta volume.Meta) string {
+	if meta.UUID == [16]byte{} {
+		return ""
+	}
+	return hex.EncodeToString(meta.UUID[:])
+}
+
+// keptBy returns what r keeps of the volume, if r says that it is this one.
+func (o *Options) keptBy(r record) Kept {
+	if r.disk == "" || r.disk != o.disk {
+		return nil
+	}
+	return r.kept
 }
 
 // kept returns the kept items for the next write of the lease. These are the
@@ -73,8 +128,15 @@ func (h *Held) kept(fresh bool) map[string]string {
 	if fresh && len(own) == 0 {
 		items = h.former.items()
 	}
-	for key, value := range own {
-		items[slotKey(key, h.slot)] = value
-	}
+	maps.Copy(items, inSlot(own, h.slot))
 	return items
+}
+
+// inSlot returns the items under the keys of a renewal.
+func inSlot(items map[string]string, slot int) map[string]string {
+	in := make(map[string]string)
+	for key, value := range items {
+		in[slotKey(key, slot)] = value
+	}
+	return in
 }

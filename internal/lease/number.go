@@ -38,24 +38,27 @@ var errLate = errors.New("taking the volume again took too long")
 // create makes the first lease after number last that nobody has, or returns
 // one that is in mine. While another process may be taking a lease, create
 // calls held to find out whether it has taken the volume. errAgain says that
-// the other process is gone.
-func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, held func(context.Context) error) (int64, error) {
+// the other process is gone. passed is what the leases keep that it goes past: a
+// late request may have set a number before theirs.
+func (o *Options) create(ctx context.Context, last int64, mine map[int64]bool, held func(context.Context) error) (n int64, passed Kept, err error) {
 	for epoch := last + 1; epoch <= last+maxEpochs; epoch++ {
 		if mine[epoch] {
-			return epoch, nil
+			return epoch, passed, nil
 		}
 		created, err := o.createOne(ctx, epoch)
 		if err != nil {
-			return 0, fmt.Errorf("create lease %d: %w", epoch, err)
+			return 0, nil, fmt.Errorf("create lease %d: %w", epoch, err)
 		}
 		if created {
-			return epoch, nil
+			return epoch, passed, nil
 		}
-		if err := o.await(ctx, epoch, held); err != nil {
-			return 0, err
+		r, err := o.await(ctx, epoch, held)
+		if err != nil {
+			return 0, nil, err
 		}
+		passed = passed.with(o.keptBy(r))
 	}
-	return 0, fmt.Errorf("leases %d to %d all exist", last+1, last+maxEpochs)
+	return 0, nil, fmt.Errorf("leases %d to %d all exist", last+1, last+maxEpochs)
 }
 
 // keyTry is the beginning of a key. Each process that tries to create a lease
@@ -95,47 +98,41 @@ func (o *Options) createOne(ctx context.Context, epoch int64) (bool, error) {
 }
 
 // await looks at lease number epoch, which another process has created. It
-// returns nil if the lease was left behind or has ended. Then anybody may
+// returns it if the lease was left behind or has ended. Then anybody may
 // create the next number: a process that takes a volume finishes or gives up in
 // half of the time that await waits. If the lease is gone, await returns
 // errAgain, since no process may go past a number that another one could still
 // get. If another process holds the lease for longer, await returns a
 // *LockedError. If another process holds the volume, held returns an error, and
 // await returns it.
-func (o *Options) await(ctx context.Context, epoch int64, held func(context.Context) error) error {
-	var (
-		r   record
-		c   clock
-		err error
-	)
+func (o *Options) await(ctx context.Context, epoch int64, held func(context.Context) error) (r record, err error) {
+	var c clock
 	for range unfinished {
 		r, c, err = o.readRecord(ctx, epoch)
 		switch {
 		case errors.Is(err, store.ErrContainerNotFound):
-			return errAgain
+			return r, errAgain
 		case err != nil:
-			return fmt.Errorf("look at lease %d: %w", epoch, err)
+			return r, fmt.Errorf("look at lease %d: %w", epoch, err)
 		}
 		if err := held(ctx); err != nil {
-			return err
+			return r, err
 		}
 		if r.over(c) {
-			return nil
+			return r, nil
 		}
 		// The pause is random: if Swift has told 201 to nobody, all processes
 		// wait here.
 		if err := sleep(ctx, lookAgain+mrand.N(lookAgain)); err != nil {
-			return err
+			return r, err
 		}
 	}
 	if r.holder == "" || r.never {
-		return nil
+		return r, nil
 	}
 	// The other process may have the right to write, although the volume does
 	// not name it any more.
-	e := &LockedError{Leased: true, Until: r.until, Now: c.latest()}
-	e.Holder, e.Since = ParseMark(r.holder)
-	return e
+	return r, r.locked(c)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

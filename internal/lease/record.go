@@ -62,6 +62,7 @@ type record struct {
 	until  time.Time // by Swift's clock; zero: never
 	never  bool
 	kept   Kept
+	disk   string // of which volume that is true; empty: it is not said
 }
 
 // readRecord reads lease number epoch. If there is none, it returns
@@ -72,7 +73,7 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 	if err != nil {
 		return record{}, clock{}, err
 	}
-	r := record{holder: md.Items[keyHolder], kept: keptIn(md.Items)}
+	r := record{holder: md.Items[keyHolder], kept: keptIn(md.Items), disk: md.Items[keyDisk]}
 	for slot := range slots {
 		v := md.Items[slotKey(keyUntil, slot)]
 		if v == "" {
@@ -98,6 +99,16 @@ func (r record) over(c clock) bool {
 	return r.holder != "" && !r.never && c.earliest().After(r.until.Add(grace))
 }
 
+// running says whether the lease has a holder and an end, which is still to come.
+func (r record) running(c clock) bool { return r.holder != "" && !r.never && !r.over(c) }
+
+// locked returns the error for who meets the lease, which is running.
+func (r record) locked(c clock) *LockedError {
+	e := &LockedError{Leased: true, Until: r.until, Now: c.latest()}
+	e.Holder, e.Since = ParseMark(r.holder)
+	return e
+}
+
 // before says whether other, a record of the same holder, ends later than r.
 func (r record) before(other record) bool {
 	return r.holder == other.holder && !r.never && (other.never || r.until.Before(other.until))
@@ -107,17 +118,25 @@ func (r record) before(other record) bool {
 // means for ever. kept goes with it.
 func (o *Options) writeRecord(ctx context.Context, epoch int64, mark string, until time.Time, slot int, kept map[string]string) error {
 	items := map[string]string{keyHolder: mark, slotKey(keyUntil, slot): never}
-	maps.Copy(items, kept)
+	o.keep(items, kept)
 	if !until.IsZero() {
 		items[slotKey(keyUntil, slot)] = until.UTC().Format(timeFormat)
 	}
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
 }
 
+// keep adds to items, of a lease, what it is to keep.
+func (o *Options) keep(items, kept map[string]string) {
+	maps.Copy(items, kept)
+	if len(kept) > 0 && o.disk != "" {
+		items[keyDisk] = o.disk
+	}
+}
+
 // endRecord writes that lease number epoch has ended. kept goes with it.
 func (o *Options) endRecord(ctx context.Context, epoch int64, mark string, kept map[string]string) error {
 	items := map[string]string{keyHolder: mark}
-	maps.Copy(items, kept)
+	o.keep(items, kept)
 	for slot := range slots {
 		items[slotKey(keyUntil, slot)] = ""
 	}
@@ -166,7 +185,8 @@ type State struct {
 	Never   bool
 	Expired bool // it has ended: anybody may take the volume over
 	// Kept has the items that the newest lease keeps for its holder, or for the
-	// next one.
+	// next one. After an end that was not in order those of others around it are
+	// among them.
 	Kept Kept
 	// Fenced says that the container has a key to sign writes with.
 	Fenced bool
@@ -176,13 +196,17 @@ type State struct {
 
 	items map[string]string
 	clock clock
+	// same has the numbers of the leases that say they are of the newest one's holder,
+	// as far as was looked.
+	same []int64
 	// left says that the newest lease exists although there is no mark. Its
 	// holder did not give it back as we do, and may not know that the mark is
 	// gone. unclean says that the holder did not leave its mark in Last either.
 	// Then the volume's notes about its content may be old.
 	left, unclean bool
 	// fading is an unclean lease that has not ended. Its holder will soon
-	// notice that the mark is gone. Until then it counts as the holder.
+	// notice that the mark is gone, or is another's that came late. Until then it
+	// counts as the holder.
 	fading *LockedError
 }
 
@@ -231,18 +255,55 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	s.Epoch, _ = strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
 	s.Epoch = max(s.Epoch, 0)
 	s.Now = s.clock.latest()
+	o.disk = identity(meta)
 	if s.Epoch == 0 || o.Sibling == nil {
 		return s, nil
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
-	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
-		// A late request may have replaced the number of the mark's own lease.
+	var around Kept
+	if s.same = []int64{s.Epoch}; s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
+		// A late request may have replaced the number of the mark's own lease, or the
+		// mark and the number of one who has kept something since.
+		s.same = nil
+		of, all, gap := int64(0), Kept(nil), false // the number of the mark's lease, and what all keep
 		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
-			if r2, c2, err2 := o.readRecord(ctx, n); err2 == nil && r2.holder == s.Mark && !r2.before(r) {
+			r2, c2, err2 := o.readRecord(ctx, n)
+			if err2 != nil {
+				gap = gap || n > s.Epoch
+				continue
+			}
+			if gap && of > 0 && r2.running(c2) {
+				// The mark came late, and this is the holder whose mark it has replaced.
+				// Nobody would come past their number.
+				s.fading = r2.locked(c2)
+			}
+			all = all.with(o.keptBy(r2))
+			if r2.holder == s.Mark || of > 0 {
+				around = around.with(o.keptBy(r2))
+			}
+			if r2.holder != s.Mark {
+				continue
+			}
+			s.same = append(s.same, n)
+			if of = n; !r2.before(r) {
 				r, c, err = r2, c2, nil
 			}
 		}
+		if of == 0 {
+			around = all // somebody has removed it
+		}
+	} else if s.Mark == "" && err == nil && o.disk != "" {
+		// An unlock may have died before it could copy what the holder kept last.
+		for n := max(1, s.Epoch-lookAround); n < s.Epoch; n++ {
+			if r2, _, err2 := o.readRecord(ctx, n); err2 == nil {
+				around = around.with(o.keptBy(r2))
+				if r2.holder == r.holder && r.holder != "" {
+					s.same = append(s.same, n)
+				}
+			}
+		}
 	}
+	s.Kept = around
 	switch {
 	case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrForbidden):
 		// The lease was given back, or the mark belongs to no lease, or
@@ -252,16 +313,16 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		return s, fmt.Errorf("look at the lease: %w", err)
 	}
 	s.clock, s.Now = c, c.latest()
+	if (s.Mark == "" || r.holder == s.Mark) && (r.disk == "" || r.disk == o.disk) {
+		s.Kept = around.with(r.kept)
+	}
 	switch {
 	case s.Mark == "":
-		s.Kept = r.kept
 		s.left, s.unclean = true, r.holder != s.Meta.Last
-		if s.unclean && r.holder != "" && !r.never && !r.over(c) {
-			s.fading = &LockedError{Leased: true, Until: r.until, Now: s.Now}
-			s.fading.Holder, s.fading.Since = ParseMark(r.holder)
+		if s.unclean && r.running(c) {
+			s.fading = r.locked(c)
 		}
 	case r.holder == s.Mark:
-		s.Kept = r.kept
 		s.Leased, s.Until, s.Never = true, r.until, r.never
 		s.Expired = r.over(c)
 	}

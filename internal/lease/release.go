@@ -22,7 +22,7 @@ import (
 // session that could not write down how it ended: what it keeps in the lease
 // (Options.Extra) stays there for who comes next, in a lease that is over.
 func (h *Held) Release(ctx context.Context) error {
-	return h.release(ctx, map[string]string{volume.KeyLast: h.mark}, h.own())
+	return h.release(ctx, map[string]string{volume.KeyLast: h.mark}, h.own(), true)
 }
 
 // ReleaseWith is Release for a session that has items to set in the volume's
@@ -31,7 +31,7 @@ func (h *Held) Release(ctx context.Context) error {
 func (h *Held) ReleaseWith(ctx context.Context, items map[string]string) error {
 	all := map[string]string{volume.KeyLast: h.mark}
 	maps.Copy(all, items)
-	return h.release(ctx, all, nil)
+	return h.release(ctx, all, nil, false)
 }
 
 // ReleaseUnchanged is Release for a session that has written nothing. It leaves
@@ -49,7 +49,7 @@ func (h *Held) ReleaseUnchanged(ctx context.Context) error {
 	if len(h.own()) == 0 {
 		kept = h.former.items()
 	}
-	return h.release(ctx, items, kept)
+	return h.release(ctx, items, kept, false)
 }
 
 // own returns what the holder wants to keep in the lease.
@@ -62,13 +62,20 @@ func (h *Held) own() map[string]string {
 
 // release removes the mark, sets items in the same request, and removes the
 // lease, or ends it if kept is not empty, which whoever comes next is to find there.
+// With own, that is the holder's own, and may be newer than the last renewal.
 // After an error the lease is not renewed any more, and nothing is written under it.
 // It ends by itself, unless it was given back and only the answer was lost.
-func (h *Held) release(ctx context.Context, items, kept map[string]string) error {
+func (h *Held) release(ctx context.Context, items, kept map[string]string, own bool) error {
 	h.end()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := h.giveBack(ctx, items); err != nil {
+	var before map[string]string
+	if own && h.leased {
+		h.nextSlot()
+		kept = inSlot(kept, h.slot)
+		before = kept
+	}
+	if err := h.giveBack(ctx, items, before); err != nil {
 		return fmt.Errorf("release the lock mark: %w", err)
 	}
 	if !h.leased {
@@ -89,8 +96,9 @@ const retakes = 4
 
 // giveBack removes the mark and sets items, as long as we hold the volume. A
 // request that takes longer could harm a process that has taken the volume
-// over.
-func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
+// over. Before that the lease keeps kept: who comes as soon as the mark is removed is
+// to find it.
+func (h *Held) giveBack(ctx context.Context, items, kept map[string]string) error {
 	for try := 1; h.leased && errors.Is(h.o.Fence.Check(), store.ErrLapsed); try++ {
 		err := h.retake(ctx)
 		if err != nil && (errors.Is(err, ErrLost) || try == retakes || sleep(ctx, lookAgain) != nil) {
@@ -104,6 +112,12 @@ func (h *Held) giveBack(ctx context.Context, items map[string]string) error {
 	defer stop()
 	if _, err := h.certain(ctx); err != nil && !errors.Is(err, errNumber) {
 		return err
+	}
+	if len(kept) > 0 {
+		// If this fails, the last renewal has the like.
+		lasting := make(map[string]string)
+		h.o.keep(lasting, kept)
+		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).SetMetadata(ctx, lasting)
 	}
 	// From here on the request may take effect at any time, with any answer.
 	h.o.Fence.Lose(errReleased)
@@ -146,6 +160,7 @@ func (h *Held) Keep(ctx context.Context) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.leased && h.o.Fence.Lost() == nil {
+		h.nextSlot() // the last renewal may arrive late
 		_ = h.o.writeRecord(ctx, h.epoch.Load(), h.mark, time.Time{}, h.slot, h.kept(false))
 	}
 	h.o.Fence.Lose(errReleased)
@@ -183,9 +198,13 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	}
 	var old []int64
 	if s.Mark != "" {
-		old = []int64{s.Epoch}
+		if old = slices.Clone(s.same); !slices.Contains(old, s.Epoch) {
+			old = append(old, s.Epoch)
+		}
 	}
+	former := old
 	epoch, stays := int64(0), int64(0) // the second is not deleted
+	own, mark := false, cmp.Or(s.Mark, left.mark, s.Meta.Last, FormatMark("unlock", time.Now()))
 	if (s.Epoch > 0 || len(left.records) > 0) && o.Sibling != nil {
 		// Take a number of our own. The former holder cannot create it, and
 		// cannot go on with it.
@@ -194,15 +213,20 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			if err != nil && !errors.Is(err, store.ErrForbidden) {
 				return s, fmt.Errorf("create lease %d: %w", epoch, err)
 			}
-			if created {
-				old = append(old, epoch)
+			if own = created; created {
+				old = append(slices.Clone(old), epoch)
 			}
 			if created || err != nil {
 				break
 			}
+			// Whoever comes next looks at no number before ours.
+			r, _, err := o.readRecord(ctx, epoch)
+			if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+				return s, fmt.Errorf("look at lease %d: %w", epoch, err)
+			}
+			s.Kept = s.Kept.with(o.keptBy(r))
 		}
 		items[KeyEpoch] = strconv.FormatInt(epoch, 10)
-		own := slices.Contains(old, epoch)
 		if len(left.records) > 0 && !own {
 			return s, fmt.Errorf("end the lease that was left behind: %w", store.ErrForbidden)
 		}
@@ -213,7 +237,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			// Whoever comes next is to find what the holder has kept: in a lease
 			// that is over, which they remove. And who has the number before is
 			// to find this one.
-			if err := o.endRecord(ctx, epoch, cmp.Or(s.Mark, left.mark, s.Meta.Last, FormatMark("unlock", time.Now())), s.Kept.items()); err != nil {
+			if err := o.endRecord(ctx, epoch, mark, s.Kept.items()); err != nil {
 				_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
 				return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, err)
 			}
@@ -233,10 +257,29 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 	}
 	if err := o.Store.SetMetadata(ctx, items); err != nil {
 		old, stays = slices.DeleteFunc(old, func(n int64) bool { return n != epoch }), 0 // nothing has changed
-		if store.Ambiguous(err) && len(s.Kept) > 0 {
+		if store.Ambiguous(err) && (len(s.Kept) > 0 || o.disk != "") {
 			old = nil // or it will: either lease may be the one that the next holder looks at
 		}
 		return s, fmt.Errorf("remove the lock mark: %w", err)
+	}
+	if s.Mark != "" && own && o.disk != "" {
+		// The holder may have renewed the lease until now. From now on it has no right
+		// to write any more.
+		kept := s.Kept
+		for _, n := range former {
+			r, _, err := o.readRecord(ctx, n)
+			if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
+				old, stays = nil, epoch // whoever comes next looks at both
+				return s, nil
+			}
+			kept = kept.with(o.keptBy(r))
+		}
+		if !s.Kept.has(kept) {
+			stays = epoch
+			if err := o.endRecord(ctx, epoch, mark, kept.items()); err != nil {
+				old = nil
+			}
+		}
 	}
 	if len(left.records) > 0 {
 		o.end(ctx, left)

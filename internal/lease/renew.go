@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -204,8 +205,9 @@ func (h *Held) renew(ctx context.Context) error {
 	begun := time.Now()
 	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
 	bounded, cancel := h.bounded(ctx)
-	h.slot++
+	h.nextSlot()
 	err = h.o.writeRecord(bounded, h.epoch.Load(), h.mark, until, h.slot, h.kept(false))
+	h.late[h.slot] = store.Ambiguous(err)
 	cancel()
 	if errors.Is(err, store.ErrContainerNotFound) {
 		// Somebody has removed the lease: a process that took the volume, or a
@@ -236,6 +238,17 @@ func (h *Held) renew(ctx context.Context) error {
 	return nil
 }
 
+// nextSlot sets the slot of the next renewal. One whose answer was lost may arrive when
+// the slots have all been used again, and must not replace the last one then.
+func (h *Held) nextSlot() {
+	if !slices.Contains(h.late[:], false) {
+		h.late = [slots]bool{}
+	}
+	for h.slot = (h.slot + 1) % slots; h.late[h.slot]; {
+		h.slot = (h.slot + 1) % slots
+	}
+}
+
 // number writes the number of our lease into the volume's metadata.
 func (h *Held) number(ctx context.Context) error {
 	ctx, cancel := h.bounded(ctx)
@@ -251,13 +264,13 @@ func (h *Held) retake(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errNumber) {
 		return err
 	}
-	epoch, err := h.o.create(ctx, h.epoch.Load(), h.numbers, h.look)
+	epoch, _, err := h.o.create(ctx, h.epoch.Load(), h.numbers, h.look)
 	if err != nil {
 		return err
 	}
 	h.numbers[epoch], h.old[epoch] = true, true
 	begun, until := time.Now(), c.latest().Add(h.o.Term)
-	h.slot++
+	h.nextSlot()
 	bounded, cancel := h.bounded(ctx)
 	defer cancel()
 	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.slot, h.kept(true)); err != nil {

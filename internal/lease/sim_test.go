@@ -29,42 +29,56 @@ type sim struct {
 	*scene
 	signed   bool // the cluster checks signatures
 	operator bool // somebody unlocks the volume now and then
+	logged   bool // it is of version 2
 
 	mu       sync.Mutex
 	calm     bool // nothing goes wrong any more
 	sessions []*session
 	accepted int
 	lost     int // sessions that lost the volume
+
+	// Of version 2 (simlog_test.go): up to where the log is in a root, what a lease
+	// keeps of it, and how often somebody had to find that.
+	rooted, kept position
+	found        int
 }
 
 // session is one process's holding of the volume.
 type session struct {
 	p       *party
 	granted time.Time // when the volume's container said that it is theirs
+
+	held *lease.Held
+	at   position // of a volume of version 2: how far its log is in Swift; zero: it has none yet
 }
 
 // TestSimulation has each write that is accepted come from whoever was given
 // the volume last, and never two who believe that it is theirs. (An operator's
-// unlock takes it from one who does not know it yet: then the first alone.) When
-// all has calmed down the volume can be had.
+// unlock takes it from one who does not know it yet: then the first alone.) Whoever
+// is given a volume of version 2 finds what the one before has kept of a log that
+// is in no root. When all has calmed down the volume can be had.
 func TestSimulation(t *testing.T) {
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	accepted, sessions, lost := 0, 0, 0
+	accepted, sessions, lost, found := 0, 0, 0, 0
 	for n := range *opsFlag {
-		inScene(t, func(t *testing.T, s *scene) {
-			m := &sim{scene: s, signed: n%4 > 0, operator: n%4 > 1}
+		logged, in := n%8 > 3, inScene
+		if logged {
+			in = inScene2
+		}
+		in(t, func(t *testing.T, s *scene) {
+			m := &sim{scene: s, signed: n%4 > 0, operator: n%4 > 1, logged: logged}
 			m.run(seed + uint64(n))
-			accepted, sessions, lost = accepted+m.accepted, sessions+len(m.sessions), lost+m.lost
+			accepted, sessions, lost, found = accepted+m.accepted, sessions+len(m.sessions), lost+m.lost, found+m.found
 		})
 		if t.Failed() {
-			t.Fatalf("the first of it is with seed %d, in run %d of 4", seed+uint64(n), n%4)
+			t.Fatalf("the first of it is with seed %d, in run %d of 8", seed+uint64(n), n%8)
 		}
 	}
-	t.Logf("-seed=%d: %d sessions, %d of which lost the volume, %d writes accepted", seed, sessions, lost, accepted)
-	if sessions < *opsFlag*10 || accepted < sessions {
+	t.Logf("-seed=%d: %d sessions, %d of which lost the volume, and %d found what the one before had kept; %d writes accepted", seed, sessions, lost, found, accepted)
+	if sessions < *opsFlag*10 || accepted < sessions || *opsFlag >= 8 && found < *opsFlag {
 		t.Error("hardly anything has happened")
 	}
 }
@@ -86,6 +100,7 @@ func (m *sim) run(seed uint64) {
 	m.mu.Unlock()
 	time.Sleep(5 * term) // what is late arrives, and all leases end
 	last := m.party("last")
+	defer func() { m.finds(&session{p: last, held: last.has()}) }()
 	for begun := time.Now(); ; time.Sleep(time.Second) {
 		_, err := last.acquire()
 		if err == nil {
@@ -123,13 +138,24 @@ func (m *sim) life(rng *rand.Rand, name string) {
 		time.Sleep(time.Duration(rng.IntN(20000)) * time.Millisecond)
 		return
 	}
-	s := &session{p, time.Unix(0, marked.Load())}
+	s := &session{p: p, granted: time.Unix(0, marked.Load()), held: h}
 	p.mu.Lock()
 	p.held = h
 	p.mu.Unlock()
 	m.mu.Lock()
 	m.sessions = append(m.sessions, s)
 	m.mu.Unlock()
+	if m.logged {
+		m.finds(s)
+		time.Sleep(time.Duration(rng.IntN(3000)) * time.Millisecond)
+		if rng.IntN(3) == 0 || !m.opens(s) {
+			time.Sleep(time.Duration(rng.IntN(60)) * time.Second)
+			if rng.IntN(3) > 0 {
+				_ = h.ReleaseUnchanged(ctx)
+			}
+			return
+		}
+	}
 	for end := time.Now().Add(time.Duration(rng.IntN(200)) * time.Second); time.Now().Before(end); {
 		m.write(s)
 		if errors.Is(p.fences().Lost(), lease.ErrLost) {
@@ -140,9 +166,13 @@ func (m *sim) life(rng *rand.Rand, name string) {
 		}
 		time.Sleep(time.Duration(rng.IntN(3000)) * time.Millisecond)
 	}
-	switch rng.IntN(4) {
-	case 0: // killed
-	case 1:
+	switch end := rng.IntN(4); {
+	case end == 0: // killed
+	case end == 1 && m.logged:
+		if m.roots(s) {
+			_ = h.ReleaseWith(ctx, nil)
+		}
+	case end == 1:
 		_ = h.ReleaseUnchanged(ctx)
 	default:
 		_ = h.Release(ctx)
@@ -150,8 +180,14 @@ func (m *sim) life(rng *rand.Rand, name string) {
 }
 
 // write writes, and holds what comes of it against who has the volume.
-func (m *sim) write(s *session) {
+func (m *sim) write(s *session) (accepted bool) {
 	err := s.p.write()
+	defer func() {
+		if accepted = err == nil; accepted && m.logged {
+			s.at.n++
+			s.p.keeps(s.at.String())
+		}
+	}()
 	at := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -165,7 +201,7 @@ func (m *sim) write(s *session) {
 		}
 	}
 	if m.operator {
-		return
+		return err == nil
 	}
 	holders := 0
 	for _, other := range m.sessions {
@@ -179,6 +215,7 @@ func (m *sim) write(s *session) {
 	if holders > 1 {
 		m.t.Errorf("%d believe at %v that they have it", holders, at)
 	}
+	return err == nil
 }
 
 // disturb makes things go wrong for p. marked is when its mark was set last.
@@ -203,6 +240,9 @@ func (m *sim) disturb(p *party, rng *rand.Rand, marked *atomic.Int64) {
 			err := do()
 			if err == nil && r.container == "v" && r.Kind == store.OpSetMetadata {
 				marked.Store(time.Now().UnixNano())
+			}
+			if err == nil && m.logged && r.container != "v" && r.Kind == store.OpSetMetadata {
+				m.keeps(p, r.container)
 			}
 			return err
 		}

@@ -123,6 +123,12 @@ var rules = []rule{
 		"internal/device", []string{"TestFormerDurable"},
 	},
 	{
+		"a mark that arrives late does not hide what another has kept since",
+		"internal/lease/number.go",
+		"passed = passed.with(o.keptBy(r))", "_ = r",
+		"internal/lease", []string{"TestKeptLateNumber", "TestSimulation"},
+	},
+	{
 		"a lease that has ended gives no right to write",
 		"internal/store/fence.go",
 		"	case s.grant.over():\n", "	case s.grant.over() && false:\n",
