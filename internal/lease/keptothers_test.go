@@ -283,6 +283,30 @@ func TestKeptLateNumber(t *testing.T) {
 	})
 }
 
+// TestUnlockEndsLate has an unlock give up because the answer to what it writes into its
+// lease is lost. When that arrives, it does not end the lease of who has come since.
+func TestUnlockEndsLate(t *testing.T) {
+	inScene2(t, func(t *testing.T, s *scene) {
+		a, b, c := s.party("a"), s.party("b"), s.party("c")
+		a.mustAcquire()
+		a.keeps("01/07")
+		time.Sleep(term)
+		a.kill()
+		hook, arrives := late(t, renews)
+		b.set(hook)
+		if _, err := lease.Unlock(t.Context(), b.options()); err == nil {
+			t.Fatal("it is unlocked")
+		}
+		time.Sleep(term + grace)
+		c.mustAcquire()
+		c.finds("after an unlock that gave up", "01/07")
+		arrives()
+		if now := s.state(); !now.Leased || now.Mark != c.held.Mark() {
+			t.Errorf("the lease of c is another's: %+v", now)
+		}
+	})
+}
+
 // TestKeptPassed has an unlock go past what the dead holder kept: a late request has
 // set an older number, and a lease after it was left behind. Or somebody has removed
 // the lease of the mark. Whoever comes next begins after the unlock's number.

@@ -238,7 +238,9 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			// that is over, which they remove. And who has the number before is
 			// to find this one.
 			if err := o.endRecord(ctx, epoch, mark, s.Kept.items()); err != nil {
-				_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
+				if !store.Ambiguous(err) { // else it must not end a lease that another makes there
+					_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
+				}
 				return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, err)
 			}
 			stays = epoch
