@@ -98,8 +98,8 @@ type Held struct {
 	mu      sync.Mutex     // guards all below; held for a whole renewal
 	numbers map[int64]bool // the numbers of the leases that we have created, with epoch
 	old     map[int64]bool // the numbers of the leases to remove when they are not needed any more
-	slot    int            // of the record, of the last renewal
-	late    [slots]bool    // the slots of which a renewal may still arrive
+	ends    turn           // of the record's end: the last renewal's
+	values  turn           // of what is kept, in the same way
 	key     string         // the key of the writes' signatures; it is in the container's metadata
 	signed  bool           // writes are signed
 	checked bool           // CheckFence has found that the store checks the key
@@ -219,7 +219,8 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	begun := time.Now()
 	h.mark, h.key = FormatMark(o.Holder, begun), ""
 	h.epoch.Store(epoch)
-	h.numbers, h.slot, h.late = map[int64]bool{epoch: true}, 0, [slots]bool{}
+	h.numbers = map[int64]bool{epoch: true}
+	h.ends, h.values = turn{late: make([]bool, slots)}, turn{late: make([]bool, keptSlots)}
 	h.old = map[int64]bool{epoch: true}
 	h.former = s.Kept
 	h.signed, h.checked, h.probes = false, false, 0
@@ -235,7 +236,7 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	if o.Term != Forever {
 		until = s.clock.latest().Add(o.Term)
 	}
-	if err := o.writeRecord(ctx, epoch, h.mark, until, h.slot, h.kept(true)); err != nil {
+	if err := o.writeRecord(ctx, epoch, h.mark, until, h.ends.now, h.kept(true)); err != nil {
 		// The request may still arrive. It must not change a lease of the same
 		// number that another process has made.
 		marked = store.Ambiguous(err)
@@ -295,7 +296,7 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	}
 	if o.Term == Forever {
 		until = time.Time{}
-		if err := o.writeRecord(ctx, epoch, h.mark, until, h.slot, nil); err != nil {
+		if err := o.writeRecord(ctx, epoch, h.mark, until, h.ends.now, nil); err != nil {
 			return fmt.Errorf("take lease %d for ever: %w", epoch, err)
 		}
 	}

@@ -25,16 +25,20 @@ const keyDisk = "Swiftnbd-Lease-Disk"
 // values of the last renewals, in no order. A renewal may arrive late, so its
 // values do not replace those of the one before. The reader has to find out
 // from the values which is the newest. Values of leases before may be among
-// them. Where there are more than slots, those that come last in the order of their
+// them. Where there are more than keptSlots, those that come last in the order of their
 // bytes stay.
 type Kept map[string][]string
+
+// keptSlots is how many values a key may have. Mostly it has as many as the end; the
+// others are for renewals after those whose answers were lost.
+const keptSlots = 10
 
 // slotOf is what slotKey appends.
 var slotOf = regexp.MustCompile("-[0-9]$")
 
 // slotKey returns the key of the value of one renewal.
 func slotKey(key string, slot int) string {
-	if slot %= slots; slot > 0 {
+	if slot > 0 {
 		return fmt.Sprintf("%s-%d", key, slot)
 	}
 	return key
@@ -64,7 +68,7 @@ func (k Kept) items() map[string]string {
 	items := make(map[string]string)
 	for key, values := range k {
 		values = slices.Sorted(slices.Values(values))
-		for slot, value := range values[max(0, len(values)-slots):] {
+		for slot, value := range values[max(0, len(values)-keptSlots):] {
 			items[slotKey(key, slot)] = value
 		}
 	}
@@ -128,7 +132,7 @@ func (h *Held) kept(fresh bool) map[string]string {
 	if fresh && len(own) == 0 {
 		items = h.former.items()
 	}
-	maps.Copy(items, inSlot(own, h.slot))
+	maps.Copy(items, inSlot(own, h.values.now))
 	return items
 }
 

@@ -39,6 +39,35 @@ const (
 // slots is how many ends a lease has.
 const slots = 4
 
+// turn gives the slots in turn, so many at a time. A slot is left out while a request
+// for it may still be on its way, because its answer was lost: it must not replace the
+// last one when all slots have been used again. Others are used in its place.
+type turn struct {
+	now  int
+	late []bool // of each slot that there is
+}
+
+// next sets the next slot.
+func (t *turn) next() {
+	var free []int
+	for slot, late := range t.late {
+		if !late && len(free) < slots {
+			free = append(free, slot)
+		}
+	}
+	if len(free) == 0 {
+		clear(t.late)
+		free = []int{(t.now + 1) % len(t.late)}
+	}
+	for _, slot := range free {
+		if slot > t.now {
+			t.now = slot
+			return
+		}
+	}
+	t.now = free[0]
+}
+
 const (
 	never      = "never"
 	timeFormat = "2006-01-02T15:04:05.000Z07:00"
@@ -92,6 +121,11 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 		r.holder = "" // not complete
 	}
 	return r, newClock(md, sent), nil
+}
+
+// none says whether err, of readRecord, says that there is no lease that we may read.
+func none(err error) bool {
+	return errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, store.ErrForbidden)
 }
 
 // over says whether the lease ended at least grace ago.
@@ -268,9 +302,12 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		of, all, gap := int64(0), Kept(nil), false // the number of the mark's lease, and what all keep
 		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
 			r2, c2, err2 := o.readRecord(ctx, n)
-			if err2 != nil {
+			if none(err2) {
 				gap = gap || n > s.Epoch
 				continue
+			}
+			if err2 != nil {
+				return s, fmt.Errorf("look at lease %d: %w", n, err2)
 			}
 			if gap && of > 0 && r2.running(c2) {
 				// The mark came late, and this is the holder whose mark it has replaced.
@@ -295,17 +332,19 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	} else if s.Mark == "" && err == nil && o.disk != "" {
 		// An unlock may have died before it could copy what the holder kept last.
 		for n := max(1, s.Epoch-lookAround); n < s.Epoch; n++ {
-			if r2, _, err2 := o.readRecord(ctx, n); err2 == nil {
-				around = around.with(o.keptBy(r2))
-				if r2.holder == r.holder && r.holder != "" {
-					s.same = append(s.same, n)
-				}
+			r2, _, err2 := o.readRecord(ctx, n)
+			if err2 != nil && !none(err2) {
+				return s, fmt.Errorf("look at lease %d: %w", n, err2)
+			}
+			around = around.with(o.keptBy(r2))
+			if r2.holder == r.holder && r.holder != "" {
+				s.same = append(s.same, n)
 			}
 		}
 	}
 	s.Kept = around
 	switch {
-	case errors.Is(err, store.ErrContainerNotFound), errors.Is(err, store.ErrForbidden):
+	case none(err):
 		// The lease was given back, or the mark belongs to no lease, or
 		// somebody has removed the lease by hand, or we may not read the lease.
 		return s, nil

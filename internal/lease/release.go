@@ -72,7 +72,7 @@ func (h *Held) release(ctx context.Context, items, kept map[string]string, own b
 	var before map[string]string
 	if own && h.leased {
 		h.nextSlot()
-		kept = inSlot(kept, h.slot)
+		kept = inSlot(kept, h.values.now)
 		before = kept
 	}
 	if err := h.giveBack(ctx, items, before); err != nil {
@@ -161,7 +161,7 @@ func (h *Held) Keep(ctx context.Context) {
 	defer h.mu.Unlock()
 	if h.leased && h.o.Fence.Lost() == nil {
 		h.nextSlot() // the last renewal may arrive late
-		_ = h.o.writeRecord(ctx, h.epoch.Load(), h.mark, time.Time{}, h.slot, h.kept(false))
+		_ = h.o.writeRecord(ctx, h.epoch.Load(), h.mark, time.Time{}, h.ends.now, h.kept(false))
 	}
 	h.o.Fence.Lose(errReleased)
 }

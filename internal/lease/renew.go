@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -206,8 +205,8 @@ func (h *Held) renew(ctx context.Context) error {
 	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
 	bounded, cancel := h.bounded(ctx)
 	h.nextSlot()
-	err = h.o.writeRecord(bounded, h.epoch.Load(), h.mark, until, h.slot, h.kept(false))
-	h.late[h.slot] = store.Ambiguous(err)
+	err = h.o.writeRecord(bounded, h.epoch.Load(), h.mark, until, h.ends.now, h.kept(false))
+	h.ends.late[h.ends.now], h.values.late[h.values.now] = store.Ambiguous(err), store.Ambiguous(err)
 	cancel()
 	if errors.Is(err, store.ErrContainerNotFound) {
 		// Somebody has removed the lease: a process that took the volume, or a
@@ -238,15 +237,10 @@ func (h *Held) renew(ctx context.Context) error {
 	return nil
 }
 
-// nextSlot sets the slot of the next renewal. One whose answer was lost may arrive when
-// the slots have all been used again, and must not replace the last one then.
+// nextSlot sets the slots of the next renewal.
 func (h *Held) nextSlot() {
-	if !slices.Contains(h.late[:], false) {
-		h.late = [slots]bool{}
-	}
-	for h.slot = (h.slot + 1) % slots; h.late[h.slot]; {
-		h.slot = (h.slot + 1) % slots
-	}
+	h.ends.next()
+	h.values.next()
 }
 
 // number writes the number of our lease into the volume's metadata.
@@ -273,7 +267,7 @@ func (h *Held) retake(ctx context.Context) error {
 	h.nextSlot()
 	bounded, cancel := h.bounded(ctx)
 	defer cancel()
-	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.slot, h.kept(true)); err != nil {
+	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.ends.now, h.kept(true)); err != nil {
 		return err
 	}
 	// Look once more, because of a process that may have had an earlier number.
