@@ -139,6 +139,18 @@ func TestKeptWhileUnlocked(t *testing.T) {
 			}
 			time.Sleep(term)
 			a.isLost("unlocked")
+			if cut { // a lease that cannot be read is not one that is not there
+				c.set(func(r request, call func() error) error {
+					if r.Kind == store.OpMetadata && r.container == lease.ContainerName("v", 1) {
+						return &store.TransportError{Op: r.String(), Sent: true, Err: errReset}
+					}
+					return call()
+				})
+				if _, err := c.acquire(); !errors.Is(err, errReset) {
+					t.Errorf("it is taken, although a lease cannot be read: %v", err)
+				}
+				c.set(nil)
+			}
 			c.mustAcquire()
 			c.finds(fmt.Sprint("renewed while it was unlocked, cut ", cut), "01/09")
 			if err := c.held.Release(t.Context()); err != nil {
