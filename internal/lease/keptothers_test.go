@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,30 +194,31 @@ func TestKeptLateRenewal(t *testing.T) {
 		inScene2(t, func(t *testing.T, s *scene) {
 			a, b := s.party("a"), s.party("b")
 			a.mustAcquire()
-			n := 0
-			next := func() string { n++; return fmt.Sprintf("01/%03d", n) }
-			a.keeps(next())
+			var n atomic.Int64 // renewals, and one
+			var last atomic.Value
+			value := func(n int64) string { return fmt.Sprintf("01/%03d", n) }
+			a.keeps(value(n.Add(1)))
 			hook, arrives := late(t, renews)
-			last := ""
+			last.Store("")
 			a.set(func(r request, call func() error) error {
 				err := hook(r, call)
 				if renews(r) && err == nil {
-					last = fmt.Sprintf("01/%03d", n)
+					last.Store(value(n.Load()))
 				}
 				if renews(r) {
-					a.keeps(next())
+					a.keeps(value(n.Add(1)))
 				}
 				return err
 			})
 			if abandon {
-				for n == 1 {
+				for n.Load() == 1 {
 					time.Sleep(time.Second / 10)
 				}
 				a.keeps("01/100")
 				a.held.Keep(t.Context())
-				last = "01/100"
+				last.Store("01/100")
 			} else {
-				for n < 6 {
+				for n.Load() < 6 {
 					time.Sleep(time.Second / 10)
 				}
 				a.kill()
@@ -231,7 +233,7 @@ func TestKeptLateRenewal(t *testing.T) {
 				}
 			}
 			b.mustAcquire()
-			b.finds(fmt.Sprint("a late renewal, abandon ", abandon), last)
+			b.finds(fmt.Sprint("a late renewal, abandon ", abandon), last.Load().(string))
 		})
 	}
 }
