@@ -385,15 +385,9 @@ there are such, the parent stays protected: delete them and run flatten again.`,
 
 // flatten copies into a clone what it has from its parent.
 func (t *tool) flatten(ctx context.Context, name string, connections int, quiet bool) (out flattened, err error) {
-	c, state, err := t.openLog(ctx, name)
+	c, _, err := t.openFree(ctx, name)
 	if err != nil {
 		return out, err
-	}
-	if err := c.writable(); err != nil {
-		return out, err
-	}
-	if err := state.Held(); err != nil {
-		return out, fmt.Errorf("%s is %w", name, err)
 	}
 	var base *layout.Base
 	var snaps []string

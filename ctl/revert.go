@@ -55,15 +55,9 @@ type reverted struct {
 
 // revert makes a disk what it was in a snapshot.
 func (t *tool) revert(ctx context.Context, name, snap string, yes bool) error {
-	c, state, err := t.openLog(ctx, name)
+	c, state, err := t.openFree(ctx, name)
 	if err != nil {
 		return err
-	}
-	if err := c.writable(); err != nil {
-		return err
-	}
-	if err := state.Held(); err != nil {
-		return fmt.Errorf("%s is %w", name, err)
 	}
 	list, err := logdisk.Snapshots(ctx, c.logOptions(t, state.Meta, nil, state, defaultConnections))
 	if err != nil {

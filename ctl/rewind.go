@@ -54,15 +54,9 @@ type rewound struct {
 
 // rewind gives up what a disk has lost.
 func (t *tool) rewind(ctx context.Context, name string, yes bool) error {
-	c, state, err := t.openLog(ctx, name)
+	c, state, err := t.openFree(ctx, name)
 	if err != nil {
 		return err
-	}
-	if err := c.writable(); err != nil {
-		return err
-	}
-	if err := state.Held(); err != nil {
-		return fmt.Errorf("%s is %w", name, err)
 	}
 	out := rewound{Container: name, Lost: []string{}}
 	o := c.logOptions(t, state.Meta, nil, state, defaultConnections)

@@ -126,6 +126,21 @@ func (t *tool) openLog(ctx context.Context, name string) (*container, lease.Stat
 	return c, state, nil
 }
 
+// openFree is openLog for a disk that is to be changed while nobody has it.
+func (t *tool) openFree(ctx context.Context, name string) (*container, lease.State, error) {
+	c, state, err := t.openLog(ctx, name)
+	if err != nil {
+		return nil, state, err
+	}
+	if err := c.writable(); err != nil {
+		return nil, state, err
+	}
+	if err := state.Held(); err != nil {
+		return nil, state, fmt.Errorf("%s is %w", name, err)
+	}
+	return c, state, nil
+}
+
 // change opens the disk as a server does, under the lock, has do change it, and
 // closes it.
 func (t *tool) change(ctx context.Context, c *container, holder string, do func(d *device.Device) error) error {

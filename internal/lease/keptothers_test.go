@@ -52,11 +52,7 @@ func TestKeptLateMark(t *testing.T) {
 	for between := range 3 {
 		inScene2(t, func(t *testing.T, s *scene) {
 			a, p, b, c := s.party("a"), s.party("p"), s.party("b"), s.party("c")
-			a.mustAcquire()
-			a.keeps("01/07")
-			time.Sleep(term)
-			a.kill()
-			time.Sleep(term + grace)
+			a.dies("01/07")
 			hook, arrives := late(t, marks)
 			p.set(hook)
 			if _, err := p.acquire(); err == nil {
@@ -332,11 +328,7 @@ func TestKeptPassed(t *testing.T) {
 			if err := x.held.Release(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			a.mustAcquire()
-			a.keeps("02/05")
-			time.Sleep(term)
-			a.kill()
-			time.Sleep(term + grace)
+			a.dies("02/05")
 			var err error
 			if removed {
 				b.mustAcquire()

@@ -4,12 +4,10 @@ package lease
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"time"
 
-	"swiftnbd/internal/store"
 	"swiftnbd/internal/volume"
 )
 
@@ -98,7 +96,7 @@ func (o *Options) findLeft(ctx context.Context, s State) (left leftovers, err er
 	}
 	for n := first; n <= s.Epoch+maxEpochs; n++ {
 		r, c, err := o.readRecord(ctx, n)
-		if errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, store.ErrForbidden) {
+		if none(err) {
 			break
 		}
 		if err != nil {
@@ -119,7 +117,7 @@ func (o *Options) findLeft(ctx context.Context, s State) (left leftovers, err er
 func (o *Options) end(ctx context.Context, left leftovers) {
 	for n, r := range left.records {
 		if r.holder == "" { // nobody has sent a mark under it
-			_ = o.Sibling(ContainerName(o.Name, n)).DeleteContainer(ctx)
+			_ = o.deleteLease(ctx, n)
 		} else {
 			_ = o.endRecord(ctx, n, r.holder, nil)
 		}

@@ -74,7 +74,7 @@ func (o *Options) createOne(ctx context.Context, epoch int64) (bool, error) {
 	s := o.Sibling(ContainerName(o.Name, epoch))
 	// If the lease exists already, we must not leave our key in it: a container
 	// has room for some keys only.
-	if _, err := s.Metadata(ctx); !errors.Is(err, store.ErrContainerNotFound) && !errors.Is(err, store.ErrForbidden) {
+	if _, err := s.Metadata(ctx); !none(err) {
 		return false, err
 	}
 	own := store.MetaKey(keyTry + rand.Text()[:10])
@@ -256,7 +256,7 @@ func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if !marked {
-		_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
+		_ = h.o.deleteLease(ctx, h.epoch.Load())
 		return
 	}
 	md, err := h.store.Metadata(ctx)
@@ -275,11 +275,11 @@ func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 			return
 		}
 		if arrived && len(s.Kept) == 0 {
-			_ = h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
+			_ = h.o.deleteLease(ctx, h.epoch.Load())
 			return
 		}
 		if arrived { // and ours takes the place of the one before
-			defer func() { _ = h.o.Sibling(ContainerName(h.o.Name, s.Epoch)).DeleteContainer(ctx) }()
+			defer func() { _ = h.o.deleteLease(ctx, s.Epoch) }()
 		}
 	}
 	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, s.Kept.items())
@@ -296,7 +296,7 @@ func (h *Held) remove(ctx context.Context, keep int64) {
 		if n == keep {
 			continue
 		}
-		err := h.o.Sibling(ContainerName(h.o.Name, n)).DeleteContainer(ctx)
+		err := h.o.deleteLease(ctx, n)
 		if err == nil || errors.Is(err, store.ErrContainerNotFound) {
 			delete(h.old, n)
 		}

@@ -123,7 +123,7 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 	return r, newClock(md, sent), nil
 }
 
-// none says whether err, of readRecord, says that there is no lease that we may read.
+// none says whether err, of reading a lease, says that there is none that we may read.
 func none(err error) bool {
 	return errors.Is(err, store.ErrContainerNotFound) || errors.Is(err, store.ErrForbidden)
 }
@@ -176,6 +176,11 @@ func (o *Options) endRecord(ctx context.Context, epoch int64, mark string, kept 
 	}
 	items[keyUntil] = time.Unix(1, 0).UTC().Format(timeFormat)
 	return o.Sibling(ContainerName(o.Name, epoch)).SetMetadata(ctx, items)
+}
+
+// deleteLease deletes lease number epoch.
+func (o *Options) deleteLease(ctx context.Context, epoch int64) error {
+	return o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
 }
 
 // clock is a reading of the store's clock. It showed server, cut to whole
@@ -294,55 +299,23 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		return s, nil
 	}
 	r, c, err := o.readRecord(ctx, s.Epoch)
-	var around Kept
-	if s.same = []int64{s.Epoch}; s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
+	s.same = []int64{s.Epoch}
+	if s.Mark != "" && (err == nil && (r.holder != s.Mark || r.over(c)) || errors.Is(err, store.ErrContainerNotFound)) {
 		// A late request may have replaced the number of the mark's own lease, or the
 		// mark and the number of one who has kept something since.
-		s.same = nil
-		of, all, gap := int64(0), Kept(nil), false // the number of the mark's lease, and what all keep
-		for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
-			r2, c2, err2 := o.readRecord(ctx, n)
-			if none(err2) {
-				gap = gap || n > s.Epoch
-				continue
-			}
-			if err2 != nil {
-				return s, fmt.Errorf("look at lease %d: %w", n, err2)
-			}
-			if gap && of > 0 && r2.running(c2) {
-				// The mark came late, and this is the holder whose mark it has replaced.
-				// Nobody would come past their number.
-				s.fading = r2.locked(c2)
-			}
-			all = all.with(o.keptBy(r2))
-			if r2.holder == s.Mark || of > 0 {
-				around = around.with(o.keptBy(r2))
-			}
-			if r2.holder != s.Mark {
-				continue
-			}
-			s.same = append(s.same, n)
-			if of = n; !r2.before(r) {
-				r, c, err = r2, c2, nil
-			}
+		own, at, lerr := o.ofMark(ctx, &s, r)
+		if lerr != nil {
+			return s, lerr
 		}
-		if of == 0 {
-			around = all // somebody has removed it
+		if own.holder != "" {
+			r, c, err = own, at, nil
 		}
 	} else if s.Mark == "" && err == nil && o.disk != "" {
 		// An unlock may have died before it could copy what the holder kept last.
-		for n := max(1, s.Epoch-lookAround); n < s.Epoch; n++ {
-			r2, _, err2 := o.readRecord(ctx, n)
-			if err2 != nil && !none(err2) {
-				return s, fmt.Errorf("look at lease %d: %w", n, err2)
-			}
-			around = around.with(o.keptBy(r2))
-			if r2.holder == r.holder && r.holder != "" {
-				s.same = append(s.same, n)
-			}
+		if err := o.lookBack(ctx, &s, r); err != nil {
+			return s, err
 		}
 	}
-	s.Kept = around
 	switch {
 	case none(err):
 		// The lease was given back, or the mark belongs to no lease, or
@@ -353,7 +326,7 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	}
 	s.clock, s.Now = c, c.latest()
 	if (s.Mark == "" || r.holder == s.Mark) && (r.disk == "" || r.disk == o.disk) {
-		s.Kept = around.with(r.kept)
+		s.Kept = s.Kept.with(r.kept)
 	}
 	switch {
 	case s.Mark == "":
@@ -366,6 +339,63 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 		s.Expired = r.over(c)
 	}
 	return s, nil
+}
+
+// ofMark looks for the lease of the mark around the one that the volume names, which is
+// r, and returns the one that ends last, unless r does; an empty one: there is none. It
+// sets which leases are that holder's, and what is kept in those that count.
+func (o *Options) ofMark(ctx context.Context, s *State, r record) (own record, at clock, err error) {
+	s.same = nil
+	var all Kept
+	gap := false // between s.Epoch and n
+	for n := max(1, s.Epoch-lookAround); n <= s.Epoch+lookAround; n++ {
+		r2, c2, err := o.readRecord(ctx, n)
+		if none(err) {
+			gap = gap || n > s.Epoch
+			continue
+		}
+		if err != nil {
+			return own, at, fmt.Errorf("look at lease %d: %w", n, err)
+		}
+		found := len(s.same) > 0
+		if gap && found && r2.running(c2) {
+			// The mark came late, and this is the holder whose mark it has replaced.
+			// Nobody would come past their number.
+			s.fading = r2.locked(c2)
+		}
+		kept := o.keptBy(r2)
+		all = all.with(kept)
+		if r2.holder == s.Mark || found {
+			s.Kept = s.Kept.with(kept)
+		}
+		if r2.holder != s.Mark {
+			continue
+		}
+		s.same = append(s.same, n)
+		if !r2.before(r) {
+			r, own, at = r2, r2, c2
+		}
+	}
+	if len(s.same) == 0 {
+		s.Kept = all // somebody has removed it
+	}
+	return own, at, nil
+}
+
+// lookBack sets what is kept in the leases before the one that the volume names, which
+// is r, and which of them are of its holder.
+func (o *Options) lookBack(ctx context.Context, s *State, r record) error {
+	for n := max(1, s.Epoch-lookAround); n < s.Epoch; n++ {
+		r2, _, err := o.readRecord(ctx, n)
+		if err != nil && !none(err) {
+			return fmt.Errorf("look at lease %d: %w", n, err)
+		}
+		s.Kept = s.Kept.with(o.keptBy(r2))
+		if r2.holder == r.holder && r.holder != "" {
+			s.same = append(s.same, n)
+		}
+	}
+	return nil
 }
 
 // margin is how long before the end of its lease a holder stops. It is more

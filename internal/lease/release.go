@@ -239,7 +239,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 			// to find this one.
 			if err := o.endRecord(ctx, epoch, mark, s.Kept.items()); err != nil {
 				if !store.Ambiguous(err) { // else it must not end a lease that another makes there
-					_ = o.Sibling(ContainerName(o.Name, epoch)).DeleteContainer(ctx)
+					_ = o.deleteLease(ctx, epoch)
 				}
 				return s, fmt.Errorf("keep what lease %d says: %w", s.Epoch, err)
 			}
@@ -250,7 +250,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 				if e == stays {
 					continue
 				}
-				_ = o.Sibling(ContainerName(o.Name, e)).DeleteContainer(ctx)
+				_ = o.deleteLease(ctx, e)
 			}
 		}()
 	}
@@ -271,7 +271,7 @@ func Unlock(ctx context.Context, o Options) (State, error) {
 		for _, n := range former {
 			r, _, err := o.readRecord(ctx, n)
 			if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
-				old, stays = nil, epoch // whoever comes next looks at both
+				old = nil // whoever comes next looks at both
 				return s, nil
 			}
 			kept = kept.with(o.keptBy(r))
@@ -300,7 +300,7 @@ func (h *Held) Drop(ctx context.Context) error {
 		return nil
 	}
 	h.remove(ctx, h.epoch.Load())
-	err := h.o.Sibling(ContainerName(h.o.Name, h.epoch.Load())).DeleteContainer(ctx)
+	err := h.o.deleteLease(ctx, h.epoch.Load())
 	if err != nil && !errors.Is(err, store.ErrContainerNotFound) {
 		return fmt.Errorf("delete lease %d: %w", h.epoch.Load(), err)
 	}

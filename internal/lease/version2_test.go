@@ -54,6 +54,17 @@ func (p *party) keeps(value string) {
 	p.extra = map[string]string{keyDurable: value}
 }
 
+// dies has the party take the volume, keep value in its lease, and die. Its lease is
+// over then.
+func (p *party) dies(value string) {
+	p.t.Helper()
+	p.mustAcquire()
+	p.keeps(value)
+	time.Sleep(term)
+	p.kill()
+	time.Sleep(term + grace)
+}
+
 // former says what the lease that the party came after has kept.
 func (p *party) former(what string, want ...string) {
 	p.t.Helper()
@@ -122,11 +133,7 @@ func TestVersion2(t *testing.T) {
 func TestKeptOfTheDead(t *testing.T) {
 	inScene2(t, func(t *testing.T, s *scene) {
 		a, b, c, d := s.party("a"), s.party("b"), s.party("c"), s.party("d")
-		a.mustAcquire()
-		a.keeps("1/7")
-		time.Sleep(term)
-		a.kill()
-		time.Sleep(term + grace)
+		a.dies("1/7")
 		b.mustAcquire()
 		b.former("taken over", "1/7")
 		b.writes("taken over")
@@ -188,11 +195,7 @@ func TestKeptWhenTakenAgain(t *testing.T) {
 	for _, own := range []bool{false, true} {
 		inScene2(t, func(t *testing.T, s *scene) {
 			a, b, c := s.party("a"), s.party("b"), s.party("c")
-			a.mustAcquire()
-			a.keeps("1/7")
-			time.Sleep(term)
-			a.kill()
-			time.Sleep(term + grace)
+			a.dies("1/7")
 			b.mustAcquire()
 			want := "1/7"
 			if own {
@@ -320,11 +323,7 @@ func TestAfter(t *testing.T) {
 func TestKeptReleased(t *testing.T) {
 	inScene2(t, func(t *testing.T, s *scene) {
 		a := s.party("a")
-		a.mustAcquire()
-		a.keeps("1/7")
-		time.Sleep(term)
-		a.kill()
-		time.Sleep(term + grace)
+		a.dies("1/7")
 		for i := range 4 {
 			p := s.party(fmt.Sprint("between ", i))
 			begun := time.Now()

@@ -90,33 +90,38 @@ func (d *Disk) findEarly(ctx context.Context) (at layout.Position, early []byte,
 // if the listing has it; zero: none.
 func (d *Disk) listedRoot(ctx context.Context) (best layout.Position, size int64, err error) {
 	best, _ = layout.ParseRootText(d.o.Root)
+	err = d.eachRoot(ctx, func(p layout.Position, bytes int64) {
+		if !p.Less(best) {
+			best, size = p, bytes
+		}
+	})
+	return best, size, err
+}
+
+// eachRoot calls do for each root that is listed, with its size.
+func (d *Disk) eachRoot(ctx context.Context, do func(at layout.Position, size int64)) error {
 	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
 		if err != nil {
-			return best, 0, fmt.Errorf("list the roots: %w", err)
+			return fmt.Errorf("list the roots: %w", err)
 		}
 		for _, o := range page {
-			if p, ok := layout.ParseRootName(o.Name); ok && !p.Less(best) {
-				best, size = p, o.Size
+			if p, ok := layout.ParseRootName(o.Name); ok {
+				do(p, o.Size)
 			}
 		}
 	}
-	return best, size, nil
+	return nil
 }
 
 // olderRoot returns the newest root before at that is listed; zero: there is none. It
 // is the one before, for ten minutes, or the last snapshot's: all that it needs is there.
 func (d *Disk) olderRoot(ctx context.Context, at layout.Position) (older layout.Position, err error) {
-	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
-		if err != nil {
-			return older, fmt.Errorf("list the roots: %w", err)
+	err = d.eachRoot(ctx, func(p layout.Position, _ int64) {
+		if p.Less(at) && older.Less(p) {
+			older = p
 		}
-		for _, o := range page {
-			if p, ok := layout.ParseRootName(o.Name); ok && p.Less(at) && older.Less(p) {
-				older = p
-			}
-		}
-	}
-	return older, nil
+	})
+	return older, err
 }
 
 // rootAfter returns the newest root, which is best or one after it.
