@@ -20,6 +20,7 @@ type connection struct {
 	disk        *disk
 	device      *device.Device
 	counts      *metrics.Volume
+	processors  *processors
 	readOnly    bool
 	alone       bool // no other client may connect
 	description string
@@ -62,6 +63,7 @@ func (c *connection) CanMultiConn() (bool, error) { return !c.alone, nil }
 func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
 	begun := time.Now()
 	c.counts.Read.Add(int64(len(buf)))
+	c.processors.count(len(buf))
 	_, err := c.device.ReadAt(buf, int64(offset))
 	return c.ended(metrics.Read, begun, err)
 }
@@ -69,6 +71,7 @@ func (c *connection) PRead(buf []byte, offset uint64, flags uint32) error {
 func (c *connection) PWrite(buf []byte, offset uint64, flags uint32) error {
 	begun := time.Now()
 	c.counts.Written.Add(int64(len(buf)))
+	c.processors.count(len(buf))
 	return c.ended(metrics.Write, begun, c.device.WriteFUA(buf, int64(offset), flags&nbdkit.FlagFUA != 0))
 }
 

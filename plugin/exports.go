@@ -35,6 +35,8 @@ type exports struct {
 	env     config.Environ
 	holder  string
 	metrics *metrics.Metrics
+	// processors counts the requests of all disks.
+	processors *processors
 
 	mu      sync.Mutex // guards all below
 	secrets *config.Secrets
@@ -60,7 +62,7 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 		return nil, err
 	}
 	e := &exports{
-		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(),
+		params: p, env: env, holder: lease.Holder(), metrics: metrics.New(), processors: newProcessors(),
 		secrets: secrets, stamp: h.Stamp, session: h.Session, cas: h.CAs, inCloud: clouds.New(h.Clouds),
 		clouds: make(map[cloudKey]*cloud.Cloud), clients: make(map[cloudKey]*swiftstore.Client), origins: make(map[cloudKey]*origin), disks: make(map[string]*disk),
 	}
@@ -220,7 +222,7 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	d.clients++
 	d.removed = x.Disk.EndRemoved
 	return &connection{
-		disk: d, device: d.device, counts: d.counts, readOnly: readonly || d.readOnly, alone: x.Disk.Clients == 1,
+		disk: d, device: d.device, counts: d.counts, processors: e.processors, readOnly: readonly || d.readOnly, alone: x.Disk.Clients == 1,
 		description: describeVolume(d.device, readonly || d.readOnly),
 	}, nil
 }

@@ -20,7 +20,7 @@ const recordBytes = layout.MaxCompressed * layout.BlockSize
 // compressor and decompressor are those of all disks. They work for as many
 // goroutines at once as there are processors; others wait.
 var compressor = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithEncoderLevel(zstd.SpeedFastest),
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(cap(compressing)), zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithWindowSize(recordBytes), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // the options are wrong
@@ -29,7 +29,7 @@ var compressor = sync.OnceValue(func() *zstd.Encoder {
 })
 
 var decompressor = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(recordBytes),
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(cap(compressing)), zstd.WithDecoderMaxWindow(recordBytes),
 		zstd.WithDecoderMaxMemory(recordBytes), zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		panic(err)
