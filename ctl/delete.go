@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"swiftnbd/internal/lease"
+	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
 	"swiftnbd/internal/words"
 )
@@ -259,25 +260,39 @@ func (d *deletion) run(ctx context.Context) error {
 	}
 }
 
-// empty deletes all objects that the listing names.
+// empty deletes all objects that the listing names. The notes that snapshots go are
+// the last: as long as a snapshot's root is there, whoever makes a clone of it has to
+// find them.
 func (d *deletion) empty(ctx context.Context) error {
+	var last []string
 	for page, err := range store.Pages(ctx, d.container, store.ListOptions{}) {
 		if err != nil {
 			return err
 		}
-		names := make([]string, len(page))
-		for i, o := range page {
-			names[i] = o.Name
+		d.bar.grow(d.noted + int64(len(last)+len(page)))
+		names := make([]string, 0, len(page))
+		for _, o := range page {
+			if strings.HasPrefix(o.Name, layout.GonePrefix) {
+				last = append(last, o.Name)
+			} else {
+				names = append(names, o.Name)
+			}
 		}
-		d.bar.grow(d.noted + int64(len(names)))
-		d.begun = true
-		err := store.DeleteAll(ctx, d.container, names, store.DeleteOptions{
-			Batch: bulkNames, Batches: min(d.connections, bulkAtOnce), Singly: d.connections, Done: func(n int) { d.bar.add(int64(n)) },
-		})
-		if err != nil {
+		if err := d.remove(ctx, names); err != nil {
 			return err
 		}
+	}
+	return d.remove(ctx, last)
+}
+
+// remove deletes the objects.
+func (d *deletion) remove(ctx context.Context, names []string) error {
+	d.begun = d.begun || len(names) > 0
+	err := store.DeleteAll(ctx, d.container, names, store.DeleteOptions{
+		Batch: bulkNames, Batches: min(d.connections, bulkAtOnce), Singly: d.connections, Done: func(n int) { d.bar.add(int64(n)) },
+	})
+	if err == nil {
 		d.noted += int64(len(names))
 	}
-	return nil
+	return err
 }
