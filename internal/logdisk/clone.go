@@ -437,10 +437,15 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 	d.mu.Unlock()
 	defer func() {
 		if err != nil {
-			d.announced(root, err)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			delete(d.going, root) // the note, if it is there, is the next sweep's
 		}
 	}()
 	name := layout.GoneName(root)
+	if err := d.unlist(ctx, name); err != nil { // an earlier deletion has left it
+		return root, err
+	}
 	if err := putGone(ctx, d.store, root); err != nil {
 		return root, err
 	}
@@ -510,16 +515,13 @@ func AnnounceEnd(ctx context.Context, o Options) (notes []layout.Note, withdraw 
 	return notes, withdraw, err
 }
 
-// announced is called when a snapshot was deleted that was announced, or with the
-// error if it was not. The note is then the next sweep's.
-func (d *Disk) announced(root layout.Position, err error) {
+// announced is called when a snapshot was deleted that was announced.
+func (d *Disk) announced(root layout.Position) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.going, root)
-	if err == nil { // it outlives the root
-		after := time.Now().Add(2 * d.o.Horizon)
-		for _, name := range append(layout.RecentNames(root), layout.GoneName(root)) {
-			d.discard(garbage{name: name, after: after})
-		}
+	after := time.Now().Add(2 * d.o.Horizon) // the note outlives the root
+	for _, name := range append(layout.RecentNames(root), layout.GoneName(root)) {
+		d.discard(garbage{name: name, after: after})
 	}
 }

@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -202,4 +203,86 @@ func hasBase(d *Disk) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.base != nil
+}
+
+// TestGoingNoteStays has an earlier deletion leave its note that the snapshot goes, which
+// the sweep then finds, or has it fail, and a sweep come after. While that note is
+// needed, it is not deleted: otherwise a clone of a snapshot that goes could be made.
+func TestGoingNoteStays(t *testing.T) {
+	clean := func(d *Disk) {
+		t.Helper()
+		if err := errors.Join(d.sweep(t.Context()), d.deleteGarbage(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("left", func(t *testing.T) {
+		f, m, _ := aFamily(t, 64)
+		p, err := FindParent(t.Context(), m.box, "s", m.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := putGone(t.Context(), m.box, p.Pin.Root); err != nil {
+			t.Fatal(err)
+		}
+		gate := faulty.NewGate(m.box)
+		m.o.Brief = true
+		d, err := m.open(t.Context(), gate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if err := d.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		done := false
+		gate.SetDriver(func(op faulty.Op) faulty.Fault {
+			if !done && op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
+				done = true
+				if err := d.deleteGarbage(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if _, err := f.tryClone(t, m, "s"); !errors.Is(err, ErrGoing) {
+					t.Errorf("a clone of a snapshot that goes: %v", err)
+				}
+			}
+			return faulty.Fault{}
+		})
+		if err := d.DeleteSnapshot(t.Context(), "s", false); err != nil || !done {
+			t.Errorf("%v, tried %v", err, done)
+		}
+	})
+	t.Run("failed", func(t *testing.T) {
+		f, m, _ := aFamily(t, 64)
+		gate := faulty.NewGate(m.box)
+		m.o.Brief = true
+		d, err := m.open(t.Context(), gate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		gate.SetDriver(func(op faulty.Op) faulty.Fault {
+			if op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
+				return faulty.Fault{Err: store.ErrNoSpace}
+			}
+			return faulty.Fault{}
+		})
+		if err := d.DeleteSnapshot(t.Context(), "s", false); !errors.Is(err, store.ErrNoSpace) {
+			t.Fatal(err)
+		}
+		gate.SetDriver(nil)
+		clean(d)
+		if _, err := f.tryClone(t, m, "s"); !errors.Is(err, ErrGoing) {
+			t.Errorf("a clone of a snapshot of which the root without it is still to be sent: %v", err)
+		}
+		if err := d.Save(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.mu.RLock()
+		there := findPin(d.root.Pins, "s")
+		d.mu.RUnlock()
+		if there != nil {
+			t.Error("the deletion was not made up for: this test shows nothing")
+		}
+		clean(d)
+	})
 }

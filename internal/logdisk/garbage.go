@@ -155,6 +155,29 @@ func (d *Disk) discard(g garbage) {
 	d.waste += g.size
 }
 
+// unlist takes a name out of what is to be deleted, since it is to be written again. If
+// it is being deleted, it waits for that.
+func (d *Disk) unlist(ctx context.Context, name string) error {
+	named := func(g garbage) bool { return g.name == name }
+	for {
+		d.mu.Lock()
+		if i := slices.IndexFunc(d.garbage.list, named); i >= 0 {
+			d.waste -= d.garbage.list[i].size
+			d.garbage.list = slices.Delete(d.garbage.list, i, i+1)
+		}
+		under := slices.ContainsFunc(d.garbage.under, named)
+		d.mu.Unlock()
+		if !under {
+			return nil
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // deleteGarbage deletes what no root has needed for long enough.
 func (d *Disk) deleteGarbage(ctx context.Context) error {
 	for {

@@ -85,8 +85,13 @@ func (d *Disk) DeleteSnapshot(ctx context.Context, name string, force bool) erro
 		c.root.Pins = slices.DeleteFunc(slices.Clone(c.root.Pins), func(p layout.Pin) bool { return p.Name == name })
 		return nil
 	})
-	d.announced(root, err)
-	return err
+	if err != nil {
+		// The root without it may be in Swift, or be sent later. So the note that it
+		// goes stays for as long as this session.
+		return err
+	}
+	d.announced(root)
+	return nil
 }
 
 // edit makes a checkpoint of the disk as it is now, with a change of its root.
