@@ -39,6 +39,7 @@ type leased struct {
 	lease   lease.Options
 	cut     atomic.Bool // none of its requests arrives
 	noRoot  atomic.Bool // Swift takes no root of it
+	deaf    atomic.Bool // what it asks of a container does not arrive
 }
 
 // inLease runs a test with a volume of 64 chunks of 4 KiB.
@@ -66,7 +67,8 @@ func open(t *testing.T, c *mem.Cluster, name string, ro bool) (*leased, error) {
 		Policy:      store.Policy{Timeout: timeout, Attempt: 5 * time.Second, Base: 100 * time.Millisecond, Max: time.Second},
 		Watch: func(_ string, s store.Store) store.Store {
 			return store.Wrap(s, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
-				if l.cut.Load() || l.noRoot.Load() && op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
+				deaf := l.deaf.Load() && (op.Kind == store.OpMetadata || op.Kind == store.OpSetMetadata)
+				if l.cut.Load() || deaf || l.noRoot.Load() && op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
 					return &store.TransportError{Op: op.String(), Sent: true, Err: errors.New("no route to host")}
 				}
 				return call(ctx)

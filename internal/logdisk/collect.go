@@ -64,6 +64,7 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	swept := time.Time{}
+	said := "" // the last error, until it has worked again
 	var r retirement
 	ctx := context.WithValue(d.behind, politeKey{}, true)
 	for {
@@ -90,7 +91,10 @@ func (d *Disk) collect() {
 		if err == nil {
 			err = d.retireChunks(ctx, &r)
 		}
-		if err != nil && d.behind.Err() == nil {
+		if err == nil {
+			said = ""
+		} else if d.behind.Err() == nil && err.Error() != said {
+			said = err.Error()
 			d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
 		}
 		select {

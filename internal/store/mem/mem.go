@@ -288,11 +288,16 @@ func (c *Container) deleteLocked(name string) bool {
 	return ok
 }
 
-// BulkDelete implements store.Store.
+// BulkDelete implements store.Store. As with Swift, it is not signed.
 func (c *Container) BulkDelete(ctx context.Context, names []string) error {
 	op := c.op("BULK DELETE", "")
 	if err := begin(ctx, op); err != nil {
 		return err
+	}
+	if c.fence != nil {
+		if err := c.fence.Check(); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
 	}
 	for _, name := range names {
 		if err := store.CheckObjectName(name); err != nil {

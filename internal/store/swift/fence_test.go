@@ -426,3 +426,41 @@ func TestFencedToken(t *testing.T) {
 		t.Error("the token is sent along")
 	}
 }
+
+// TestFencedBulk has bulk deletes, which nobody signs, made only while the right to write
+// holds.
+func TestFencedBulk(t *testing.T) {
+	for name, login := range logins(t) {
+		t.Run(name, func(t *testing.T) {
+			f := newFenced(t, swiftstore.Options{Login: login})
+			ctx, data := t.Context(), []byte("kept")
+			if err := f.plain.Put(ctx, "o", data, storetest.Sum(data)); err != nil {
+				t.Fatal(err)
+			}
+			lapsed, lost := new(store.Fence), new(store.Fence)
+			g := f.grant("first-key")
+			g.Until = time.Now()
+			lapsed.Set(g)
+			why := errors.New("another has it")
+			lost.Lose(why)
+			for fence, want := range map[*store.Fence]error{new(store.Fence): store.ErrLapsed, lapsed: store.ErrLapsed, lost: why} {
+				err := f.client.Fenced(f.name, fence, f.late).BulkDelete(ctx, []string{"o"})
+				if errors.Is(err, errors.ErrUnsupported) {
+					t.Skip(err)
+				}
+				if !errors.Is(err, want) || store.Ambiguous(err) {
+					t.Errorf("%v, want %v", err, want)
+				}
+			}
+			if _, err := f.plain.Head(ctx, "o"); err != nil {
+				t.Errorf("it is deleted: %v", err)
+			}
+			if err := f.writer.BulkDelete(ctx, []string{"o"}); err != nil {
+				t.Error(err)
+			}
+			if _, err := f.plain.Head(ctx, "o"); !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("it is there: %v", err)
+			}
+		})
+	}
+}
