@@ -16,6 +16,7 @@ import (
 	"swiftnbd/internal/lease"
 	"swiftnbd/internal/logdisk/layout"
 	"swiftnbd/internal/store"
+	"swiftnbd/internal/volume"
 	"swiftnbd/internal/words"
 )
 
@@ -147,7 +148,7 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 			t.warn("%s: %s cannot be removed: %v", name, store.HeaderStack, oneLine{err})
 		}
 	}
-	d := &deletion{container: c, connections: o.connections, versions: versions.Inside(), bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, o.quiet)}
+	d := &deletion{container: c, connections: o.connections, versions: versions.Inside(), log: state.Meta.Version == volume.Version2, bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, o.quiet)}
 	// A clone that has no objects any more needs no parent. Once its container is gone,
 	// no other run can find out what parent it had.
 	d.emptied = func() { t.dropNotesOfDeleted(ctx, c, base, baseErr) }
@@ -219,6 +220,7 @@ type deletion struct {
 	container   *container
 	connections int
 	bar         *progress
+	log         bool   // the disk is of version 2
 	versions    bool   // Swift may keep older versions in the container
 	emptied     func() // called before the container goes; may be nil
 
@@ -260,29 +262,38 @@ func (d *deletion) run(ctx context.Context) error {
 	}
 }
 
-// empty deletes all objects that the listing names. The notes that snapshots go are
-// the last: as long as a snapshot's root is there, whoever makes a clone of it has to
-// find them.
+// empty deletes all objects that the listing names. Of a disk of version 2 two kinds are
+// the last. What is not found of the chunks that lie below it is zeroes for whoever reads
+// it, as long as its root is there. And as long as a snapshot's root is there, whoever
+// makes a clone of it has to find the note that it goes.
 func (d *deletion) empty(ctx context.Context) error {
-	var last []string
-	for page, err := range store.Pages(ctx, d.container, store.ListOptions{}) {
+	if d.log {
+		own := store.ListOptions{Prefix: "swiftnbd/"}
+		if err := d.emptyOf(ctx, own, func(name string) bool { return !strings.HasPrefix(name, layout.GonePrefix) }); err != nil {
+			return err
+		}
+	}
+	return d.emptyOf(ctx, store.ListOptions{}, func(string) bool { return true })
+}
+
+// emptyOf deletes those of the objects that are listed of which so says that they go.
+func (d *deletion) emptyOf(ctx context.Context, list store.ListOptions, so func(name string) bool) error {
+	for page, err := range store.Pages(ctx, d.container, list) {
 		if err != nil {
 			return err
 		}
-		d.bar.grow(d.noted + int64(len(last)+len(page)))
 		names := make([]string, 0, len(page))
 		for _, o := range page {
-			if strings.HasPrefix(o.Name, layout.GonePrefix) {
-				last = append(last, o.Name)
-			} else {
+			if so(o.Name) {
 				names = append(names, o.Name)
 			}
 		}
+		d.bar.grow(d.noted + int64(len(names)))
 		if err := d.remove(ctx, names); err != nil {
 			return err
 		}
 	}
-	return d.remove(ctx, last)
+	return nil
 }
 
 // remove deletes the objects.

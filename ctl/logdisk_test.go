@@ -62,7 +62,7 @@ func (b *bench) openAs(name string, o device.Options) (*device.Device, func()) {
 func (b *bench) tryOpen(name string, o device.Options) (*device.Device, error) {
 	b.Helper()
 	b.store(name) // dials
-	o.Holder, o.Timeout, o.Connections = "server:1", 5*time.Second, 4
+	o.Holder, o.Timeout, o.Connections = "server:1", cmp.Or(o.Timeout, 5*time.Second), 4
 	way := cloud.New(b.client, cloud.Options{Connections: 16, Policy: b.pace.work})
 	o.Store, o.Lease = way.Writer(name, cmp.Or(b.term, 30*time.Second))
 	o.Bases = way.Base
