@@ -32,8 +32,9 @@ var unseen = map[string]string{
 	"exit status 0": "printed in the line that nbdkit has ended",
 	"for …":         "printed behind what did not come in that time",
 	"… is …":        "is locked by: the holder's name follows",
-	"swiftstore: request without an exchange":  "a defect of the program",
-	"read object …: … of … bytes have come in": "a defect of the program",
+	"swiftstore: request without an exchange":                 "a defect of the program",
+	"read object …: … of … bytes have come in":                "a defect of the program",
+	"read … bytes at … of chunk …: they are not whole blocks": "a defect of the program",
 }
 
 // TestMessages checks that docs/TROUBLESHOOTING.md or docs/MESSAGES.md has each error

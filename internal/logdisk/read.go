@@ -172,14 +172,18 @@ func (r reader) Holes(i geometry.ChunkIndex, n int64) int64 {
 }
 
 func (r reader) Read(ctx context.Context, i geometry.ChunkIndex, off int64, p []byte) (hole bool, err error) {
+	if (off|int64(len(p)))%layout.BlockSize != 0 { // what is not read must not pass for the disk's bytes
+		return false, fmt.Errorf("read %d bytes at %d of chunk %d: they are not whole blocks", len(p), off, i)
+	}
 	first := (int64(i)*ChunkSize + off) / layout.BlockSize
 	hole, err = r.d.readRoomy(ctx, uint64(first), p, true)
 	return hole && len(p) == ChunkSize, err // of the chunk, and not of a part
 }
 
-// Beside returns as much of wide around r as lies in the objects that r is read
-// from, and there next to it. On a disk that was written at random each other
-// block would be a request of its own.
+// Beside returns as much of wide around the blocks of r as lies in the objects that r
+// is read from, and there next to it. On a disk that was written at random each other
+// block would be a request of its own. What it returns is whole blocks: Read brings
+// nothing else.
 func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geometry.ByteRange {
 	type span struct {
 		at     layout.Position
@@ -197,7 +201,8 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if !d.regions.all(uint64(int64(i)*chunkBlocks+first), uint64(end-first)) {
-		return need // the next one of the region knows more
+		// The next one of the region knows more.
+		return geometry.ByteRange{Off: lo * layout.BlockSize, Len: (hi - lo) * layout.BlockSize}
 	}
 	for e := range d.view(uint64(int64(i)*chunkBlocks+first), uint64(end-first)) {
 		if e.Kind == layout.Data && d.inMemory(e.At) != nil {
