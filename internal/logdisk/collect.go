@@ -50,8 +50,10 @@ const (
 	// some 20 MiB of memory while it is made.
 	collectGroups = 16
 	collectAtOnce = 2
-	// deleteAtOnce is how many objects one request deletes.
+	// deleteAtOnce is how many objects one request deletes, and deleteAgain how long
+	// the pause is before they are deleted again if it fails.
 	deleteAtOnce = 1000
+	deleteAgain  = time.Minute
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour
@@ -63,39 +65,17 @@ func (d *Disk) collect() {
 	defer d.recoverPanic()
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
-	swept := time.Time{}
-	said := "" // the last error, until it has worked again
-	var r retirement
-	ctx := context.WithValue(d.behind, politeKey{}, true)
+	t := tidying{}
 	for {
-		err := func() error {
-			if time.Since(swept) > sweepEvery {
-				if err := d.sweep(ctx); err != nil {
-					return err
-				}
-				swept = time.Now()
-			}
-			for {
-				n, err := d.collectOnce(ctx)
-				if err != nil || n == 0 {
-					return err
-				}
-			}
-		}()
-		if err == nil && d.idle() && d.wastes() {
-			err = d.save(d.ctx)
+		more, errs := d.tidy(context.WithValue(d.behind, politeKey{}, true), &t)
+		if d.behind.Err() != nil {
+			return
 		}
-		if err == nil {
-			err = d.deleteGarbage(ctx)
-		}
-		if err == nil {
-			err = d.retireChunks(ctx, &r)
-		}
-		if err == nil {
-			said = ""
-		} else if d.behind.Err() == nil && err.Error() != said {
-			said = err.Error()
+		for _, err := range errs {
 			d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
+		}
+		if more && len(errs) == 0 {
+			continue
 		}
 		select {
 		case <-tick.C:
@@ -103,6 +83,43 @@ func (d *Disk) collect() {
 			return
 		}
 	}
+}
+
+// tidying is how far the collector is with what it does now and then.
+type tidying struct {
+	swept  time.Time
+	chunks retirement
+}
+
+// tidy collects some groups of objects, deletes what is to be deleted, and says
+// whether there is more to collect. None of its steps waits for another one to have
+// nothing to do, or to succeed: while clients write there may always be something to
+// collect, and when a quota is used up nothing can be written, but what is deleted makes
+// room.
+func (d *Disk) tidy(ctx context.Context, t *tidying) (more bool, errs []error) {
+	try := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if time.Since(t.swept) > sweepEvery {
+		if err := d.sweep(ctx); err != nil {
+			try(err)
+		} else {
+			t.swept = time.Now()
+		}
+	}
+	n, err := d.collectOnce(ctx)
+	try(err)
+	if ctx.Err() != nil {
+		return false, errs
+	}
+	if more = n > 0 && err == nil; !more && d.idle() && d.wastes() {
+		try(d.save(d.ctx))
+	}
+	try(d.deleteGarbage(ctx))
+	try(d.retireChunks(ctx, &t.chunks))
+	return more, errs
 }
 
 // idle says whether no client has written lately, and nothing that a client has read
@@ -516,5 +533,5 @@ func (d *Disk) phantom(list []victim) {
 
 // remove deletes the objects, which need not be there.
 func (d *Disk) remove(ctx context.Context, names []string) error {
-	return store.DeleteAll(ctx, d.store, names, store.DeleteOptions{Batch: deleteAtOnce, Batches: 1, Singly: fetchLimit})
+	return store.DeleteAll(ctx, d.store, names, store.DeleteOptions{Batch: deleteAtOnce, Batches: 1, Singly: fetchLimit, All: true})
 }

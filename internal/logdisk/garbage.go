@@ -125,6 +125,18 @@ func (l *garbageList) done(deleted bool) (bytes int64) {
 	return bytes
 }
 
+// postpone has what take began be taken again, but not before the moment: there may be
+// an object among it that cannot be deleted, and others behind have their turn then.
+// done comes after it.
+func (l *garbageList) postpone(after time.Time) {
+	for i := range l.under {
+		l.under[i].after = after
+	}
+	for i := range l.underSets {
+		l.underSets[i].after = after
+	}
+}
+
 // names returns the names of those that have one here.
 func (l *garbageList) names() map[string]bool {
 	names := make(map[string]bool, len(l.list)+len(l.under))
@@ -189,6 +201,9 @@ func (d *Disk) deleteGarbage(ctx context.Context) error {
 		}
 		err := d.remove(ctx, names)
 		d.mu.Lock()
+		if err != nil {
+			d.garbage.postpone(time.Now().Add(deleteAgain))
+		}
 		d.waste -= d.garbage.done(err == nil)
 		d.mu.Unlock()
 		if err != nil {

@@ -34,6 +34,7 @@ type DeleteOptions struct {
 	Batch   int         // names in one bulk delete
 	Batches int         // bulk deletes beside each other
 	Singly  int         // deletes beside each other, in a store without bulk delete
+	All     bool        // one that fails there does not end the others
 	Done    func(n int) // is told how many more objects are gone; may be nil
 }
 
@@ -65,6 +66,9 @@ func DeleteAll(ctx context.Context, s Store, names []string, o DeleteOptions) er
 	}
 
 	g, gctx = errgroup.WithContext(ctx)
+	if o.All {
+		g, gctx = &errgroup.Group{}, ctx
+	}
 	g.SetLimit(o.Singly)
 	for _, name := range names {
 		if gctx.Err() != nil {
