@@ -71,8 +71,17 @@ func (t *tool) setupLog(ctx context.Context, args []string, size, objectSize str
 	if err != nil {
 		return out, err
 	}
-	// The root first: who finds the disk must find its content, too.
 	m := volume.Meta{Version: volume.Version2, Size: bytes, UUID: layout.NewUUID()}
+	if roots > 0 {
+		left, err := logdisk.FindLeft(ctx, c)
+		if err != nil {
+			return out, c.explain(ctx, err)
+		}
+		if left != (layout.UUID{}) {
+			m.UUID = left
+		}
+	}
+	// The root first: who finds the disk must find its content, too.
 	if m.Root, err = logdisk.SetupAfter(ctx, c, m.UUID, bytes, roots); err != nil {
 		return out, c.explain(ctx, err)
 	}

@@ -153,12 +153,12 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 	d := newDisk(o)
 	defer d.cancel(ErrClosed)
 	c.UUID = layout.NewUUID()
-	if c.Notes != nil {
-		if c.Again {
-			if err := c.remember(ctx); err != nil {
-				return "", 0, err
-			}
+	if c.Again {
+		if err := c.remember(ctx); err != nil {
+			return "", 0, err
 		}
+	}
+	if c.Notes != nil {
 		note := layout.Note{Snapshot: p.Pin.Name, URL: c.URL, Container: c.Name, UUID: c.UUID, Made: time.Now()}
 		b, err := note.Marshal()
 		if err != nil {
@@ -212,8 +212,22 @@ func (c *Child) Clone(ctx context.Context, o Options) (root string, size int64, 
 }
 
 // remember takes the uuid of a run that was interrupted: its metadata may arrive
-// after ours, and must not make another disk of it.
+// after ours, and must not make another disk of it. The root tells it, which may have been
+// written for another disk than a clone of this parent, and otherwise the note.
 func (c *Child) remember(ctx context.Context) error {
+	if c.Roots > 0 {
+		left, err := FindLeft(ctx, c.Store)
+		if err != nil {
+			return err
+		}
+		if left != (layout.UUID{}) {
+			c.UUID = left
+			return nil
+		}
+	}
+	if c.Notes == nil {
+		return nil
+	}
 	names, err := notesOf(ctx, c.Notes, c.URL, c.Name)
 	if err != nil {
 		return err

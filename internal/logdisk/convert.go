@@ -62,6 +62,17 @@ func FindConversion(ctx context.Context, s store.Store) (c Conversion, err error
 	}
 }
 
+// FindLeft returns the identity of a disk that somebody has begun to make in the container,
+// if a root of it is there; zero: none is. Whoever makes the disk takes it: what the other
+// one has sent may arrive still, and must not make another disk of it.
+func FindLeft(ctx context.Context, s store.Store) (layout.UUID, error) {
+	was, err := FindConversion(ctx, s)
+	if content(err) || unsupported(err) {
+		err = nil
+	}
+	return was.UUID, err
+}
+
 // patience is how long a root may be away that is listed.
 const patience = 30 * time.Second
 
