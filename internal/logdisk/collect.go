@@ -66,14 +66,19 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	t := tidying{}
+	said := map[string]bool{} // the errors of the last time
 	for {
 		more, errs := d.tidy(context.WithValue(d.behind, politeKey{}, true), &t)
 		if d.behind.Err() != nil {
 			return
 		}
+		now := map[string]bool{}
 		for _, err := range errs {
-			d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
+			if now[err.Error()] = true; !said[err.Error()] {
+				d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
+			}
 		}
+		said = now
 		if more && len(errs) == 0 {
 			continue
 		}

@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,12 +30,18 @@ func collecting(s store.Store, put func() error) store.Store {
 }
 
 // TestTidyWithoutRoom has a quota be so full that no object of the collector fits. What
-// is garbage is deleted all the same: otherwise it would stay full for ever.
+// is garbage is deleted all the same: otherwise it would stay full for ever. The log has
+// one line of it, and not one each second.
 func TestTidyWithoutRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newClosing(t, 64*blockSize)
 		v.o = smallOptions()
-		refused := atomic.Int64{}
+		var refused, lines atomic.Int64
+		v.o.Log = func(format string, args ...any) {
+			if strings.HasPrefix(format, "collect garbage") {
+				lines.Add(1)
+			}
+		}
 		d, err := v.open(t.Context(), collecting(v.box, func() error {
 			refused.Add(1)
 			return store.ErrNoSpace
@@ -55,6 +62,9 @@ func TestTidyWithoutRoom(t *testing.T) {
 		time.Sleep(2 * horizon)
 		if n := d.Use().Garbage; n != 0 || refused.Load() == 0 {
 			t.Errorf("%d bytes of garbage are left; %d objects were refused", n, refused.Load())
+		}
+		if n := lines.Load(); n != 1 {
+			t.Errorf("%d lines for %d refusals", n, refused.Load())
 		}
 		s.same(d)
 	})
