@@ -66,7 +66,7 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	t := tidying{}
-	said := map[string]bool{} // the errors of the last time
+	said := map[string]bool{} // the causes of the last time's errors
 	for {
 		more, errs := d.tidy(context.WithValue(d.behind, politeKey{}, true), &t)
 		if d.behind.Err() != nil {
@@ -74,7 +74,8 @@ func (d *Disk) collect() {
 		}
 		now := map[string]bool{}
 		for _, err := range errs {
-			if now[err.Error()] = true; !said[err.Error()] {
+			why := cause(err)
+			if now[why] = true; !said[why] {
 				d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
 			}
 		}
@@ -87,6 +88,18 @@ func (d *Disk) collect() {
 		case <-d.behind.Done():
 			return
 		}
+	}
+}
+
+// cause returns what has made err: without the object that it is about, which is another
+// one each time.
+func cause(err error) string {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err.Error()
+		}
+		err = inner
 	}
 }
 

@@ -120,6 +120,7 @@ func TestDeleteOthers(t *testing.T) {
 				return nil
 			}})
 			do(err)
+			synctest.Wait() // for the collector's look at the beginning
 			d.mu.Lock()
 			for n := range uint64(3 * deleteAtOnce) {
 				o := deadObject{layout.Position{Epoch: 0, N: n + 1}, 100}
