@@ -471,9 +471,10 @@ func touchedBlocks(off, n int64) (first, count int64) {
 }
 
 func (d *Disk) zero(ctx context.Context, off, n int64, kind layout.Kind) error {
+	end := off + n
 	lo, hi := wholeBlocks(off, n)
-	if off+n == d.Size() && n > 0 { // the rest of the last block is zeroes anyway
-		hi = (off + n + layout.BlockSize - 1) / layout.BlockSize
+	if end == d.Size() && n > 0 { // the rest of the last block is zeroes anyway
+		hi = (end + layout.BlockSize - 1) / layout.BlockSize
 	}
 	if lo >= hi {
 		return d.zeroPart(ctx, off, n)
@@ -481,10 +482,10 @@ func (d *Disk) zero(ctx context.Context, off, n int64, kind layout.Kind) error {
 	if err := d.zeroPart(ctx, off, lo*layout.BlockSize-off); err != nil {
 		return err
 	}
-	if err := d.zeroPart(ctx, hi*layout.BlockSize, off+n-hi*layout.BlockSize); err != nil {
+	if err := d.zeroPart(ctx, hi*layout.BlockSize, end-hi*layout.BlockSize); err != nil {
 		return err
 	}
-	if d.holes(lo, hi-lo) {
+	if d.readsZero(lo, hi-lo) {
 		return nil
 	}
 	const cost = 256 // a record, and its place in the maps
@@ -495,20 +496,38 @@ func (d *Disk) zero(ctx context.Context, off, n int64, kind layout.Kind) error {
 	// rest of the block from the cache, and bring old bytes back. Such blocks are
 	// made zero once more: the write is not older than this request, and not
 	// newer, and either order will do.
-	again := d.keepZero(lo, hi-lo, kind, cost)
-	d.cache.Forget(lo*layout.BlockSize, min(hi*layout.BlockSize, d.Size())-lo*layout.BlockSize)
+	again := d.keepZero(lo, hi-lo, end, kind, cost)
+	if again == nil { // the disk has grown, and the last block's rest may be somebody's
+		d.room.release(cost)
+		return d.zero(ctx, off, n, kind)
+	}
+	d.cache.Forget(lo*layout.BlockSize, min(hi*layout.BlockSize, end)-lo*layout.BlockSize)
 	for _, block := range d.zeroed(again) {
 		at := int64(block) * layout.BlockSize
-		if err := d.zero(ctx, at, min(layout.BlockSize, d.Size()-at), kind); err != nil {
+		if err := d.zero(ctx, at, min(layout.BlockSize, end-at), kind); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// readsZero says whether it is known that the blocks read as zeroes. Between the log
+// and the cache a request that makes blocks zero has changed the log only: who relied
+// on the log then would leave old bytes to the next read.
+func (d *Disk) readsZero(first, count int64) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, z := range d.zeroing {
+		if z.first < uint64(first+count) && uint64(first) < z.end {
+			return false
+		}
+	}
+	return d.holesLocked(first, count)
+}
+
 // zeroPart zeroes a part of a block, or two.
 func (d *Disk) zeroPart(ctx context.Context, off, n int64) error {
-	if n <= 0 || d.holes(touchedBlocks(off, n)) {
+	if n <= 0 || d.readsZero(touchedBlocks(off, n)) {
 		return nil
 	}
 	return d.Write(ctx, make([]byte, n), off)

@@ -67,6 +67,10 @@ func (d *Disk) below(first, end uint64, yield func(blockmap.Extent) bool) bool {
 func (d *Disk) holes(first, count int64) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	return d.holesLocked(first, count)
+}
+
+func (d *Disk) holesLocked(first, count int64) bool {
 	if !d.regions.all(uint64(first), uint64(count)) {
 		return false
 	}

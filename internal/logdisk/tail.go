@@ -130,11 +130,16 @@ func (c *cut) grow(n, seal int) {
 }
 
 // keepZero makes count blocks zero in the open cut. reserved bytes of room are
-// its. The caller calls zeroed with the result when the cache has forgotten them.
-func (d *Disk) keepZero(first, count int64, kind layout.Kind, reserved int64) *zeroing {
+// its. The caller calls zeroed with the result when the cache has forgotten them. If
+// the last block goes on behind end, and the disk does so too, keepZero does nothing
+// and returns nil.
+func (d *Disk) keepZero(first, count, end int64, kind layout.Kind, reserved int64) *zeroing {
 	d.lastWrite.Store(time.Now().UnixNano())
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if (first+count)*layout.BlockSize > end && d.size.Load() > end {
+		return nil
+	}
 	c := d.openCut(0)
 	c.m.Set(uint64(first), uint64(count), blockmap.Value{Kind: kind, At: c.at}, nil)
 	c.reserved += reserved
