@@ -4,6 +4,10 @@ package device
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
 
 	"swiftnbd/internal/cache"
 	"swiftnbd/internal/chunked"
@@ -59,6 +63,9 @@ func (f *chunkedFormat) open(ctx context.Context, held *lease.Held, meta volume.
 			o.Log("warning: %s", kept)
 		}
 	}
+	if held == nil {
+		o.Store = store.Wrap(o.Store, newStill(o.Store).present)
+	}
 	vol, warning := chunked.Open(ctx, o.Store, meta, o.ReadOnly)
 	if warning != nil {
 		o.Log("going on without the map of the last session: %v", warning)
@@ -84,6 +91,55 @@ func (f *chunkedFormat) open(ctx context.Context, held *lease.Held, meta volume.
 		d.session = held.Mark()
 	}
 	return d, nil
+}
+
+// still makes sure, for a volume that is read without a lease, that what is not found is
+// a hole of it. It may have been converted since it was opened, and then its chunks are
+// deleted, though not before stillFor has passed many times (logdisk, retire.go). Or it
+// was deleted as a whole.
+type still struct {
+	store store.Store
+
+	mu     sync.Mutex // guards all below
+	looked time.Time  // when the volume was of version 1
+}
+
+// stillFor is how long a look at the metadata is good for.
+const stillFor = time.Minute
+
+func newStill(s store.Store) *still { return &still{store: s, looked: time.Now()} }
+
+// ErrGone says that a volume of version 1 is not there any more as it was opened.
+var ErrGone = errors.New("the disk was converted or deleted while it was read: open it again")
+
+// present looks at what was not found.
+func (s *still) present(ctx context.Context, op store.Op, call func(context.Context) error) error {
+	err := call(ctx)
+	if !errors.Is(err, store.ErrNotFound) || op.Kind != store.OpGet && op.Kind != store.OpHead {
+		return err
+	}
+	now := time.Now()
+	s.mu.Lock()
+	// The machine may have slept, and somebody may have set its clock.
+	age, wall := now.Sub(s.looked), now.Round(0).Sub(s.looked.Round(0))
+	s.mu.Unlock()
+	if age < stillFor && wall < stillFor && wall >= 0 {
+		return err
+	}
+	meta, merr := volume.Read(ctx, s.store)
+	if merr == nil {
+		merr = meta.Need(volume.Version1)
+	}
+	switch {
+	case merr == nil:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.looked = now
+		return err
+	case errors.As(merr, new(*volume.VersionError)), errors.Is(merr, store.ErrContainerNotFound), errors.Is(merr, volume.ErrNotSetUp):
+		return fmt.Errorf("%w: %w", ErrGone, merr)
+	}
+	return fmt.Errorf("whether the disk still has what was not found: %w", merr)
 }
 
 // chunkedDisk is a volume of version 1: the cache over its chunks, which are its
