@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -173,13 +174,17 @@ func (t *tool) changeAs(ctx context.Context, c *container, o device.Options, con
 		return c.explain(ctx, err)
 	}
 	err = do(d)
-	if cerr := d.Close(); cerr != nil {
-		cerr = fmt.Errorf("%s may stay locked: %w", c.name, oneLine{cerr})
-		if err == nil {
-			return cerr
-		}
-		t.fault(cerr)
-		d.Abandon()
+	cerr := d.Close()
+	switch {
+	case cerr == nil:
+	case d.Open():
+		// Swift does not take what is left, and nobody was told that it is done.
+		t.letGo(ctx, c, d)
+		err = cmp.Or(err, cerr)
+	case err == nil:
+		return fmt.Errorf("%s may stay locked: %w", c.name, oneLine{cerr})
+	default:
+		t.fault(fmt.Errorf("%s may stay locked: %w", c.name, oneLine{cerr}))
 	}
 	return c.explain(ctx, err)
 }

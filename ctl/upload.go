@@ -519,14 +519,21 @@ func (t *tool) giveBack(ctx, within context.Context, c *container, d *device.Dev
 		return true, err
 	}
 	if d.Open() {
-		// What was not written yet is of no account. Whoever comes next gets
-		// another key, so that a late request of ours does no harm.
-		d.Abandon()
-		if _, uerr := lease.Unlock(within, c.lease("", 0)); uerr != nil && !errors.Is(uerr, lease.ErrNotLocked) {
-			t.fault(fmt.Errorf("%s stays locked: %w", c.name, oneLine{uerr}))
-		}
+		t.letGo(within, c, d) // what was not written yet is of no account
 	}
 	return false, err
+}
+
+// letGo gives a disk back that cannot be closed, since Swift does not take what is left
+// to be written. Whoever comes next gets another key, so that a late request of ours does
+// no harm.
+func (t *tool) letGo(ctx context.Context, c *container, d *device.Device) {
+	d.Abandon()
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)
+	defer cancel()
+	if _, err := lease.Unlock(within, c.lease("", 0)); err != nil && !errors.Is(err, lease.ErrNotLocked) {
+		t.fault(fmt.Errorf("%s stays locked: %w", c.name, oneLine{err}))
+	}
 }
 
 // settle binds the record to the session before, if the disk was given back as it
