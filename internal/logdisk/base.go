@@ -179,7 +179,7 @@ func (b *base) dial(ctx context.Context) (*Disk, error) {
 		return nil, err
 	}
 	o.Store, o.UUID, o.Epoch, o.Snapshot, o.Durable = s, b.from.UUID, 0, "", layout.Position{}
-	o.at, o.near, o.baseURL, o.depth = b.clone.Root, nil, b.url, o.depth+1
+	o.at, o.near, o.baseURL, o.depth, o.Rewind = b.clone.Root, nil, b.url, o.depth+1, nil
 	o.MapMemory /= 2
 	d := newDisk(o)
 	if err := d.recover(ctx); err != nil {

@@ -188,3 +188,38 @@ func TestRewindToSnapshot(t *testing.T) {
 		})
 	}
 }
+
+// TestRewindNotBelow has a clone rewound whose parent's root cannot be found: what is given
+// up is the clone's own, and an older root of the parent is not read in that place.
+func TestRewindNotBelow(t *testing.T) {
+	const blocks = 64
+	f, m, s := aFamily(t, blocks)
+	d, err := m.open(t.Context(), m.box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.write(d, 1, 2, 3), d.Snapshot(t.Context(), "s2")); err != nil {
+		t.Fatal(err)
+	}
+	s.h.snaps["s2"] = s.h.ops
+	d.Close()
+	c := f.clone(t, m, "s2")
+	p, err := FindParent(t.Context(), m.box, "s2", m.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.box.Delete(t.Context(), layout.RootName(p.Pin.Root)); err != nil {
+		t.Fatal(err)
+	}
+	c.o.Rewind = &Rewind{Ask: func(lost *AwayError, _ int) bool {
+		t.Errorf("asked for %s", lost.Name)
+		return true
+	}}
+	if d, err = c.open(t.Context(), c.box); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.Read(t.Context(), make([]byte, blockSize), blockSize); !errors.As(err, new(*BaseError)) {
+		t.Errorf("the parent's block is read: %v", err)
+	}
+}
