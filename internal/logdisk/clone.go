@@ -437,6 +437,11 @@ func (d *Disk) announce(ctx context.Context, snapshot string, force bool) (root 
 	if d.o.Epoch == 0 {
 		return root, ErrReadOnly
 	}
+	// A root that was sent and not answered may be without the snapshot: then it goes,
+	// whatever is found here, and the note must stay.
+	if err := d.sendAgain(ctx); err != nil {
+		return root, err
+	}
 	d.mu.Lock()
 	pin := findPin(d.root.Pins, snapshot)
 	if pin == nil {

@@ -285,4 +285,47 @@ func TestGoingNoteStays(t *testing.T) {
 		}
 		clean(d)
 	})
+	t.Run("again", func(t *testing.T) {
+		f, m, _ := aFamily(t, 64)
+		gate := faulty.NewGate(m.box)
+		m.o.Brief = true
+		d, err := m.open(t.Context(), gate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		p, err := FindParent(t.Context(), m.box, "s", m.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gate.SetDriver(func(op faulty.Op) faulty.Fault {
+			if op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
+				return faulty.Fault{Err: store.ErrNoSpace}
+			}
+			return faulty.Fault{}
+		})
+		if err := d.DeleteSnapshot(t.Context(), "s", false); !errors.Is(err, store.ErrNoSpace) {
+			t.Fatal(err)
+		}
+		gate.SetDriver(nil)
+		// Somebody is about to make a clone, and has not looked whether the snapshot goes.
+		note := (&Child{Parent: p, URL: layout.SameAccount, Name: "slow"}).note()
+		if err := m.box.Put(t.Context(), note, []byte("x"), ""); err != nil {
+			t.Fatal(err)
+		}
+		err = d.DeleteSnapshot(t.Context(), "s", false)
+		if err := m.box.Delete(t.Context(), note); err != nil {
+			t.Fatal(err)
+		}
+		_, cloned := f.tryClone(t, m, "s")
+		if err := d.Save(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.mu.RLock()
+		there := findPin(d.root.Pins, "s") != nil
+		d.mu.RUnlock()
+		if (cloned == nil) != there {
+			t.Errorf("deleted once more: %v; a clone: %v; the snapshot is there: %t", err, cloned, there)
+		}
+	})
 }

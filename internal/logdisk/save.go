@@ -220,6 +220,18 @@ func (d *Disk) send(ctx context.Context, c *checkpoint, before []layout.Pin) (er
 	return d.putRoot(ctx)
 }
 
+// sendAgain brings the root to Swift that was sent and not answered, if there is one.
+func (d *Disk) sendAgain(ctx context.Context) error {
+	if err := d.lockSaving(ctx); err != nil {
+		return err
+	}
+	defer d.unlockSaving()
+	if d.sent == nil {
+		return nil
+	}
+	return d.putRoot(ctx)
+}
+
 // putRoot brings the root of the checkpoint sent to Swift. saving is held.
 func (d *Disk) putRoot(ctx context.Context) error {
 	c := d.sent
