@@ -53,7 +53,7 @@ const (
 	// deleteAtOnce is how many objects one request deletes, and deleteAgain how long
 	// the pause is before they are deleted again if it fails.
 	deleteAtOnce = 1000
-	deleteAgain  = time.Minute
+	deleteAgain  = 10 * time.Second
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"swiftnbd/internal/logdisk/layout"
@@ -246,8 +247,12 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	if d.rootAt.N > 0 && !pinned(c.root.Pins, d.rootAt) {
 		c.obsolete = append(c.obsolete, layout.RootName(d.rootAt))
 	}
-	for _, name := range c.obsolete {
-		d.discard(garbage{name: name, after: after})
+	for _, roots := range []bool{true, false} { // these come first: see garbageList
+		for _, name := range c.obsolete {
+			if strings.HasPrefix(name, layout.RootPrefix) == roots {
+				d.discard(garbage{name: name, after: after})
+			}
+		}
 	}
 	for _, s := range d.dying.take(c.dying) {
 		d.garbage.addSet(garbageSet{after, s})

@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -167,4 +168,26 @@ func (s *deleting) BulkDelete(_ context.Context, names []string) (err error) {
 		}
 	}
 	return err
+}
+
+// TestDeleteRootFirst has a merge of so many runs that one request does not delete them.
+// The root that names them goes before, or with the first: a reader who does not find a
+// run looks whether its root is there.
+func TestDeleteRootFirst(t *testing.T) {
+	v := newClosing(t, 64*blockSize)
+	v.o = smallOptions()
+	v.o.Brief = true
+	d, err := v.open(t.Context(), v.box)
+	do := doer(t)
+	do(err)
+	first := layout.RootName(d.rootAt)
+	do(d.edit(t.Context(), func(c *checkpoint) error {
+		for n := range uint64(2 * deleteAtOnce) {
+			c.obsolete = append(c.obsolete, layout.RunName(layout.Position{Epoch: 1, N: n + 1}))
+		}
+		return nil
+	}))
+	if names := d.garbage.take(time.Now().Add(2 * horizon)); len(names) != deleteAtOnce || !slices.Contains(names, first) {
+		t.Errorf("%d are deleted first, and %s is not one of them", len(names), first)
+	}
 }
