@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swiftnbd/internal/logdisk/layout"
+	"swiftnbd/internal/store"
 )
 
 // What pins need
@@ -57,6 +58,7 @@ type pins struct {
 	moment layout.Position // the newest root of which it is settled what it needs
 	kept   layout.Kept     // of the newest root; never changed in place
 	fresh  []layout.KeptObject
+	anew   bool   // kept was found anew, and the next root has all of it; guarded by Disk.saving
 	n      uint64 // the number of the newest list of this epoch; guarded by Disk.saving
 }
 
@@ -118,6 +120,10 @@ func (d *Disk) keeps() (data, run func(layout.Position) bool) {
 // takes out of dying what is in it. dying has what died before that root, too.
 func (d *Disk) loadKept(ctx context.Context) error {
 	kept, err := d.readKept(ctx, d.root)
+	if d.o.Rewind != nil && away(err) {
+		kept, err = d.findKept(ctx)
+		d.pins.anew = true
+	}
 	if err != nil {
 		return err
 	}
@@ -136,6 +142,39 @@ func (d *Disk) loadKept(ctx context.Context) error {
 	}
 	d.dying = dying
 	return nil
+}
+
+// findKept makes the list of what pins need anew, for a root that has lost it, or that
+// was not the newest for so long that its list was deleted. It has all that is listed,
+// that the root does not need and that one of the pins knows. Some of that no pin needs:
+// it stays until the pins are deleted.
+func (d *Disk) findKept(ctx context.Context) (kept layout.Kept, err error) {
+	runs := runsOf(d.root)
+	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.LogPrefix}) {
+		if err != nil {
+			return kept, fmt.Errorf("list the log: %w", err)
+		}
+		for _, info := range page {
+			at, ok := layout.ParseLogName(info.Name)
+			k := layout.KeptObject{At: at, Size: int64(rowSize(info.Size)), Last: d.rootAt}
+			if ok && !d.objects.has(at) && objectNeeded(d.root.Pins, k) {
+				kept.Objects = append(kept.Objects, k)
+			}
+		}
+	}
+	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RunPrefix}) {
+		if err != nil {
+			return kept, fmt.Errorf("list the runs: %w", err)
+		}
+		for _, info := range page {
+			at, ok := layout.ParseRunName(info.Name)
+			k := layout.KeptObject{At: at, Last: d.rootAt}
+			if ok && !runs[at] && runNeeded(d.root.Pins, k) {
+				kept.Runs = append(kept.Runs, k)
+			}
+		}
+	}
+	return kept, nil
 }
 
 // readKept reads the list that a root names, with what it has in itself.
@@ -184,11 +223,13 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 		return nil
 	}
 	var more layout.Kept // that is new
-	less := false        // something is in it no more
+	less := d.pins.anew  // something is in it no more, or it is another one
 	if c.then != nil {
 		// If it stayed in the list, it would not be known when it dies again, and a
 		// pin that is made meanwhile would lose it.
-		c.kept, less = c.then.alive(c.kept)
+		var alive bool
+		c.kept, alive = c.then.alive(c.kept)
+		less = less || alive
 	}
 	c.obsolete = slices.DeleteFunc(c.obsolete, func(name string) bool {
 		at, ok := layout.ParseRunName(name)

@@ -130,14 +130,26 @@ func TestRewind(t *testing.T) {
 
 // TestRewindToSnapshot has the newest root be lost, and the roots before it be deleted
 // long ago but for a snapshot's: the disk becomes what it was then, or at a later moment
-// of which all is there, and nothing that it needs is deleted afterwards.
+// of which all is there, and nothing that it needs is deleted afterwards. Every other
+// time the list of what snapshots need is an object, and was deleted, too.
 func TestRewindToSnapshot(t *testing.T) {
-	for range 8 {
+	for k := range 8 {
 		synctest.Test(t, func(t *testing.T) {
 			v, s, d := written(t, 64)
 			do := doer(t)
+			if k%2 > 0 {
+				d.Close()
+				v.o.keptLimit = 1
+				var err error
+				d, err = v.open(t.Context(), v.box)
+				do(err)
+				s.check(d)
+			}
 			do(s.everything(d))
 			do(d.Snapshot(t.Context(), "older"))
+			for range k { // some runs are merged
+				do(s.everything(d))
+			}
 			do(s.write(d, 1, 2, 3, 40))
 			do(d.Snapshot(t.Context(), "a"))
 			then := s.h.ops
@@ -169,6 +181,12 @@ func TestRewindToSnapshot(t *testing.T) {
 			v.o.Rewind = nil
 			s.flushed = then
 			s.check(d)
+			if k%4 > 1 { // and from now on it opens as any other
+				d.Close()
+				d, err = v.open(t.Context(), f)
+				do(err)
+				s.check(d)
+			}
 			do(s.everything(d))
 			do(d.Save(t.Context()))
 			time.Sleep(3 * time.Hour)

@@ -239,7 +239,7 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	if err := d.store.Put(ctx, layout.RootName(c.at), c.bytes, etagOf(c.bytes)); err != nil {
 		return err
 	}
-	d.sent = nil
+	d.sent, d.pins.anew = nil, false
 	d.stats.Saves.Add(1)
 	d.stats.SaveBytes.Add(int64(len(c.bytes)))
 	after := time.Now().Add(d.o.Horizon)
