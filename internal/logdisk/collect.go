@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,8 @@ const (
 	// the pause is before they are deleted again if it fails.
 	deleteAtOnce = 1000
 	deleteAgain  = 10 * time.Second
+	// saidAgain is how long an error was not there, at least, when it is said once more.
+	saidAgain = 3 * deleteAgain
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour
@@ -66,20 +69,21 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	t := tidying{}
-	said := map[string]bool{} // the causes of the last time's errors
+	said := map[string]time.Time{} // when an error of the cause was there last
 	for {
 		more, errs := d.tidy(context.WithValue(d.behind, politeKey{}, true), &t)
 		if d.behind.Err() != nil {
 			return
 		}
-		now := map[string]bool{}
+		now := time.Now()
+		maps.DeleteFunc(said, func(_ string, last time.Time) bool { return now.Sub(last) > saidAgain })
 		for _, err := range errs {
 			why := cause(err)
-			if now[why] = true; !said[why] {
+			_, there := said[why]
+			if said[why] = now; !there {
 				d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
 			}
 		}
-		said = now
 		if more && len(errs) == 0 {
 			continue
 		}

@@ -191,3 +191,22 @@ func TestDeleteRootFirst(t *testing.T) {
 		t.Errorf("%d are deleted first, and %s is not one of them", len(names), first)
 	}
 }
+
+// TestTidySaysOnce has nothing be deleted for hours. The log has one line of it.
+func TestTidySaysOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newClosing(t, 64*blockSize)
+		v.o = smallOptions()
+		var lines, tries atomic.Int64
+		v.o.Log = func(string, ...any) { lines.Add(1) }
+		_, err := v.open(t.Context(), &deleting{v.box, true, func(string) error {
+			tries.Add(1)
+			return store.ErrSuperseded
+		}})
+		doer(t)(err)
+		time.Sleep(2 * horizon) // the first root is garbage
+		if lines.Load() != 1 || tries.Load() < 10 {
+			t.Errorf("%d lines for %d deletions", lines.Load(), tries.Load())
+		}
+	})
+}
