@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -345,16 +346,17 @@ func (u *upload) extents(off, n int64, data func(off, n int64) error) error {
 var errOtherImage = errors.New("the disk has a part of another image")
 
 // compare reads as much of the image as an earlier upload had uploaded, and finds
-// out whether it is the same.
+// out whether it is the same. Only then is the upload where that one was: what was
+// read of another image is not in the disk, and end would note it as uploaded.
 func (u *upload) compare(ctx context.Context) error {
 	u.bar = u.tool.newProgress("Comparing "+u.container.name, u.was.at, true, u.o.quiet)
 	defer func() { u.bar.end(false) }()
-	p := make([]byte, u.unit)
-	for u.at < u.was.at {
+	p, at, d := make([]byte, u.unit), int64(0), newDigest()
+	for at < u.was.at {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, hole, err := u.in.next(p, u.was.at-u.at)
+		n, hole, err := u.in.next(p, u.was.at-at)
 		if errors.Is(err, io.EOF) {
 			return errOtherImage
 		}
@@ -362,14 +364,15 @@ func (u *upload) compare(ctx context.Context) error {
 			return err
 		}
 		if !hole && !zero(p[:n]) {
-			u.digest.add(u.at, p[:n])
+			d.add(at, p[:n])
 		}
-		u.at += n
+		at += n
 		u.bar.add(n)
 	}
-	if u.at != u.was.at || u.digest.sum() != u.was.sum {
+	if at != u.was.at || d.sum() != u.was.sum {
 		return errOtherImage
 	}
+	u.at, u.digest = at, d
 	u.bar.end(true)
 	return nil
 }
@@ -450,11 +453,11 @@ func (u *upload) goOn(ctx context.Context) error {
 		return err
 	}
 	u.record.at, u.was.at = 0, 0
-	if u.in, err = u.again(ctx); err != nil {
-		return err
+	in, err := u.again(ctx)
+	if err == nil {
+		u.in = in
 	}
-	u.at, u.digest = 0, newDigest()
-	return nil
+	return err
 }
 
 // again opens the image anew, to be read from its beginning.
@@ -463,6 +466,12 @@ func (u *upload) again(ctx context.Context) (input, error) {
 		return nil, fmt.Errorf("%w, and a pipe cannot be read from its beginning again: run the command again, it begins anew then", errOtherImage)
 	}
 	_ = u.in.close()
+	if f, ok := u.tool.stdin.(*os.File); ok && u.path == "-" {
+		// The search for holes has moved it, and from there on it would be a pipe.
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+	}
 	return openInput(ctx, u.path, u.o.imageFormat, u.tool.stdin)
 }
 
