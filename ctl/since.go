@@ -274,6 +274,11 @@ func (p *patched) check(x *logdisk.Diff) error {
 		if need := max(x.From.Size, x.To.Size); has < need {
 			return fmt.Errorf("%s has %s, the disk %s", p.path, humanSize(has), humanSize(need))
 		}
+		if grown := x.To.Size - x.From.Size; grown > 0 {
+			// What a disk has grown by is no change as long as it is zeroes. A file grows
+			// with zeroes, too, and a device has there whatever it had before.
+			return p.put(x.From.Size, grown, nil)
+		}
 		return nil
 	}
 	// An interrupted run may have set the new size.
