@@ -361,7 +361,7 @@ func TestRotateKeystone(t *testing.T) {
 				}
 			}
 			secrets := harness.Secrets(t, was)
-			r := rotate(t, harness.Options{Params: []string{name, "secrets=" + secrets, "lease=10", "timeout=10"}})
+			r := rotate(t, harness.Options{Params: []string{name, "secrets=" + secrets, "lease=10", "timeout=30"}})
 			harness.WriteFile(t, secrets, now)
 			change()
 			mu.Lock()
