@@ -306,7 +306,7 @@ func (d *Disk) moveTo(ctx context.Context, moves []move, watch *blockmap.Map, mo
 	f.At, f.Durable, f.Size, f.Sealed = o.at, d.durable, d.size.Load(), time.Now()
 	d.mu.Unlock()
 	data := layout.AppendTail(o.buf, o.records, f)
-	if err := d.store.Put(ctx, layout.LogName(o.at), data, etagOf(data)); err != nil {
+	if err := d.putOnce(ctx, layout.LogName(o.at), data); err != nil {
 		return fmt.Errorf("write collected object %s: %w", o.at, err)
 	}
 	d.stats.CollectedBytes.Add(int64(len(data)))

@@ -314,7 +314,7 @@ func (d *Disk) writeKept(ctx context.Context, c *checkpoint, before []layout.Pin
 	if err != nil {
 		return err
 	}
-	if err := d.store.Put(ctx, layout.KeptName(at), b, etagOf(b)); err != nil {
+	if err := d.putOnce(ctx, layout.KeptName(at), b); err != nil {
 		return err
 	}
 	d.stats.SaveBytes.Add(int64(len(b)))

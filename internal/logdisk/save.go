@@ -55,6 +55,7 @@ type checkpoint struct {
 	then     *Disk   // whose map the root has; nil: it has the disk's own
 
 	tableBase, tableDeltas int64
+	tables                 []layout.Position // runs of objects that were written for it
 
 	epochs map[uint32]bool // that have objects which the root needs
 
@@ -171,6 +172,9 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 		d.delta, d.frozen = delta, nil
 		d.objects.thaw(false)
 		d.pins.list = before
+		for _, at := range c.tables {
+			d.discard(garbage{name: layout.RunName(at), after: time.Now().Add(d.o.Horizon)})
+		}
 		d.mu.Unlock()
 	}()
 	if done != nil {
@@ -401,11 +405,23 @@ func (d *Disk) nextRun() layout.Position {
 }
 
 func (d *Disk) putRun(ctx context.Context, at layout.Position, b []byte) error {
-	if err := d.store.Put(ctx, layout.RunName(at), b, etagOf(b)); err != nil {
+	if err := d.putOnce(ctx, layout.RunName(at), b); err != nil {
 		return err
 	}
 	d.stats.SaveBytes.Add(int64(len(b)))
 	return nil
+}
+
+// putOnce writes an object that nothing names yet. After an error its name is not used
+// again, and nothing will name it: if it may be there all the same, it is garbage.
+func (d *Disk) putOnce(ctx context.Context, name string, b []byte) error {
+	err := d.store.Put(ctx, name, b, etagOf(b))
+	if err != nil && store.Ambiguous(err) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.discard(garbage{name: name, after: time.Now().Add(d.o.Horizon)})
+	}
+	return err
 }
 
 func etagOf(b []byte) store.ETag {

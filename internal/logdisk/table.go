@@ -41,8 +41,9 @@ func (d *Disk) saveTable(ctx context.Context, c *checkpoint, from layout.Root, r
 		if n := len(c.root.Runs.Objects); n == 0 || n >= maxRuns || c.tableDeltas > c.tableBase {
 			rows.takeAll()
 		}
-		if names, bytes, err = d.writeTable(ctx, d.tableEntries(ctx, from, rows)); err != nil {
-			return err // what was written is the next holder's to find
+		names, bytes, err = d.writeTable(ctx, d.tableEntries(ctx, from, rows))
+		if c.tables = names; err != nil {
+			return err
 		}
 	}
 	c.root.Table = table
@@ -138,7 +139,8 @@ func (d *Disk) inlineTable(root layout.Position, entries iter.Seq2[layout.Object
 	return b, true, nil
 }
 
-// writeTable writes entries as runs of objects.
+// writeTable writes entries as runs of objects. What it returns beside an error is in
+// Swift.
 func (d *Disk) writeTable(ctx context.Context, entries iter.Seq2[layout.ObjectEntry, error]) (names []layout.Position, bytes int64, err error) {
 	var w *layout.RunWriter
 	var at layout.Position // its name
@@ -148,27 +150,31 @@ func (d *Disk) writeTable(ctx context.Context, entries iter.Seq2[layout.ObjectEn
 		}
 		b := w.Bytes()
 		w = nil
+		if err := d.putRun(ctx, at, b); err != nil {
+			return err
+		}
 		names, bytes = append(names, at), bytes+int64(len(b))
-		return d.putRun(ctx, at, b)
+		return nil
 	}
 	for e, err := range entries {
 		if err != nil {
-			return nil, 0, err
+			return names, bytes, err
 		}
 		if w == nil {
 			at = d.nextRun()
 			w = layout.NewRunWriter(d.o.UUID, layout.RunObjects, at)
 		}
 		if err := w.AddObject(e); err != nil {
-			return nil, 0, err
+			return names, bytes, err
 		}
 		if w.Len() >= runBytes {
 			if err := end(); err != nil {
-				return nil, 0, err
+				return names, bytes, err
 			}
 		}
 	}
-	return names, bytes, end()
+	err = end()
+	return names, bytes, err
 }
 
 // sizeOf returns an object's size, which it asks for if it is not known.
