@@ -175,6 +175,10 @@ func Verify(ctx context.Context, o Options, vo VerifyOptions) (*Report, error) {
 			return nil, err
 		}
 	}
+	// The checks end early then, and not all of them with an error.
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	v.foreign(ctx)
 	v.foreignChunks(v.r.Root == "" || slices.Contains(v.root.Requires, layout.FeatureChunks))
 	slices.SortFunc(v.r.Damage, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
