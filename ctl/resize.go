@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
 	"sync/atomic"
 
@@ -179,7 +181,7 @@ func (t *tool) resizeChunks(ctx context.Context, c *container, held *lease.Held,
 		return err
 	}
 	out.Size = g.Size()
-	beyond, err := c.beyond(ctx, min(g.Objects(), old.Objects()), max(g.Objects(), old.Objects()))
+	beyond, err := c.beyond(ctx, meta, min(g.Objects(), old.Objects()), max(g.Objects(), old.Objects()))
 	if err != nil {
 		return c.explain(ctx, err)
 	}
@@ -212,10 +214,16 @@ func (t *tool) resizeChunks(ctx context.Context, c *container, held *lease.Held,
 	return c.explain(ctx, held.ReleaseWith(within, items))
 }
 
-// beyond lists the objects from chunk n on. Names of nine digits stand among those
+// beyond returns the objects from chunk n on. Names of nine digits stand among those
 // of eight, so the listing is read from its beginning where the disk may have had
-// any.
-func (c *container) beyond(ctx context.Context, n, most int64) (names []string, err error) {
+// any. A listing is late, so what the map of the last session has counts, too.
+func (c *container) beyond(ctx context.Context, meta volume.Meta, n, most int64) (names []string, err error) {
+	var found []geometry.ChunkIndex
+	if vol, _ := chunked.Open(ctx, c, meta, false); vol.Mapped() { // else the listing is all there is
+		if found, err = vol.KnownFrom(ctx, geometry.ChunkIndex(n), math.MaxInt); err != nil {
+			return nil, err
+		}
+	}
 	marker := ""
 	if most <= 100_000_000 {
 		marker = chunked.ObjectName(geometry.ChunkIndex(n - 1))
@@ -226,9 +234,13 @@ func (c *container) beyond(ctx context.Context, n, most int64) (names []string, 
 		}
 		for _, o := range page {
 			if i, ok := chunked.ParseObjectName(o.Name); ok && int64(i) >= n {
-				names = append(names, o.Name)
+				found = append(found, i)
 			}
 		}
+	}
+	slices.Sort(found)
+	for _, i := range slices.Compact(found) {
+		names = append(names, chunked.ObjectName(i))
 	}
 	return names, nil
 }

@@ -289,7 +289,7 @@ func (u *upload) look(ctx context.Context) error {
 	case u.o.force:
 		return nil
 	case meta.Version == volume.Version1:
-		err = c.empty(ctx, u.store)
+		err = c.empty(ctx, u.store, meta)
 	default:
 		u.fresh = true
 		err = u.extents(0, u.device.Size(), func(_, _ int64) error {
@@ -307,14 +307,24 @@ func (u *upload) look(ctx context.Context) error {
 
 func errFull(name string) error { return fmt.Errorf("%s has data: --force replaces it", name) }
 
-// empty returns an error if there are objects of a disk of version 1.
-func (c *container) empty(ctx context.Context, s store.Store) error {
+// empty returns an error if there are objects of a disk of version 1. A listing is
+// late, so the map of the last session is asked, too.
+func (c *container) empty(ctx context.Context, s store.Store, meta volume.Meta) error {
 	page, err := s.List(ctx, store.ListOptions{Prefix: chunked.Prefix, Limit: 1})
 	if err != nil {
 		return c.explain(ctx, err)
 	}
 	if len(page) > 0 {
 		return errFull(c.name)
+	}
+	if vol, _ := chunked.Open(ctx, s, meta, false); vol.Mapped() {
+		known, err := vol.KnownFrom(ctx, 0, 1)
+		if err != nil {
+			return c.explain(ctx, err)
+		}
+		if len(known) > 0 {
+			return errFull(c.name)
+		}
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ func (t *tool) ready(ctx context.Context, c *container, in input, path string, o
 	if _, ok := unfinishedUpload(md.Items, cmp.Or(md.Items[volume.KeyClient], md.Items[volume.KeyLast])); ok {
 		return state, nil
 	}
-	return state, c.empty(ctx, c.contact)
+	return state, c.empty(ctx, c.contact, state.Meta)
 }
 
 // setupFor sets a disk up for the image.

@@ -279,3 +279,24 @@ func (v *Volume) Count(ctx context.Context) (known, holes int64, err error) {
 	}
 	return known, holes, nil
 }
+
+// KnownFrom returns the chunks from i on that are known to have an object, so many at
+// most. It loads the map of an earlier session from there on.
+func (v *Volume) KnownFrom(ctx context.Context, i geometry.ChunkIndex, most int) (known []geometry.ChunkIndex, err error) {
+	for n := int64(i / shardChunks); n*shardChunks < v.geo.Objects(); n++ {
+		first := geometry.ChunkIndex(n * shardChunks)
+		if err := v.recall(ctx, first); err != nil {
+			return nil, err
+		}
+		for k, is := range v.table.shard(first, shardLen(v.geo, n), v.initial).state {
+			at := first + geometry.ChunkIndex(k)
+			if at < i || is != Known {
+				continue
+			}
+			if known = append(known, at); len(known) == most {
+				return known, nil
+			}
+		}
+	}
+	return known, nil
+}
