@@ -189,6 +189,11 @@ func newRawInput(c io.Closer, f *os.File) (*rawInput, error) {
 		}
 		begin, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
+			// Only a hole follows, or the end. In an image that has become shorter
+			// there is data that is missing: to read it is an error.
+			if end, err := f.Seek(0, io.SeekEnd); err != nil || end < size {
+				return off, size
+			}
 			return size, size
 		}
 		if err == nil {
