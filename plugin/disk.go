@@ -79,13 +79,19 @@ func (d *disk) leave(dev *device.Device) {
 }
 
 // closeLater tries again to write back what the last client left, until it
-// succeeds or another client comes.
+// succeeds or another client comes, or another process has the disk.
 func (d *disk) closeLater() {
 	defer recovered()
 	for again := true; again; {
 		time.Sleep(time.Second)
 		d.mu.Lock()
-		again = d.clients == 0 && d.device != nil && d.close() != nil && d.device != nil
+		if again = d.clients == 0 && d.device != nil; again {
+			err := d.close()
+			again = d.device != nil // then the error is the one that was printed
+			if err != nil && !again {
+				nbdkit.Errorf("%s: %v", d.name, err)
+			}
+		}
 		d.mu.Unlock()
 	}
 }

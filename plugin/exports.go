@@ -156,9 +156,16 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 	readonly = readonly || x.ReadOnly || x.Disk.Reads()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if e.ends() { // since then: closeAll may have had this disk before us
+		return nil, toErrno(device.ErrClosed)
+	}
 	if d.device != nil && d.clients == 0 && (d.readOnly && !readonly || d.device.Lost() != nil) {
-		if err := d.close(); d.device != nil {
+		err := d.close()
+		switch {
+		case d.device != nil:
 			return nil, describe(x, err)
+		case err != nil:
+			nbdkit.Errorf("%s: %v", x.Container, err) // the client gets a new device
 		}
 	}
 	if d.device != nil {
@@ -225,6 +232,13 @@ func (e *exports) open(name string, readonly bool) (*connection, error) {
 		disk: d, device: d.device, counts: d.counts, processors: e.processors, readOnly: readonly || d.readOnly, alone: x.Disk.Clients == 1,
 		description: describeVolume(d.device, readonly || d.readOnly),
 	}, nil
+}
+
+// ends says whether nbdkit ends: nothing is opened any more.
+func (e *exports) ends() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.closing
 }
 
 // closeAll is called at nbdkit's end. Connections may still be open. With last,

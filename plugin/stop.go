@@ -34,10 +34,13 @@ func onStop(stop func()) error {
 // fail makes nbdkit's exit status 1: acknowledged data could not be written.
 func fail() {
 	failed.Store(true)
-	C.swiftnbd_fail()
+	failStatus()
 }
 
 var failed atomic.Bool
+
+// failStatus sets the exit status; a test must not.
+var failStatus = func() { C.swiftnbd_fail() }
 
 // closedVariable names a descriptor. swiftnbd-server sets it. When a signal has
 // closed all disks, the plugin writes the exit status there, in one byte.
