@@ -86,6 +86,9 @@ func (e *RetryError) Unwrap() []error {
 //     Retry reads the object back with Head, which asks for the newest copy.
 //     The same ETag and size are success. Otherwise the data is sent again: by
 //     then, or some waits later, the clock is past the newer timestamp.
+//     After an answer of 500, 503 or 507 the data is sent again in any case. A
+//     proxy of Swift answers so when fewer than a majority of the replicas have
+//     the data. Head would show what a single one has, which is not durable.
 //   - 422, the data did not match its ETag: it was damaged on the way. It is
 //     sent twice more before this is final, since a wrong ETag would never fit.
 //   - Delete, DeleteContainer. Not found is success if an earlier attempt may
@@ -253,8 +256,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // Put implements Store; see Retry.
 func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) error {
 	op := Op{Kind: OpPut, Name: name, Bytes: len(data)}
+	few := false // an attempt may have stored the data on few replicas only
 	return r.run(ctx, op, func(ctx context.Context, h history) error {
-		if etag != "" && (h.ambiguous || h.superseded) {
+		if etag != "" && !few && (h.ambiguous || h.superseded) {
 			info, err := r.s.Head(ctx, name)
 			switch {
 			case err == nil && info.ETag == etag && info.Size == int64(len(data)):
@@ -263,8 +267,24 @@ func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) 
 				return fmt.Errorf("PUT %s: reading back: %w", name, err)
 			}
 		}
-		return r.s.Put(ctx, name, data, etag)
+		err := r.s.Put(ctx, name, data, etag)
+		few = few || tooFew(err)
+		return err
 	})
+}
+
+// tooFew says whether err may be the answer to a PUT of which fewer replicas than a
+// majority have the data. 502 and 504 are not: they come from a load balancer.
+func tooFew(err error) bool {
+	var se *StatusError
+	if !errors.As(err, &se) || se.Unsent {
+		return false
+	}
+	switch se.Code {
+	case http.StatusInternalServerError, http.StatusServiceUnavailable, http.StatusInsufficientStorage:
+		return true
+	}
+	return false
 }
 
 // Delete implements Store; see Retry.

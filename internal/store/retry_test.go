@@ -344,6 +344,41 @@ func TestRetryPut(t *testing.T) {
 	}
 }
 
+// TestRetryPutOnFewReplicas has a PUT that one replica has stored, which is not enough:
+// a HEAD shows the data, and only another PUT makes it durable.
+func TestRetryPutOnFewReplicas(t *testing.T) {
+	few := func(code int) faulty.Fault { f := status(code, nil); f.After = true; return f }
+	superseded := status(202, store.ErrSuperseded)
+	for _, c := range []struct {
+		name   string
+		faults []faulty.Fault
+		puts   int
+	}{
+		{"500", []faulty.Fault{few(500)}, 2},
+		{"503", []faulty.Fault{few(503)}, 2},
+		{"507, three times", []faulty.Fault{few(507), few(507), few(507)}, 4},
+		{"and then a lost request", []faulty.Fault{few(503), reset}, 3},
+		{"and then a slow clock", []faulty.Fault{few(503), superseded, superseded}, 4},
+		{"after a lost request", []faulty.Fault{reset, {}, few(503)}, 3},
+		{"the load balancer's", []faulty.Fault{few(504)}, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				puts, faults := 0, script(c.faults...)
+				r := newRig(t, store.Policy{}, func(op faulty.Op) faulty.Fault {
+					if op.Kind == store.OpPut {
+						puts++
+					}
+					return faults(op)
+				})
+				if err := r.put(t, "new"); err != nil || puts != c.puts || r.content(t) != "new" {
+					t.Errorf("%v after %d PUTs, want %d; the store has %q", err, puts, c.puts, r.content(t))
+				}
+			})
+		})
+	}
+}
+
 func TestRetryPutEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// Superseded for ever: the data is not in the store and nobody may
