@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -89,6 +90,7 @@ func (e *RetryError) Unwrap() []error {
 //     After an answer of 500, 503 or 507 the data is sent again in any case. A
 //     proxy of Swift answers so when fewer than a majority of the replicas have
 //     the data. Head would show what a single one has, which is not durable.
+//     That holds for the next Put of the object, too, if this one fails.
 //   - 422, the data did not match its ETag: it was damaged on the way. It is
 //     sent twice more before this is final, since a wrong ETag would never fit.
 //   - Delete, DeleteContainer. Not found is success if an earlier attempt may
@@ -142,6 +144,9 @@ type retrier struct {
 	Store
 	s Store
 	p Policy
+
+	mu  sync.Mutex          // guards all below
+	few map[string]struct{} // objects of which Puts that failed may have left few replicas
 }
 
 // history is what an attempt knows of the earlier ones.
@@ -256,8 +261,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // Put implements Store; see Retry.
 func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) error {
 	op := Op{Kind: OpPut, Name: name, Bytes: len(data)}
-	few := false // an attempt may have stored the data on few replicas only
-	return r.run(ctx, op, func(ctx context.Context, h history) error {
+	// An attempt, also one of a Put before, may have stored the data on few replicas only.
+	few := r.leftFew(name)
+	err := r.run(ctx, op, func(ctx context.Context, h history) error {
 		if etag != "" && !few && (h.ambiguous || h.superseded) {
 			info, err := r.s.Head(ctx, name)
 			switch {
@@ -271,6 +277,31 @@ func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) 
 		few = few || tooFew(err)
 		return err
 	})
+	if few {
+		r.noteFew(name, err != nil)
+	}
+	return err
+}
+
+// leftFew says whether Puts of the object that failed may have left few replicas.
+func (r *retrier) leftFew(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.few[name]
+	return ok
+}
+
+func (r *retrier) noteFew(name string, few bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !few {
+		delete(r.few, name)
+		return
+	}
+	if r.few == nil {
+		r.few = make(map[string]struct{})
+	}
+	r.few[name] = struct{}{}
 }
 
 // tooFew says whether err may be the answer to a PUT of which fewer replicas than a

@@ -379,6 +379,34 @@ func TestRetryPutOnFewReplicas(t *testing.T) {
 	}
 }
 
+// TestRetryPutOnFewReplicasBefore has a Put that fails, and leaves the data on one
+// replica. The next Put does not take that for its own, whose request was lost.
+func TestRetryPutOnFewReplicasBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, store.Policy{}, func(faulty.Op) faulty.Fault {
+			return faulty.Fault{Err: faulty.Unavailable(store.Op{}), After: true}
+		})
+		if err := r.put(t, "new"); err == nil {
+			t.Fatal("503 for ever, and no error")
+		}
+		for _, c := range []struct{ lost, puts int }{{2, 3}, {1, 1}} { // a success ends it
+			puts := 0
+			r.faulty.SetDriver(func(op faulty.Op) faulty.Fault {
+				if op.Kind != store.OpPut {
+					return faulty.Fault{}
+				}
+				if puts++; puts <= c.lost {
+					return reset
+				}
+				return faulty.Fault{}
+			})
+			if err := r.put(t, "new"); err != nil || puts != c.puts {
+				t.Errorf("%d lost: %v after %d PUTs, want %d", c.lost, err, puts, c.puts)
+			}
+		}
+	})
+}
+
 func TestRetryPutEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// Superseded for ever: the data is not in the store and nobody may
