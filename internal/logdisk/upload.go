@@ -127,7 +127,9 @@ func (d *Disk) measure(n int64, took time.Duration) {
 
 // encode returns the object's bytes. Nobody changes its frames any more, and
 // what is added lies behind what readers look at. packed says that they are in a
-// buffer of their own.
+// buffer of their own. If a reader would refuse them, encode panics: then the object
+// is not sent, and no flush is acknowledged that relies on it. That is also how an
+// epoch ends whose numbers are used up.
 func (d *Disk) encode(o *object) (data []byte, packed bool) {
 	if d.o.Compress {
 		data, o.packed = d.pack(o)
@@ -138,6 +140,13 @@ func (d *Disk) encode(o *object) (data []byte, packed bool) {
 		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size.Load(), Sealed: time.Now(),
 	}
 	d.mu.RUnlock()
+	records, n := o.records, len(o.buf)
+	if o.packed != nil {
+		records, n = o.packed, len(data)
+	}
+	if err := layout.CheckTail(records, f, int64(n)); err != nil {
+		panic(err)
+	}
 	if o.packed != nil {
 		full := cap(data)
 		out := layout.AppendTail(data, o.packed, f)
