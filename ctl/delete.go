@@ -268,7 +268,7 @@ func (d *deletion) run(ctx context.Context) error {
 // makes a clone of it has to find the note that it goes.
 func (d *deletion) empty(ctx context.Context) error {
 	if d.log {
-		own := store.ListOptions{Prefix: "swiftnbd/"}
+		own := store.ListOptions{Prefix: volume.ExtraPrefix}
 		if err := d.emptyOf(ctx, own, func(name string) bool { return !strings.HasPrefix(name, layout.GonePrefix) }); err != nil {
 			return err
 		}

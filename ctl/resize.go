@@ -218,11 +218,9 @@ func (t *tool) resizeChunks(ctx context.Context, c *container, held *lease.Held,
 // of eight, so the listing is read from its beginning where the disk may have had
 // any. A listing is late, so what the map of the last session has counts, too.
 func (c *container) beyond(ctx context.Context, meta volume.Meta, n, most int64) (names []string, err error) {
-	var found []geometry.ChunkIndex
-	if vol, _ := chunked.Open(ctx, c, meta, false); vol.Mapped() { // else the listing is all there is
-		if found, err = vol.KnownFrom(ctx, geometry.ChunkIndex(n), math.MaxInt); err != nil {
-			return nil, err
-		}
+	found, err := chunked.KnownFrom(ctx, c, meta, geometry.ChunkIndex(n), math.MaxInt)
+	if err != nil {
+		return nil, err
 	}
 	marker := ""
 	if most <= 100_000_000 {

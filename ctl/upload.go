@@ -317,14 +317,12 @@ func (c *container) empty(ctx context.Context, s store.Store, meta volume.Meta) 
 	if len(page) > 0 {
 		return errFull(c.name)
 	}
-	if vol, _ := chunked.Open(ctx, s, meta, false); vol.Mapped() {
-		known, err := vol.KnownFrom(ctx, 0, 1)
-		if err != nil {
-			return c.explain(ctx, err)
-		}
-		if len(known) > 0 {
-			return errFull(c.name)
-		}
+	known, err := chunked.KnownFrom(ctx, s, meta, 0, 1)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	if len(known) > 0 {
+		return errFull(c.name)
 	}
 	return nil
 }

@@ -280,9 +280,13 @@ func (v *Volume) Count(ctx context.Context) (known, holes int64, err error) {
 	return known, holes, nil
 }
 
-// KnownFrom returns the chunks from i on that are known to have an object, so many at
-// most. It loads the map of an earlier session from there on.
-func (v *Volume) KnownFrom(ctx context.Context, i geometry.ChunkIndex, most int) (known []geometry.ChunkIndex, err error) {
+// KnownFrom returns the chunks from i on that have an object as the map of the last
+// session says, so many at most. Without a map that is true it returns none.
+func KnownFrom(ctx context.Context, s store.Store, meta volume.Meta, i geometry.ChunkIndex, most int) (known []geometry.ChunkIndex, err error) {
+	v, _ := Open(ctx, s, meta, false)
+	if !v.Mapped() {
+		return nil, nil
+	}
 	for n := int64(i / shardChunks); n*shardChunks < v.geo.Objects(); n++ {
 		first := geometry.ChunkIndex(n * shardChunks)
 		if err := v.recall(ctx, first); err != nil {

@@ -260,12 +260,7 @@ func TestGoingNoteStays(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		gate.SetDriver(func(op faulty.Op) faulty.Fault {
-			if op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
-				return faulty.Fault{Err: store.ErrNoSpace}
-			}
-			return faulty.Fault{}
-		})
+		gate.SetDriver(noRoot)
 		if err := d.DeleteSnapshot(t.Context(), "s", false); !errors.Is(err, store.ErrNoSpace) {
 			t.Fatal(err)
 		}
@@ -298,12 +293,7 @@ func TestGoingNoteStays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		gate.SetDriver(func(op faulty.Op) faulty.Fault {
-			if op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
-				return faulty.Fault{Err: store.ErrNoSpace}
-			}
-			return faulty.Fault{}
-		})
+		gate.SetDriver(noRoot)
 		if err := d.DeleteSnapshot(t.Context(), "s", false); !errors.Is(err, store.ErrNoSpace) {
 			t.Fatal(err)
 		}
@@ -328,4 +318,12 @@ func TestGoingNoteStays(t *testing.T) {
 			t.Errorf("deleted once more: %v; a clone: %v; the snapshot is there: %t", err, cloned, there)
 		}
 	})
+}
+
+// noRoot is a driver that refuses roots.
+func noRoot(op faulty.Op) faulty.Fault {
+	if op.Kind == store.OpPut && strings.HasPrefix(op.Name, layout.RootPrefix) {
+		return faulty.Fault{Err: store.ErrNoSpace}
+	}
+	return faulty.Fault{}
 }

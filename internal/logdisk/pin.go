@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"swiftnbd/internal/logdisk/layout"
-	"swiftnbd/internal/store"
 )
 
 // What pins need
@@ -149,32 +148,23 @@ func (d *Disk) loadKept(ctx context.Context) error {
 // that the root does not need and that one of the pins knows. Some of that no pin needs:
 // it stays until the pins are deleted.
 func (d *Disk) findKept(ctx context.Context) (kept layout.Kept, err error) {
+	err = d.eachListed(ctx, "the log", layout.LogPrefix, layout.ParseLogName, func(at layout.Position, size int64) {
+		k := layout.KeptObject{At: at, Size: int64(rowSize(size)), Last: d.rootAt}
+		if !d.objects.has(at) && objectNeeded(d.root.Pins, k) {
+			kept.Objects = append(kept.Objects, k)
+		}
+	})
+	if err != nil {
+		return kept, err
+	}
 	runs := runsOf(d.root)
-	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.LogPrefix}) {
-		if err != nil {
-			return kept, fmt.Errorf("list the log: %w", err)
+	err = d.eachListed(ctx, "the runs", layout.RunPrefix, layout.ParseRunName, func(at layout.Position, _ int64) {
+		k := layout.KeptObject{At: at, Last: d.rootAt}
+		if !runs[at] && runNeeded(d.root.Pins, k) {
+			kept.Runs = append(kept.Runs, k)
 		}
-		for _, info := range page {
-			at, ok := layout.ParseLogName(info.Name)
-			k := layout.KeptObject{At: at, Size: int64(rowSize(info.Size)), Last: d.rootAt}
-			if ok && !d.objects.has(at) && objectNeeded(d.root.Pins, k) {
-				kept.Objects = append(kept.Objects, k)
-			}
-		}
-	}
-	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RunPrefix}) {
-		if err != nil {
-			return kept, fmt.Errorf("list the runs: %w", err)
-		}
-		for _, info := range page {
-			at, ok := layout.ParseRunName(info.Name)
-			k := layout.KeptObject{At: at, Last: d.rootAt}
-			if ok && !runs[at] && runNeeded(d.root.Pins, k) {
-				kept.Runs = append(kept.Runs, k)
-			}
-		}
-	}
-	return kept, nil
+	})
+	return kept, err
 }
 
 // readKept reads the list that a root names, with what it has in itself.

@@ -100,12 +100,18 @@ func (d *Disk) listedRoot(ctx context.Context) (best layout.Position, size int64
 
 // eachRoot calls do for each root that is listed, with its size.
 func (d *Disk) eachRoot(ctx context.Context, do func(at layout.Position, size int64)) error {
-	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: layout.RootPrefix}) {
+	return d.eachListed(ctx, "the roots", layout.RootPrefix, layout.ParseRootName, do)
+}
+
+// eachListed calls do for each object that is listed under the prefix and has a name
+// that parse knows, with its size. what they are is for the error.
+func (d *Disk) eachListed(ctx context.Context, what, prefix string, parse func(string) (layout.Position, bool), do func(at layout.Position, size int64)) error {
+	for page, err := range store.Pages(ctx, d.store, store.ListOptions{Prefix: prefix}) {
 		if err != nil {
-			return fmt.Errorf("list the roots: %w", err)
+			return fmt.Errorf("list %s: %w", what, err)
 		}
 		for _, o := range page {
-			if p, ok := layout.ParseRootName(o.Name); ok {
+			if p, ok := parse(o.Name); ok {
 				do(p, o.Size)
 			}
 		}

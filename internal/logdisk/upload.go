@@ -140,25 +140,24 @@ func (d *Disk) encode(o *object) (data []byte, packed bool) {
 		At: o.at, FirstOfCut: o.at.N, Durable: d.durable, Size: d.size.Load(), Sealed: time.Now(),
 	}
 	d.mu.RUnlock()
-	records, n := o.records, len(o.buf)
+	frames, records := o.buf, o.records
 	if o.packed != nil {
-		records, n = o.packed, len(data)
+		frames, records = data, o.packed
 	}
-	if err := layout.CheckTail(records, f, int64(n)); err != nil {
+	if err := layout.CheckTail(records, f, int64(len(frames))); err != nil {
 		panic(err)
 	}
-	if o.packed != nil {
-		full := cap(data)
-		out := layout.AppendTail(data, o.packed, f)
-		if cap(out) != full { // the tail did not fit
-			freeBuffer(data)
-		}
-		d.mu.Lock()
-		o.density = densityOfRecords(o.packed, int64(len(out)))
-		d.mu.Unlock()
-		return out, true
+	out := layout.AppendTail(frames, records, f)
+	if o.packed == nil {
+		return out, false
 	}
-	return layout.AppendTail(o.buf, o.records, f), false
+	if cap(out) != cap(frames) { // the tail did not fit
+		freeBuffer(frames)
+	}
+	d.mu.Lock()
+	o.density = densityOfRecords(records, int64(len(out)))
+	d.mu.Unlock()
+	return out, true
 }
 
 // uploaded notes that the object, of size bytes, is in Swift, and how long its
