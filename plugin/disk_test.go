@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -169,5 +170,21 @@ func TestOpenAtEnd(t *testing.T) {
 	d.mu.Unlock()
 	if err := <-opened; !errors.Is(err, syscall.ESHUTDOWN) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestSecretsPipe has the secrets in a pipe, which the check before the fork has read:
+// a look at it finds nothing there, and waits for ever where it has a name.
+func TestSecretsPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w.Close()
+	e := ready(t, &disk{name: "v"})
+	e.params.secrets = fmt.Sprintf("/proc/self/fd/%d", r.Fd())
+	if now := e.current(); now != e.secrets || now.Path() != "none" {
+		t.Errorf("the secrets are those of %s now", now.Path())
 	}
 }

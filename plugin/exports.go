@@ -78,12 +78,13 @@ func newExports(p *params, state []byte, env config.Environ) (*exports, error) {
 
 // current returns the secrets. If the file has changed, it reads the file
 // again. If the file is wrong or cannot be read any more, the old secrets stay
-// in force. After nbdkit -u the file often cannot be read.
+// in force. After nbdkit -u the file often cannot be read. A pipe has told all
+// that it had to the check before the fork.
 func (e *exports) current() *config.Secrets {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	info, err := os.Stat(e.params.secretsPath())
-	if err != nil || stampOf(info) == e.stamp {
+	if err != nil || !info.Mode().IsRegular() || stampOf(info) == e.stamp {
 		return e.secrets
 	}
 	e.stamp = stampOf(info)

@@ -64,26 +64,14 @@ func stampOf(info fs.FileInfo) stamp {
 
 // readSecrets reads the secrets file, once, in full.
 func readSecrets(p *params) (h handover, err error) {
-	path := p.secretsPath()
-	info, err := os.Stat(path)
-	if err == nil && info.IsDir() {
-		err = errors.New("is a directory")
-	}
-	if err == nil {
-		h.Stamp = stampOf(info)
-		h.Secrets, err = os.ReadFile(path)
-	}
-	var pe *fs.PathError
+	data, info, err := config.ReadFile(p.secretsPath())
 	switch {
 	case err == nil:
-		return h, nil
+		h.Secrets, h.Stamp = data, stampOf(info)
 	case errors.Is(err, fs.ErrNotExist) && p.secrets == "":
-		h.NoFile = true
-		return h, nil
-	case errors.As(err, &pe):
-		err = pe.Err
+		h.NoFile, err = true, nil
 	}
-	return h, fmt.Errorf("secrets file %s: %w", path, err)
+	return h, err
 }
 
 // parse returns the secrets that h holds.

@@ -89,6 +89,14 @@ var badInputs = []badInput{
 		input: func(_ *testing.T, _ *harness.Cloud, volume, _ string) []string {
 			return []string{volume, "secrets=/nonexistent/secrets.conf"}
 		}},
+	{name: "secrets-large", words: []string{"SECRETS", "larger than 16 MiB"}, // a disk's image by mistake
+		input: func(t *testing.T, _ *harness.Cloud, volume, secrets string) []string {
+			harness.WriteFile(t, secrets, "")
+			if err := os.Truncate(secrets, 1<<40); err != nil {
+				t.Fatal(err)
+			}
+			return []string{volume, "secrets=" + secrets}
+		}},
 	{name: "secrets-directory", words: []string{"/etc", "directory"},
 		input: func(_ *testing.T, _ *harness.Cloud, volume, _ string) []string {
 			return []string{volume, "secrets=/etc"}

@@ -23,9 +23,12 @@ func (x Export) FromCloud() bool { return strings.HasPrefix(x.From, "cloud ") }
 // Again is Export with what the secrets file, clouds.yaml and the files beside it
 // hold now. It also returns the clouds that it has read, and ReadSecrets' warning.
 // A container whose section is gone does not take its credentials from elsewhere:
-// that is an error.
+// that is an error. If the file can be read only once, it counts as it was.
 func (s *Secrets) Again(container string, d Defaults, env Environ) (x Export, now *clouds.Set, warning string, err error) {
-	fresh, warning, err := ReadSecrets(s.path)
+	fresh, err := s, error(nil)
+	if !ReadOnce(s.path) {
+		fresh, warning, err = ReadSecrets(s.path)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && s.values == nil:
 		fresh = s // there was none before either

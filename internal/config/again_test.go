@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,5 +98,26 @@ func TestSameLogin(t *testing.T) {
 		if change(&b); SameLogin(a, b) {
 			t.Errorf("change %d is not seen", i)
 		}
+	}
+}
+
+// TestAgainPipe reads the secrets from a pipe: what it has told is all that there is.
+func TestAgainPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("[a]\nauthurl = http://h/auth/v1.0\nusername = u\npassword = p\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	was, _, err := ReadSecrets(fmt.Sprintf("/proc/self/fd/%d", r.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, _, _, err := was.Again("a", Defaults{}, nil)
+	if err != nil || x.Login.Password.Reveal() != "p" {
+		t.Errorf("%q, %v", x.Login.Password.Reveal(), err)
 	}
 }

@@ -85,30 +85,44 @@ func NoSecrets(path string) *Secrets { return &Secrets{path: path} }
 // the file; it is fs.ErrNotExist where there is none, for callers who then go
 // on with NoSecrets.
 func ReadSecrets(path string) (s *Secrets, warning string, err error) {
-	f, err := os.Open(path)
+	data, info, err := ReadFile(path)
 	if err != nil {
-		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
-	}
-	if info.IsDir() {
-		return nil, "", fmt.Errorf("secrets file %s: is a directory", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxSecretsSize+1))
-	if err != nil {
-		return nil, "", fmt.Errorf("secrets file %s: %w", path, bare(err))
-	}
-	if len(data) > maxSecretsSize {
-		return nil, "", fmt.Errorf("secrets file %s: larger than %d MiB", path, maxSecretsSize>>20)
+		return nil, "", err
 	}
 	if info.Mode().IsRegular() {
 		warning = WorldReadable(path, info.Mode())
 	}
 	s, err = ParseSecrets(path, data)
 	return s, warning, err
+}
+
+// ReadFile reads the secrets file at path. An error names the file.
+func ReadFile(path string) (data []byte, info fs.FileInfo, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	if info.IsDir() {
+		return nil, nil, fmt.Errorf("secrets file %s: is a directory", path)
+	}
+	if data, err = io.ReadAll(io.LimitReader(f, maxSecretsSize+1)); err != nil {
+		return nil, nil, fmt.Errorf("secrets file %s: %w", path, bare(err))
+	}
+	if len(data) > maxSecretsSize {
+		return nil, nil, fmt.Errorf("secrets file %s: larger than %d MiB", path, maxSecretsSize>>20)
+	}
+	return data, info, nil
+}
+
+// ReadOnce says that the file gives its content once, as a pipe does. Who reads it
+// again waits for somebody who writes, or finds it empty.
+func ReadOnce(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.Mode().IsRegular()
 }
 
 // WorldReadable returns a warning if others can read a secrets file of this
