@@ -447,11 +447,13 @@ func (b *Bridge) ping(ctx context.Context) {
 	}
 }
 
-// flushAgain flushes after a flush of ours that failed.
+// flushAgain flushes after a flush of ours that failed, also where nothing is to be
+// flushed: as long as the last one has failed, nothing else does, and what the client
+// writes may not be kept.
 func (b *Bridge) flushAgain() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.ended && !b.gone && !b.flusher && b.journal.len() > 0 {
+	if !b.ended && !b.gone && !b.flusher && b.failed {
 		b.flushLocked()
 	}
 }

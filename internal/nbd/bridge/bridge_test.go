@@ -40,6 +40,7 @@ type host struct {
 	failing  bool  // flushes fail
 	size     int64 // as it is told
 	flushes  int   // that have succeeded
+	failures int   // of flushes
 	silent   bool  // the server says nothing of sessions
 	// held, if not nil, gets a value when a flush is done, and its answer waits
 	// until it can be sent again.
@@ -182,6 +183,7 @@ func (h *host) do(r nbd.Request, data []byte, mark string) (answer []byte, ok bo
 	case nbd.Flush:
 		if h.failing {
 			reply.Error = nbd.ErrIO
+			h.failures++
 			break
 		}
 		copy(h.durable, h.memory)

@@ -156,3 +156,47 @@ func TestFollows(t *testing.T) {
 		t.Errorf("read %v", got)
 	}
 }
+
+// TestPingFails: Swift is away for so long that the bridge's look at an idle server
+// fails, with nothing to flush. When it is back, the bridge flushes again by itself, and
+// a client that writes much and never flushes loses nothing with the server.
+func TestPingFails(t *testing.T) {
+	h := newHost(t)
+	c, wait := begin(t, h, Options{Keep: 64 << 10})
+	h.mu.Lock()
+	h.failing = true
+	h.mu.Unlock()
+	until := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			h.mu.Lock()
+			yes := is()
+			h.mu.Unlock()
+			if yes {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	until("the bridge does not look at the server", func() bool { return h.failures > 0 })
+	h.mu.Lock()
+	h.failing = false
+	h.mu.Unlock()
+	until("the bridge never flushes again", func() bool { return h.flushes > 0 })
+	data := bytes.Repeat([]byte{7}, 4096)
+	for i := range 200 { // more than four times what is kept
+		c.must(t, nbd.Write, 0, 4096*i, 4096, data)
+	}
+	h.kill(rand.New(rand.NewPCG(1, 1)))
+	h.start()
+	for i := range 200 {
+		if got := c.must(t, nbd.Read, 0, 4096*i, 4096, nil); !bytes.Equal(got, data) {
+			t.Fatalf("write %d is lost", i)
+		}
+	}
+	if err := wait(); err != nil {
+		t.Error(err)
+	}
+}
