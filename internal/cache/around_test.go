@@ -20,6 +20,8 @@ type held struct {
 	goOn  chan struct{} // and waits for this
 }
 
+func (*held) Partly(error) bool { return true }
+
 func (h *held) Beside(_ geometry.ChunkIndex, r, _ geometry.ByteRange) geometry.ByteRange { return r }
 
 func (h *held) Read(_ context.Context, i geometry.ChunkIndex, off int64, p []byte) (bool, error) {

@@ -86,6 +86,7 @@ const shards = 64
 type Cache struct {
 	backend Backend
 	beside  func(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange // a Reader's; nil: there is none
+	partly  func(err error) bool                                                       // the same
 	geo     geometry.Geometry
 	end     atomic.Int64 // nothing is read ahead from here on, bytes: see SetEnd
 	opts    Options

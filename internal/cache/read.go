@@ -40,7 +40,7 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 	var (
 		pinned *chunk // pinned so that it is not evicted before its bytes are copied
 		much   bool
-		failed int
+		failed failed
 	)
 	defer func() { c.unpin(pinned) }()
 	for first := true; ; first = false {
@@ -76,26 +76,50 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 			}
 			want = missing
 		}
-		want = c.worth(piece.Chunk, want)
 		if first {
 			c.stats.Misses.Add(1)
 			much = c.readAhead(c.geo.Offset(piece.Chunk)+piece.In.Off, piece.In.Len)
 		}
-		if much {
-			want = geometry.ByteRange{Len: c.geo.ObjectSize()}
-		}
 		c.unpin(pinned) // nothing is held while waiting for memory
 		pinned = nil
 		var err error
-		if pinned, err = c.await(ctx, piece.Chunk, want); err != nil {
-			// A Reader may have these bytes and not those that were fetched with
-			// them, by us or for somebody else.
-			if failed++; c.beside == nil || failed > 2 || ctx.Err() != nil || c.ctx.Err() != nil {
-				return err
-			}
-			much = false
+		if pinned, err = c.bring(ctx, piece.Chunk, want, much, &failed); err != nil {
+			return err
 		}
 	}
+}
+
+// failed is how often a request has waited for a fetch that failed.
+type failed int
+
+// mostFailed bounds how many fetches that others began, of more than it needs, a
+// request waits for.
+const mostFailed = 3
+
+// bring waits for a fetch of the bytes r of chunk i, or of some of them: of the whole
+// chunk with much, and else of as much as is worth a request. A Reader may have r and not
+// what is fetched with it, by us or for somebody else. When such a fetch fails, bring
+// returns no error, and r is fetched alone the next time. If the chunk is not nil, the
+// caller has a pin on it, with or without an error.
+func (c *Cache) bring(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange, much bool, f *failed) (*chunk, error) {
+	want := geometry.ByteRange{Len: c.geo.ObjectSize()}
+	switch {
+	case *f > 0:
+		want = c.beside(i, r, r)
+	case !much:
+		want = c.worth(i, r)
+	}
+	ch, got, err := c.await(ctx, i, want)
+	if err == nil || c.beside == nil || ctx.Err() != nil || c.ctx.Err() != nil {
+		return ch, err
+	}
+	alone := c.beside(i, r, r)
+	if more := got.Off < alone.Off || got.End() > alone.End(); more && c.partly(err) {
+		if *f++; *f < mostFailed {
+			return ch, nil
+		}
+	}
+	return ch, err
 }
 
 // unpin removes the pin of a read. ch may be nil.
@@ -127,12 +151,12 @@ func (c *Cache) worth(i geometry.ChunkIndex, r geometry.ByteRange) geometry.Byte
 	return c.beside(i, r, wide)
 }
 
-// await waits for a fetch that brings the bytes r of chunk i, or some of them.
-// The fetch is under way already, or await starts it. If the chunk is not nil,
-// the caller has a pin on it, with or without an error.
-func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) (*chunk, error) {
+// await waits for a fetch that brings the bytes r of chunk i, or some of them, and
+// returns what it fetches. The fetch is under way already, or await starts it. If the
+// chunk is not nil, the caller has a pin on it, with or without an error.
+func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange) (ch *chunk, got geometry.ByteRange, err error) {
 	var f *fetch
-	ch := c.find(i)
+	ch = c.find(i)
 	if ch != nil {
 		ch.mu.RLock()
 		if f = ch.fetching(r); f != nil {
@@ -148,14 +172,13 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 		if !first {
 			select {
 			case <-a.done:
-				return nil, a.err // nil: the caller looks again
+				return nil, got, a.err // nil: the caller looks again
 			case <-ctx.Done():
-				return nil, context.Cause(ctx)
+				return nil, got, context.Cause(ctx)
 			}
 		}
-		var err error
 		if ch, f, err = c.room(ctx, i, r, a); f == nil {
-			return nil, err
+			return nil, got, err
 		}
 		// The fetch runs in another goroutine. The goroutine of a callback from
 		// C is bound to its thread. Each of its many waits within an HTTP
@@ -164,9 +187,9 @@ func (c *Cache) await(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 	}
 	select {
 	case <-f.done:
-		return ch, f.err
+		return ch, f.r, f.err
 	case <-ctx.Done():
-		return ch, context.Cause(ctx)
+		return ch, got, context.Cause(ctx)
 	}
 }
 

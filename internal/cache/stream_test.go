@@ -135,6 +135,8 @@ func readStream(t *testing.T, total, object, size int64, depth int) (longer floa
 // scattered is a disk whose blocks lie everywhere: each is a request.
 type scattered struct{ *far }
 
+func (scattered) Partly(error) bool { return true }
+
 func (scattered) Beside(_ geometry.ChunkIndex, r, _ geometry.ByteRange) geometry.ByteRange { return r }
 
 // TestRandomReads reads blocks of a scattered disk, each in another chunk: those that

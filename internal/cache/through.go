@@ -19,6 +19,9 @@ type Reader interface {
 	// Beside returns as much of wide, r included, as Read brings without more
 	// requests than r takes. Both lie in the chunk.
 	Beside(i geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange
+	// Partly says whether some of the bytes may be read although a Read of more has
+	// ended with err. They are read at once then, and the client waits for both.
+	Partly(err error) bool
 	// Read fills p with the chunk's bytes from off, or says that the chunk
 	// is a hole. The result has every Through that ended before Read began. The
 	// bytes behind p, up to its capacity, may be changed. Behind a whole chunk of
@@ -38,7 +41,7 @@ func NewReader(r Reader, geo geometry.Geometry, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.beside = r.Beside
+	c.beside, c.partly = r.Beside, r.Partly
 	c.budget.reserve = 0
 	c.ahead.limit = min(o.readahead(geo), c.budget.limit*3/4)
 	return c, nil
@@ -80,7 +83,10 @@ func (c *Cache) through(ctx context.Context, piece geometry.Piece, data []byte, 
 	if r == wide && c.around(piece, data, keep) {
 		return nil
 	}
-	var pinned *chunk // so that nobody makes room of what it has just got
+	var (
+		pinned *chunk // so that nobody makes room of what it has just got
+		failed failed
+	)
 	defer func() { c.unpin(pinned) }()
 	for {
 		ch, err := c.chunk(ctx, piece.Chunk, foreground)
@@ -95,7 +101,7 @@ func (c *Cache) through(ctx context.Context, piece geometry.Piece, data []byte, 
 		if missing := ch.lacks(r, wide); missing.Len > 0 {
 			ch.mu.Unlock()
 			c.unpin(pinned) // nothing is held while waiting for memory
-			if pinned, err = c.await(ctx, piece.Chunk, c.worth(piece.Chunk, missing)); err != nil {
+			if pinned, err = c.bring(ctx, piece.Chunk, missing, false, &failed); err != nil {
 				return err
 			}
 			continue

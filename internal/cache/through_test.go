@@ -35,6 +35,8 @@ func (l *logged) Holes(i geometry.ChunkIndex, n int64) (holes int64) {
 	return holes
 }
 
+func (*logged) Partly(error) bool { return true }
+
 // Beside says at random that all may be read, or only what is needed.
 func (l *logged) Beside(_ geometry.ChunkIndex, r, wide geometry.ByteRange) geometry.ByteRange {
 	if rand.IntN(2) == 0 {

@@ -257,6 +257,16 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 	return geometry.ByteRange{Off: lo * layout.BlockSize, Len: min(hi*layout.BlockSize, ChunkSize) - lo*layout.BlockSize}
 }
 
+// Partly says yes of what is wrong with one object, or with the disk's parent.
+// Where nobody has answered, the next request would wait for as long again.
+func (r reader) Partly(err error) bool {
+	var (
+		answer *store.StatusError
+		parent *parentError
+	)
+	return content(err) || errors.As(err, &answer) || errors.As(err, &parent)
+}
+
 // want is a run of blocks whose frames lie beside each other in an object in
 // Swift, or that are in one compressed record there.
 type want struct {
@@ -300,6 +310,9 @@ func (d *Disk) readRoomy(ctx context.Context, first uint64, p []byte, roomy bool
 		if len(lows) > 0 {
 			zero, err := d.readLows(ctx, base, size, lows)
 			if err != nil {
+				if base.lower == nil {
+					err = &parentError{err}
+				}
 				return false, err
 			}
 			hole = hole && zero
