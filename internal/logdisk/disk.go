@@ -216,6 +216,7 @@ type Disk struct {
 	rootAt    layout.Position
 	at        layout.Position // as far as the log was read when the disk was opened
 	former    layout.Position // the end of the epoch whose log that was
+	unsure    []unsure        // found when the disk was opened, and not known to be durable
 	tails     tails           // of a disk that is read: the log after the root
 	dying     dyingObjects
 	garbage   garbageList // what the newest root does not name

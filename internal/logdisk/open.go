@@ -59,6 +59,10 @@ func Open(ctx context.Context, o Options) (*Disk, error) {
 			// The root is in Swift before any compressed record is.
 			d.root.Requires = append(slices.Clone(d.root.Requires), layout.FeatureZstd)
 		}
+		if err := d.resend(ctx); err != nil {
+			d.Close()
+			return nil, err
+		}
 		if err := d.save(ctx); err != nil {
 			d.Close()
 			return nil, err
@@ -188,6 +192,7 @@ func (d *Disk) openMapAndLog(ctx context.Context, from layout.Position) error {
 		return err
 	}
 	d.replay(from, log.objects, whole)
+	d.noteUnsure(from, log, whole)
 	return nil
 }
 
