@@ -153,13 +153,22 @@ func (d *Disk) mergeRuns(ctx context.Context) error {
 	return nil
 }
 
-// giveUp has runs deleted that no root names and none will.
+// giveUp has runs deleted that no root names and none will: at once, since what they take
+// may be all that a quota has left for clients, and again when no PUT of them can be
+// under way any more.
 func (d *Disk) giveUp(runs []*runFile) {
+	for _, r := range runs {
+		d.giveUpRun(r.at, r.size)
+	}
+}
+
+// giveUpRun is giveUp of a run that has so many bytes; 0: they are not counted.
+func (d *Disk) giveUpRun(at layout.Position, size int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, r := range runs {
-		d.discard(garbage{name: layout.RunName(r.at), after: time.Now().Add(d.o.Horizon), size: r.size})
-	}
+	now := time.Now()
+	d.discard(garbage{name: layout.RunName(at), after: now, size: size})
+	d.discard(garbage{name: layout.RunName(at), after: now.Add(d.o.Horizon)})
 }
 
 // head is where a merge is in one sorted run.

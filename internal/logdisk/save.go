@@ -166,15 +166,15 @@ func (d *Disk) saveWith(ctx context.Context, edit func(c *checkpoint) error) (er
 			return
 		}
 		d.giveUp(runs)
+		for _, at := range c.tables {
+			d.giveUpRun(at, 0)
+		}
 		// What was not saved is the next checkpoint's.
 		d.mu.Lock()
 		delta.over(d.delta, d.replaced)
 		d.delta, d.frozen = delta, nil
 		d.objects.thaw(false)
 		d.pins.list = before
-		for _, at := range c.tables {
-			d.discard(garbage{name: layout.RunName(at), after: time.Now().Add(d.o.Horizon)})
-		}
 		d.mu.Unlock()
 	}()
 	if done != nil {
