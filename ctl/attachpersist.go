@@ -101,6 +101,7 @@ func (t *tool) bridge(ctx context.Context, o attachOptions, name string, index i
 func firstBridge(ctx context.Context, s *server, ended chan error, o bridge.Options) (*bridge.Bridge, error) {
 	for {
 		b, err := bridge.New(ctx, o)
+		s.served.Store(err == nil)
 		starting := errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 		if err == nil || s.argv == nil || !starting {
 			return b, err

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +27,9 @@ type server struct {
 
 	dir  string   // of the socket of an nbdkit of ours
 	argv []string // its command line; nil: the server is not ours
+	disk string   // the container, for messages
+
+	served atomic.Bool // a client has got the disk of it
 }
 
 // server returns the server of the disk. Without --persist an nbdkit of ours
@@ -33,13 +38,13 @@ type server struct {
 func (t *tool) server(ctx context.Context, o attachOptions, name string, params []string) (*server, error) {
 	if o.uri != "" {
 		target, err := nbd.ParseURI(o.uri)
-		return &server{target: target}, err
+		return &server{target: target, disk: name}, err
 	}
 	dir, err := os.MkdirTemp("/run", "swiftnbd-attach-") // it is short, and only root can look into it
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dir: dir}
+	s := &server{dir: dir, disk: name}
 	socket := filepath.Join(dir, "socket")
 	s.target = nbd.Target{Network: "unix", Address: socket, Export: name}
 	plugin := t.env("SWIFTNBD_PLUGIN")
@@ -71,12 +76,17 @@ func (t *tool) server(ctx context.Context, o attachOptions, name string, params 
 		if ctx.Err() != nil {
 			return nil, &interruptedError{name}
 		}
-		if i := strings.LastIndexByte(name, '@'); i > 0 {
-			return nil, fmt.Errorf("nbdkit does not start: %w; if %s is a snapshot: %s attach %s -- snapshot=%s", err, name, program, name[:i], name[i+1:])
-		}
-		return nil, fmt.Errorf("nbdkit does not start: %w", err)
+		return nil, s.unstarted(err)
 	}
 	return s, nil
+}
+
+// unstarted is the error of an nbdkit of ours that has ended with err before it served.
+func (s *server) unstarted(err error) error {
+	if i := strings.LastIndexByte(s.disk, '@'); i > 0 {
+		return fmt.Errorf("nbdkit does not start: %w; if %s is a snapshot: %s attach %s -- snapshot=%s", err, s.disk, program, s.disk[:i], s.disk[i+1:])
+	}
+	return fmt.Errorf("nbdkit does not start: %w", err)
 }
 
 // pluginLogin returns the plugin's parameters for the options of the login.
@@ -134,16 +144,21 @@ func (s *server) close() {
 }
 
 // keepRunning runs an nbdkit of ours until ctx ends, and starts it again whenever
-// it has ended. Each value of restart ends it in good order. When ctx ends,
-// nobody is connected any more: nbdkit gets SIGTERM, and has the time it wants.
+// it has ended. If it ends before anybody has got the disk, that is an error: the next
+// one would say the same. Each value of restart ends it in good order. When ctx ends,
+// nobody is connected any more: nbdkit gets SIGTERM, and has the time it wants. So it
+// does if we are killed.
 func (s *server) keepRunning(ctx context.Context, restart <-chan os.Signal, log func(format string, args ...any)) error {
+	// Linux sends Pdeathsig when the thread ends that has started the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	for {
 		_ = os.Remove(s.target.Address) // of the one before
 		begun := time.Now()
 		cmd := exec.Command(s.argv[0], s.argv[1:]...)
 		cmd.Stderr = os.Stderr
 		// What ends us by the terminal must not end it: we do that.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("nbdkit does not start: %w", err)
 		}
@@ -168,6 +183,9 @@ func (s *server) keepRunning(ctx context.Context, restart <-chan os.Signal, log 
 		if !asked {
 			if err == nil {
 				err = errors.New("exit status 0")
+			}
+			if !s.served.Load() {
+				return s.unstarted(err)
 			}
 			log("nbdkit has ended (%v), and is started again", err)
 		}
