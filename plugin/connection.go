@@ -105,19 +105,60 @@ func (c *connection) Cache(count uint32, offset uint64, flags uint32) error {
 }
 
 func (c *connection) Extents(count uint32, offset uint64, flags uint32, extents *nbdkit.Extents) error {
-	var addErr error
-	err := c.device.Extents(int64(offset), int64(count), func(off, n int64, hole bool) bool {
+	return toErrno(tellExtents(c.device, int64(offset), int64(count), flags&nbdkit.FlagReqOne != 0, func(off, n int64, hole bool) error {
 		var kind uint32
 		if hole {
 			kind = nbdkit.ExtentHole | nbdkit.ExtentZero
 		}
-		addErr = extents.Add(uint64(off), uint64(n), kind)
-		return addErr == nil
-	})
-	if err == nil {
-		err = addErr
+		return extents.Add(uint64(off), uint64(n), kind)
+	}))
+}
+
+// oneExtent is how much tellExtents looks at first where one extent is asked for, in
+// multiples of device.Disk.Preferred: chunks, or blocks. What is not known of chunks is
+// asked of Swift for that many at once.
+const oneExtent = 256
+
+// tellExtents calls add for the extents of the range. With one, the first is enough: qemu
+// asks for one at a time, always with all that is left of its range. To look at all of it
+// each time would take a time that grows with the square of the number of extents.
+func tellExtents(d interface {
+	Extents(off, n int64, emit func(off, n int64, hole bool) bool) error
+	Preferred() int64
+}, off, n int64, one bool, add func(off, n int64, hole bool) error) error {
+	at, end := off, off+n
+	window := n
+	if one {
+		window = oneExtent * d.Preferred()
 	}
-	return toErrno(err)
+	var first, other bool // the first extent is a hole; another one has begun
+	for at < end && !other {
+		to := min(end, at+window)
+		var failed error
+		err := d.Extents(at, to-at, func(o, length int64, hole bool) bool {
+			if o == off {
+				first = hole
+			}
+			if other = one && hole != first; other {
+				return false
+			}
+			failed = add(o, length, hole)
+			at = o + length
+			return failed == nil
+		})
+		switch {
+		case failed != nil:
+			return failed
+		case err != nil && at > off:
+			return nil // what is known is told; the next call has the error
+		case err != nil:
+			return err
+		case at < to:
+			return nil // more than fits into an answer
+		}
+		window *= 4
+	}
+	return nil
 }
 
 func describeVolume(d *device.Device, readOnly bool) string {
