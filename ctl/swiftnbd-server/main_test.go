@@ -9,7 +9,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"swiftnbd/internal/cmdline"
 )
@@ -140,5 +143,30 @@ func TestOldBeginnings(t *testing.T) {
 				t.Errorf("--%s: %q, %v, want --%s", name[:i], got, err, name)
 			}
 		}
+	}
+}
+
+// TestPidFileIsPipe: another user may have made a pipe where the pid file belongs, in
+// the temporary directory. It is an error, and not waited for.
+func TestPidFileIsPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// So much is read of a file. An empty pipe would be waited for.
+	writer, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if _, err := writer.WriteString(strings.Repeat("1", 64)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := lockPidFile(path)
+	if err == nil || !strings.Contains(err.Error(), "not a file") {
+		t.Errorf("the pid file is %v, the error %v", p, err)
+	}
+	if n, err := unix.IoctlGetInt(int(writer.Fd()), unix.TIOCINQ); err != nil || n != 64 {
+		t.Errorf("%d bytes are left in the pipe, %v: it was read", n, err)
 	}
 }

@@ -43,9 +43,11 @@ func lockPidFile(path string) (*pidFile, error) {
 			f.Close() // it was removed while we waited for it
 			continue
 		}
-		data, err := io.ReadAll(io.LimitReader(f, 64))
-		if err == nil && !mine.Mode().IsRegular() {
+		var data []byte
+		if !mine.Mode().IsRegular() { // to read a pipe would wait for ever
 			err = errors.New("not a file")
+		} else {
+			data, err = io.ReadAll(io.LimitReader(f, 64))
 		}
 		if err != nil {
 			f.Close()
