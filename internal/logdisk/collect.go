@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,8 +54,6 @@ const (
 	// the pause is before they are deleted again if it fails.
 	deleteAtOnce = 1000
 	deleteAgain  = 10 * time.Second
-	// saidAgain is how long an error was not there, at least, when it is said once more.
-	saidAgain = 3 * deleteAgain
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour
@@ -69,18 +66,14 @@ func (d *Disk) collect() {
 	tick := time.NewTicker(d.o.Every)
 	defer tick.Stop()
 	t := tidying{}
-	said := map[string]time.Time{} // when an error of the cause was there last
+	var said said
 	for {
 		more, errs := d.tidy(context.WithValue(d.behind, politeKey{}, true), &t)
 		if d.behind.Err() != nil {
 			return
 		}
-		now := time.Now()
-		maps.DeleteFunc(said, func(_ string, last time.Time) bool { return now.Sub(last) > saidAgain })
 		for _, err := range errs {
-			why := cause(err)
-			_, there := said[why]
-			if said[why] = now; !there {
+			if said.news(err) {
 				d.o.Log("collect garbage: %v (tried again; no data is concerned, but what nothing needs stays in Swift)", err)
 			}
 		}
@@ -92,18 +85,6 @@ func (d *Disk) collect() {
 		case <-d.behind.Done():
 			return
 		}
-	}
-}
-
-// cause returns what has made err: without the object that it is about, which is another
-// one each time.
-func cause(err error) string {
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return err.Error()
-		}
-		err = inner
 	}
 }
 

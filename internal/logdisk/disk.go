@@ -178,6 +178,8 @@ type Disk struct {
 
 	mergeKick chan struct{} // wakes the merging of runs
 
+	saidUpload, saidGather said // what the log has of uploads that fail, and of gathering
+
 	saving chan struct{} // has an item while a checkpoint is made; guards sent
 	sent   *checkpoint   // whose root was sent, and perhaps has not arrived; nil: none
 

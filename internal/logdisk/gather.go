@@ -172,7 +172,7 @@ func (d *Disk) gather() {
 			if ok {
 				// If it is scattered still, it comes as any other.
 				again, pause = chunk, gatherWait/100
-				if _, err := d.read(ctx, chunk*chunkBlocks, make([]byte, ChunkSize)); err != nil && d.behind.Err() == nil {
+				if _, err := d.read(ctx, chunk*chunkBlocks, make([]byte, ChunkSize)); err != nil && d.behind.Err() == nil && d.saidGather.news(err) {
 					d.o.Log("read what was not in order: %v (left as it was; no data is concerned)", err)
 				}
 				break
@@ -195,7 +195,7 @@ func (d *Disk) gather() {
 }
 
 func (d *Disk) writeGathered(ctx context.Context, list []gathered) {
-	if err := d.moveGathered(ctx, list); err != nil && d.behind.Err() == nil {
+	if err := d.moveGathered(ctx, list); err != nil && d.behind.Err() == nil && d.saidGather.news(err) {
 		d.o.Log("put in order what was read: %v (left as it was; no data is concerned)", err)
 	}
 }

@@ -5,7 +5,9 @@ package logdisk
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -68,5 +70,78 @@ func TestNoRoomForCheckpoint(t *testing.T) {
 		time.Sleep(3 * horizon)
 		s.same(d)
 		atRest(t, d, v.box)
+	})
+}
+
+// TestQuotaSaidOnce has a quota be used up for a while, with writes that wait, a checkpoint
+// that is due, and a client who reads what is scattered. Each has one line in the log, and
+// not one for each attempt; and one more when the quota is used up again later.
+func TestQuotaSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const chunks = 8
+		rng := rand.New(rand.NewPCG(1, 1))
+		v := newClosing(t, chunks*ChunkSize)
+		v.o = Options{Seal: 128 * layout.FrameSize, GC: 1, Idle: time.Hour, Cache: MinCache(), Checkpoint: 20, FlushTime: -1}
+		var mu sync.Mutex
+		lines, refused := map[string]int{}, map[string]int{}
+		v.o.Log = func(format string, _ ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			lines[format[:strings.Index(format, ":")]]++
+		}
+		var full atomic.Bool
+		d, err := v.open(t.Context(), store.Wrap(v.box, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+			if op.Kind != store.OpPut || !full.Load() {
+				return call(ctx)
+			}
+			kind := "other"
+			if at, ok := layout.ParseLogName(op.Name); ok {
+				kind = "by clients"
+				if at.N >= layout.FirstCollected {
+					kind = "in order"
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			refused[kind]++
+			return &store.StatusError{Op: op.String(), Code: 413, Err: store.ErrNoSpace}
+		}))
+		do := doer(t)
+		do(err)
+		write := func(n int) {
+			p := make([]byte, blockSize)
+			for _, b := range rng.Perm(chunks * chunkBlocks)[:n] {
+				stamp(p, uint64(b), 3)
+				do(d.Write(t.Context(), p, int64(b)*blockSize))
+			}
+		}
+		for n := 1; n <= 2; n++ {
+			for range 30 { // a checkpoint is due
+				write(256)
+				do(d.Flush(t.Context()))
+			}
+			full.Store(true)
+			write(512)
+			if d.Flush(t.Context()) == nil {
+				t.Fatal("a flush succeeds that Swift has refused")
+			}
+			for range 20 {
+				readAll(t, d)
+				time.Sleep(5 * time.Second)
+			}
+			full.Store(false)
+			time.Sleep(time.Minute)
+			do(d.Flush(t.Context()))
+			mu.Lock()
+			for line, some := range lines {
+				if some > n {
+					t.Errorf("%d times it is full, and %d lines say %s", n, some, line)
+				}
+			}
+			mu.Unlock()
+		}
+		if refused["by clients"] < 200 || refused["in order"] < 20 || lines["write back"] != 2 || lines["put in order what was read"] != 2 {
+			t.Errorf("this test shows little: %v, for %v", lines, refused)
+		}
 	})
 }

@@ -215,7 +215,9 @@ func (d *Disk) noteUploaded(o *object, size int64, took time.Duration, recent []
 
 // failed tells those who wait for uploads that one has failed.
 func (d *Disk) failed(err error) {
-	d.o.Log("write back: %v (kept in memory, and tried again: it is lost if this process is killed)", err)
+	if d.saidUpload.news(err) {
+		d.o.Log("write back: %v (kept in memory, and tried again: it is lost if this process is killed)", err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f := d.failing
@@ -274,6 +276,7 @@ func (d *Disk) loop() {
 	defer d.recoverPanic()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var said said
 	for {
 		d.mu.Lock()
 		wait := time.Hour
@@ -287,7 +290,9 @@ func (d *Disk) loop() {
 		d.mu.Unlock()
 		if due {
 			if err := d.save(d.ctx); err != nil && d.ctx.Err() == nil {
-				d.o.Log("save the map: %v (tried again; no data is concerned)", err)
+				if said.news(err) {
+					d.o.Log("save the map: %v (tried again; no data is concerned)", err)
+				}
 				wait = min(wait, d.o.Pause)
 			}
 		}
