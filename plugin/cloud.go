@@ -35,11 +35,19 @@ func clientOptions(x config.Export) swiftstore.Options {
 	}
 }
 
-// readCA reads an authorities' file. If the file cannot be read any more,
-// readCA returns its content from before nbdkit gave up its privileges.
-func (e *exports) readCA(path string) ([]byte, error) {
+// certificates are files with certificates and keys, by path, as the check before the
+// fork has read them.
+type certificates map[string][]byte
+
+// read reads such a file as it is now. If it cannot be read any more, as often after
+// nbdkit has given up its privileges, or could be read only once, it is as it was.
+func (c certificates) read(path string) ([]byte, error) {
+	kept := c[path]
+	if kept != nil && config.ReadOnce(path) {
+		return kept, nil
+	}
 	pem, err := os.ReadFile(path)
-	if kept := e.cas[path]; err != nil && kept != nil {
+	if err != nil && kept != nil {
 		return kept, nil
 	}
 	return pem, err
@@ -53,7 +61,7 @@ func (e *exports) cloud(x config.Export) (*cloud.Cloud, error) {
 	c := e.clouds[key]
 	if c == nil {
 		o := clientOptions(x)
-		o.ReadFile = e.readCA
+		o.ReadFile = e.cas.read
 		from := &origin{e: e, secrets: e.secrets, key: key}
 		o.Source = from.source()
 		// The secrets may have changed since then. A token must not be used for

@@ -187,4 +187,23 @@ func TestSecretsPipe(t *testing.T) {
 	if now := e.current(); now != e.secrets || now.Path() != "none" {
 		t.Errorf("the secrets are those of %s now", now.Path())
 	}
+	// So it is with a key or a certificate.
+	cas := certificates{e.params.secrets: []byte("key")}
+	if b, err := cas.read(e.params.secrets); string(b) != "key" || err != nil {
+		t.Errorf("the key is %q now, %v", b, err)
+	}
+	file := t.TempDir() + "/key"
+	if err := os.WriteFile(file, []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cas[file] = []byte("old")
+	if b, err := cas.read(file); string(b) != "new" || err != nil {
+		t.Errorf("a key that was changed is %q, %v", b, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := cas.read(file); string(b) != "old" || err != nil {
+		t.Errorf("a key that cannot be read any more is %q, %v", b, err)
+	}
 }

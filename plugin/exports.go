@@ -43,7 +43,7 @@ type exports struct {
 	stamp   stamp // of the last file that was read, even if it could not be used
 	session *session
 	forUser config.Login // the login to which session belongs
-	cas     map[string][]byte
+	cas     certificates
 	inCloud *clouds.Set
 	closing bool // nbdkit ends: nothing is opened any more
 	clouds  map[cloudKey]*cloud.Cloud

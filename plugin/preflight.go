@@ -38,7 +38,7 @@ type handover struct {
 	Session *session // with container=
 	// CAs are the files with certificates and keys, by path. After nbdkit -u they
 	// may not be readable.
-	CAs map[string][]byte
+	CAs certificates
 	// Clouds are clouds.yaml and the files beside it.
 	Clouds clouds.Files
 }
@@ -113,7 +113,7 @@ func preflight(p *params) ([]byte, error) {
 	}
 	switch {
 	case p.container != "":
-		h.Session, err = checkContainer(p, secrets, defaults)
+		h.Session, err = checkContainer(p, secrets, defaults, h.CAs)
 	case len(secrets.Containers()) == 0:
 		err = fmt.Errorf("secrets file %s: no section, and no container= parameter", p.secretsPath())
 	default:
@@ -133,7 +133,7 @@ func (h *handover) takeCAs(p *params, secrets *config.Secrets, defaults config.D
 	if p.container != "" {
 		names = []string{p.container}
 	}
-	h.CAs = make(map[string][]byte)
+	h.CAs = make(certificates)
 	for _, name := range names {
 		x, err := secrets.Export(name, defaults, os.Getenv)
 		if err != nil {
@@ -177,7 +177,7 @@ func warn(line string) {
 
 // checkContainer checks the container as opening it would, and does not take
 // its lease.
-func checkContainer(p *params, secrets *config.Secrets, defaults config.Defaults) (*session, error) {
+func checkContainer(p *params, secrets *config.Secrets, defaults config.Defaults, cas certificates) (*session, error) {
 	x, err := secrets.Export(p.container, defaults, os.Getenv)
 	if err != nil {
 		return nil, err
@@ -185,7 +185,9 @@ func checkContainer(p *params, secrets *config.Secrets, defaults config.Defaults
 	for _, key := range secrets.Overridden(p.container, slices.Sorted(maps.Keys(p.seen))) {
 		warn(fmt.Sprintf("%s= has no effect on %s, for which %s says something else", key, p.container, secrets.Path()))
 	}
-	client, err := swiftstore.Dial(clientOptions(x))
+	o := clientOptions(x)
+	o.ReadFile = cas.read
+	client, err := swiftstore.Dial(o)
 	if err != nil {
 		return nil, describe(x, err)
 	}

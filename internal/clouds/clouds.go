@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -73,10 +74,19 @@ type Set struct {
 // New returns the clouds of the files.
 func New(files Files) *Set { return &Set{files: files} }
 
-// Again reads the files once more, from the places where they were looked for.
+// Again reads the files once more, from the places where they were looked for. If one
+// of them is a pipe, which can be read only once, they count as they were.
 func (s *Set) Again() *Set {
 	if s == nil || s.files.Places.Directory == "" {
 		return s
+	}
+	for _, f := range []*File{s.files.Clouds, s.files.Secure, s.files.Public} {
+		if f == nil {
+			continue
+		}
+		if info, err := os.Stat(f.Path); err == nil && !info.Mode().IsRegular() {
+			return s
+		}
 	}
 	files, err := s.files.Places.Read()
 	if err != nil {

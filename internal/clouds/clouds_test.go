@@ -195,3 +195,21 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestAgainPipe has clouds.yaml in a pipe, which has told all that it had.
+func TestAgainPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("clouds: {a: {region_name: R}}"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d", r.Fd())
+	was := New(Load(func(name string) string { return map[string]string{"OS_CLIENT_CONFIG_FILE": path}[name] }))
+	if c, err := was.Again().Cloud("a", ""); err != nil || c.Region != "R" {
+		t.Errorf("%v, %v", c, err)
+	}
+}
