@@ -83,9 +83,10 @@ func (f *refusals) granted(r request) {
 	f.any.Store(len(f.until) > 0)
 }
 
-// fresh says whether the token cannot have expired yet.
-func (t *token) fresh(now time.Time) bool {
-	return now.Sub(t.issued) < freshFor && (t.expires.IsZero() || now.Before(t.expires))
+// fresh says whether the token cannot have expired when a request came to Swift that was
+// sent and answered then.
+func (t *token) fresh(sent, answered time.Time) bool {
+	return sent.Sub(t.issued) < freshFor && (t.expires.IsZero() || answered.Before(t.expires))
 }
 
 // forbidden says whether the request was answered 403.

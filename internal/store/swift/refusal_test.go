@@ -62,6 +62,21 @@ func TestDeadTokens403(t *testing.T) {
 	}
 }
 
+// TestTokenEndsOnTheWay has a token that a login has just given end while the first
+// request with it is on its way. Its 403 is no refusal.
+func TestTokenEndsOnTheWay(t *testing.T) {
+	t.Parallel()
+	server, login := embedded(t, devswift.Options{TokenLife: 3 * time.Second, DeadToken: http.StatusForbidden})
+	c := dial(t, swiftstore.Options{Login: login})
+	if _, err := c.Container("c").CreateContainer(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	server.SetFault(devswift.Rules(devswift.Rule{Method: "PUT", Times: 1, Action: devswift.Action{Delay: 3500 * time.Millisecond}}))
+	if err := c.Container("c").Put(t.Context(), "o", nil, ""); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestDeadTokenAtOnce has one token end while many requests are made: one
 // login is made for all of them.
 func TestDeadTokenAtOnce(t *testing.T) {

@@ -91,7 +91,7 @@ func (c *Client) withToken(ctx context.Context, r request, codes map[int]error, 
 		case err == nil:
 			c.refused.granted(r)
 			return nil
-		case refused && t.fresh(sent):
+		case refused && t.fresh(sent, time.Now()):
 			c.refused.confirm(r, time.Now())
 			return err
 		case refused && c.auth.Load().login.Token.Reveal() != "":
