@@ -49,7 +49,8 @@ const resentAtOnce = 4
 //
 // An object that a reader would refuse is left as it is. It may be this copy alone that
 // is damaged, and a PUT would bring it to the others. So is one for which there is no
-// room: no more of it is lost by that than without resend.
+// room, or whose timestamp is of a clock that was ahead: no more of it is lost by that than
+// without resend. That Swift has it is no answer to the PUT: it had it before.
 func (d *Disk) resend(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(resentAtOnce)
@@ -62,7 +63,8 @@ func (d *Disk) resend(ctx context.Context) error {
 			if u.check(data) != nil {
 				return nil
 			}
-			if err := d.store.Put(ctx, u.name, data, etagOf(data)); err != nil && !errors.Is(err, store.ErrNoSpace) {
+			err = d.store.Put(store.WithFew(ctx), u.name, data, etagOf(data))
+			if err != nil && !errors.Is(err, store.ErrNoSpace) && !errors.Is(err, store.ErrSuperseded) {
 				return fmt.Errorf("write object %s again, which may be on too few servers: %w", u.name, err)
 			}
 			return nil

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,6 +167,61 @@ func TestFoundDamaged(t *testing.T) {
 		if err := d.Read(t.Context(), make([]byte, blockSize), 2*blockSize); err == nil {
 			t.Error("the damaged block is read")
 		}
+	})
+}
+
+// TestFoundAndNotAnswered has the PUT of such an object not be answered when it is sent
+// again, and not take effect. That a HEAD finds the object then says nothing: it is what
+// was there before.
+func TestFoundAndNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, box := newOneReplica(t)
+		do := doer(t)
+		d, err := v.open(t.Context(), box)
+		do(err)
+		box.few = func(name string) bool { return strings.HasPrefix(name, layout.LogPrefix) }
+		do(d.Write(t.Context(), bytes.Repeat([]byte{1}, blockSize), 0))
+		if err := d.Flush(t.Context()); err == nil {
+			t.Fatal("a flush is acknowledged whose object one replica has")
+		}
+		d.Close()
+		synctest.Wait()
+
+		box.few = nil
+		var lost, superseded atomic.Bool
+		s := store.Retry(store.Wrap(box, func(ctx context.Context, op store.Op, call func(context.Context) error) error {
+			switch {
+			case op.Kind != store.OpPut || !strings.HasPrefix(op.Name, layout.LogPrefix):
+			case superseded.Load():
+				return store.ErrSuperseded
+			case !lost.Swap(true):
+				return &store.TransportError{Op: op.String(), Sent: true, Err: errors.New("no answer")}
+			}
+			return call(ctx)
+		}), store.Policy{Timeout: 10 * time.Second})
+		d, err = v.open(t.Context(), s)
+		do(err)
+		p := make([]byte, blockSize)
+		if do(d.Read(t.Context(), p, 0)); p[0] != 1 || !lost.Load() {
+			t.Fatal("what has arrived was not found: this test shows nothing")
+		}
+		do(d.Flush(t.Context()))
+		d.Close()
+		box.lose(t)
+		d, err = v.open(t.Context(), s)
+		do(err)
+		if err := d.Read(t.Context(), p, 0); err != nil || p[0] != 1 {
+			t.Errorf("what was read and flushed is another one now: %v", err)
+		}
+
+		// A proxy whose clock is behind that of the one before does not keep the disk shut.
+		do(d.Write(t.Context(), p, 0))
+		do(d.Flush(t.Context()))
+		d.Close()
+		superseded.Store(true)
+		d, err = v.open(t.Context(), s)
+		do(err)
+		do(d.Read(t.Context(), p, 0))
 	})
 }
 

@@ -90,7 +90,8 @@ func (e *RetryError) Unwrap() []error {
 //     After an answer of 500, 503 or 507 the data is sent again in any case. A
 //     proxy of Swift answers so when fewer than a majority of the replicas have
 //     the data. Head would show what a single one has, which is not durable.
-//     That holds for the next Put of the object, too, if this one fails.
+//     That holds for the next Put of the object, too, if this one fails, and
+//     with WithFew.
 //   - 422, the data did not match its ETag: it was damaged on the way. It is
 //     sent twice more before this is final, since a wrong ETag would never fit.
 //   - Delete, DeleteContainer. Not found is success if an earlier attempt may
@@ -262,7 +263,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) error {
 	op := Op{Kind: OpPut, Name: name, Bytes: len(data)}
 	// An attempt, also one of a Put before, may have stored the data on few replicas only.
-	few := r.leftFew(name)
+	few := r.leftFew(ctx, name)
 	err := r.run(ctx, op, func(ctx context.Context, h history) error {
 		if etag != "" && !few && (h.ambiguous || h.superseded) {
 			info, err := r.s.Head(ctx, name)
@@ -283,8 +284,19 @@ func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) 
 	return err
 }
 
+// fewKey marks the context of WithFew.
+type fewKey struct{}
+
+// WithFew returns a context for the Put of an object that may be there on few replicas,
+// with the same data. If that is not answered, Head would show the object that was there
+// before: only an answer to a Put counts then, and ErrSuperseded may be how it ends.
+func WithFew(ctx context.Context) context.Context { return context.WithValue(ctx, fewKey{}, true) }
+
 // leftFew says whether Puts of the object that failed may have left few replicas.
-func (r *retrier) leftFew(name string) bool {
+func (r *retrier) leftFew(ctx context.Context, name string) bool {
+	if ctx.Value(fewKey{}) != nil {
+		return true
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, ok := r.few[name]
