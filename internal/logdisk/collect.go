@@ -54,6 +54,9 @@ const (
 	// the pause is before they are deleted again if it fails.
 	deleteAtOnce = 1000
 	deleteAgain  = 10 * time.Second
+	// collectAgain is how long it rests at most when it has failed: it has read what it
+	// was to move, and would read it in vain each second while a quota is used up.
+	collectAgain = 2 * deleteAgain
 	// badFor is how long the collector leaves an object alone that it could not
 	// read.
 	badFor = time.Hour
@@ -92,6 +95,19 @@ func (d *Disk) collect() {
 type tidying struct {
 	swept  time.Time
 	chunks retirement
+
+	again time.Time     // when to collect again
+	pause time.Duration // how long it rests, since it has failed; 0: not at all
+}
+
+// collected notes how collecting has ended.
+func (t *tidying) collected(err error, every time.Duration) {
+	if err == nil {
+		t.pause = 0
+		return
+	}
+	t.pause = min(max(2*t.pause, every), collectAgain)
+	t.again = time.Now().Add(t.pause)
 }
 
 // tidy collects some groups of objects, deletes what is to be deleted, and says
@@ -112,12 +128,17 @@ func (d *Disk) tidy(ctx context.Context, t *tidying) (more bool, errs []error) {
 			t.swept = time.Now()
 		}
 	}
-	n, err := d.collectOnce(ctx)
-	try(err)
+	n := 0
+	if t.pause == 0 || !time.Now().Before(t.again) {
+		var err error
+		n, err = d.collectOnce(ctx)
+		t.collected(err, d.o.Every)
+		try(err)
+	}
 	if ctx.Err() != nil {
 		return false, errs
 	}
-	if more = n > 0 && err == nil; !more && d.idle() && d.wastes() {
+	if more = n > 0 && t.pause == 0; !more && d.idle() && d.wastes() {
 		try(d.save(d.ctx))
 	}
 	try(d.deleteGarbage(ctx))

@@ -145,3 +145,40 @@ func TestQuotaSaidOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestCollectorRests has a quota be used up for an hour. The collector reads what it would
+// move again now and then, and not each second. It goes on when there is room.
+func TestCollectorRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newClosing(t, 64*blockSize)
+		v.o = smallOptions()
+		var full atomic.Bool
+		full.Store(true)
+		var refused atomic.Int64
+		d, err := v.open(t.Context(), collecting(v.box, func() error {
+			if !full.Load() {
+				return nil
+			}
+			refused.Add(1)
+			return store.ErrNoSpace
+		}))
+		do := doer(t)
+		do(err)
+		s := newScript(t, 64)
+		do(s.write(d, 1, 2, 3, 4, 5, 6))
+		do(s.flush(d))
+		do(s.write(d, 1, 4))
+		do(s.flush(d))
+		time.Sleep(time.Hour)
+		gets := d.stats.Gets.Load()
+		if n := refused.Load(); n < 10 || n > 500 {
+			t.Errorf("it has tried %d times, and read %d parts of objects", n, gets)
+		}
+		full.Store(false)
+		time.Sleep(time.Minute)
+		if d.stats.Collected.Load() == 0 {
+			t.Error("it has not gone on")
+		}
+		s.same(d)
+	})
+}
