@@ -116,8 +116,8 @@ func (d *Disk) baseBlocks() uint64 {
 func (d *Disk) cutBase(size int64) { d.baseSize = min(d.baseSize, size) }
 
 func (b *base) wrap(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.As(err, new(*GoneError)) {
+		return err // of the clone's moment
 	}
 	return &BaseError{b.from.Container, b.clone.Snapshot, err}
 }
@@ -180,7 +180,7 @@ func (b *base) dial(ctx context.Context) (*Disk, error) {
 	}
 	o.Store, o.UUID, o.Epoch, o.Snapshot, o.Durable = s, b.from.UUID, 0, "", layout.Position{}
 	o.at, o.near, o.baseURL, o.depth, o.Rewind = b.clone.Root, nil, b.url, o.depth+1, nil
-	o.MapMemory /= 2
+	o.MapMemory, o.above = o.MapMemory/2, b.of
 	d := newDisk(o)
 	if err := d.recover(ctx); err != nil {
 		d.cancel(ErrClosed)

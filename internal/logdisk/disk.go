@@ -105,6 +105,7 @@ type Options struct {
 	at      layout.Position // the root that is read
 	baseURL string          // of its storage; empty: the account of the disk that was opened
 	depth   int             // so many disks lie above it
+	above   *Disk           // the clone; nil: the disk is no base
 
 	Log func(format string, args ...any)
 }

@@ -49,30 +49,103 @@ func (e *GoneError) Error() string {
 
 func (e *GoneError) Unwrap() error { return e.Err }
 
+// missing is the error of a data object that is not found.
+type missing struct {
+	at  layout.Position
+	err error
+}
+
+func (e *missing) Error() string { return e.err.Error() }
+func (e *missing) Unwrap() error { return e.err }
+
+// notFound returns err, which says that the object of the name is not found, so that
+// gone knows which one.
+func notFound(name string, err error) error {
+	if at, ok := layout.ParseLogName(name); ok {
+		return &missing{at, err}
+	}
+	return err
+}
+
 // gone returns why a reader does not find an object, if it is because its moment
 // is over. What a server that is away has is no such reason.
 func (d *Disk) gone(ctx context.Context, err error) *GoneError {
-	if d.o.Epoch != 0 || d.o.depth > 0 || d.rootAt.IsZero() || !errors.Is(err, store.ErrNotFound) {
+	top := d
+	for top.o.above != nil {
+		top = top.o.above
+	}
+	if top.o.Epoch != 0 || top.rootAt.IsZero() || !errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
-	e := &GoneError{Snapshot: d.o.Snapshot, Root: d.rootAt, Err: err}
-	if d.over.Load() {
+	e := &GoneError{Snapshot: top.o.Snapshot, Root: top.rootAt, Err: err}
+	if top.over.Load() {
 		return e
 	}
-	at, ferr := d.findRoot(ctx)
-	if ferr != nil || at == d.rootAt {
+	at, ferr := top.findRoot(ctx)
+	if ferr != nil || at == top.rootAt || !top.isOver(ctx, at, err, top != d) {
 		return nil
 	}
-	if d.o.Snapshot != "" {
-		root, rerr := d.readRoot(ctx, at)
-		if rerr != nil || pinned(root.Pins, d.rootAt) {
-			return nil
-		}
-	} else if _, there, herr := d.head(ctx, layout.RootName(d.rootAt)); there || herr != nil {
-		return nil // a root is deleted before what only it needs, or with it
-	}
-	d.over.Store(true)
+	top.over.Store(true)
 	return e
+}
+
+// isOver says whether the moment is over, of which an object is not found, when the
+// newest root is another one. below says that the object is of what lies below a clone.
+func (d *Disk) isOver(ctx context.Context, newest layout.Position, err error, below bool) bool {
+	if d.o.Snapshot == "" {
+		if _, there, herr := d.head(ctx, layout.RootName(d.rootAt)); !there || herr != nil {
+			return herr == nil // a root is deleted before what only it needs, or with it
+		}
+	}
+	root, rerr := d.glance(ctx, newest)
+	if rerr != nil {
+		return false
+	}
+	now := pinned(root.Pins, d.rootAt)
+	switch {
+	case d.o.Snapshot != "":
+		return !now
+	case below:
+		// Since the disk was flattened the parent is not protected, unless a snapshot
+		// needs it. The root may be there for long.
+		return !now && root.Below == nil
+	}
+	// A snapshot keeps the root, or has kept it, and not the log after it.
+	var m *missing
+	return pinned(d.root.Pins, d.rootAt) && errors.As(err, &m) && d.unneeded(ctx, root, m.at)
+}
+
+// unneeded says whether it is known that neither the root nor a pin of it needs a data
+// object.
+func (d *Disk) unneeded(ctx context.Context, root layout.Root, at layout.Position) bool {
+	if root.At.Less(at) || len(root.Runs.Objects) == 0 && root.Table == nil {
+		return false // the log after the root has it perhaps, or there is no table
+	}
+	look := newDisk(d.o)
+	defer look.cancel(ErrClosed)
+	look.o.Timeout = 0 // whoever asks tries again
+	if err := look.readTable(ctx, root, "the root"); err != nil {
+		return false
+	}
+	kept, err := look.readKept(ctx, root)
+	return err == nil && !look.objects.has(at) && !keptIn(kept.Objects, at)
+}
+
+// glance reads a root, and does not wait for it.
+func (d *Disk) glance(ctx context.Context, at layout.Position) (root layout.Root, err error) {
+	name := layout.RootName(at)
+	size, there, err := d.head(ctx, name)
+	switch {
+	case err != nil:
+		return root, err
+	case !there || size > wholeLimit:
+		return root, store.ErrNotFound
+	}
+	b := make([]byte, size)
+	if _, err := d.store.Get(ctx, name, b, store.GetOptions{Newest: true}); err != nil {
+		return root, err
+	}
+	return d.parseRoot(at, b)
 }
 
 // OpenNewer opens the newest moment of a disk for reading, or returns nil if cur,

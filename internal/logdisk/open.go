@@ -268,7 +268,7 @@ func (d *Disk) readWholeLog(ctx context.Context, from layout.Position) (log log,
 		}
 		if g := from.N + uint64(whole); log.durable >= g {
 			away := &AwayError{Name: layout.LogName(layout.Position{Epoch: from.Epoch, N: g}), By: log.by}
-			if gone := d.gone(ctx, fmt.Errorf("object %s: %w", away.Name, store.ErrNotFound)); gone != nil {
+			if gone := d.gone(ctx, notFound(away.Name, fmt.Errorf("object %s: %w", away.Name, store.ErrNotFound))); gone != nil {
 				return log, 0, gone
 			}
 			if time.Now().After(end) {

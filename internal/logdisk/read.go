@@ -434,9 +434,12 @@ func (d *Disk) getLog(ctx context.Context, at layout.Position, p []byte, o store
 		_, err = d.store.Get(ctx, layout.LogName(at), p, o)
 	}
 	if err != nil {
-		return fmt.Errorf("read object %s: %w", layout.LogName(at), err)
+		err = fmt.Errorf("read object %s: %w", layout.LogName(at), err)
 	}
-	return nil
+	if errors.Is(err, store.ErrNotFound) {
+		return notFound(layout.LogName(at), err)
+	}
+	return err
 }
 
 // getKnown reads a part of an object that was written, as by says. A 404 is no
@@ -452,7 +455,7 @@ func (d *Disk) getKnown(ctx context.Context, name, by string, off int64, p []byt
 		if !errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("read object %s: %w", name, err)
 		}
-		if gone := d.gone(ctx, fmt.Errorf("read object %s: %w", name, err)); gone != nil {
+		if gone := d.gone(ctx, notFound(name, fmt.Errorf("read object %s: %w", name, err))); gone != nil {
 			return gone
 		}
 		if time.Now().After(end) {

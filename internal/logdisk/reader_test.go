@@ -5,6 +5,7 @@ package logdisk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,7 +18,7 @@ import (
 )
 
 // TestReaders opens readers beside a writer that writes, trims, flushes, makes
-// checkpoints and collects. Each has a state that the disk had at one moment, and
+// checkpoints and snapshots, deletes these, and collects. Each has a state that the disk had at one moment, and
 // keeps it: the same bytes, or an error that says that the moment is over.
 func TestReaders(t *testing.T) { readers(t, "") }
 
@@ -59,9 +60,26 @@ func readers(t *testing.T, how string) {
 		}
 		var open []reader
 		kept, over := 0, 0
-		for range rounds {
+		var snaps []string // which keep roots that readers have
+		for round := range rounds {
 			for range rng.IntN(60) {
 				randomOp(t, rng, w, h, blocks, &flushed, gate)
+			}
+			switch k := rng.IntN(6); {
+			case k < 2:
+				snaps = append(snaps, fmt.Sprint(round))
+				if err := w.Snapshot(t.Context(), snaps[len(snaps)-1]); err != nil {
+					t.Fatal(err)
+				}
+				flushed = h.ops
+				for range rng.IntN(10) { // the log after it
+					randomOp(t, rng, w, h, blocks, &flushed, gate)
+				}
+			case k == 2 && len(snaps) > 0:
+				if err := w.DeleteSnapshot(t.Context(), snaps[0], false); err != nil {
+					t.Fatal(err)
+				}
+				snaps = snaps[1:]
 			}
 			o := v.o
 			o.Store, o.UUID, o.Epoch, o.Newest = v.box, v.uuid, 0, v.epoch

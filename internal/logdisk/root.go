@@ -221,7 +221,7 @@ func (d *Disk) headKnown(ctx context.Context, name, by string) (int64, error) {
 		if err != nil || ok {
 			return size, err
 		}
-		if gone := d.gone(ctx, fmt.Errorf("object %s: %w", name, store.ErrNotFound)); gone != nil {
+		if gone := d.gone(ctx, notFound(name, fmt.Errorf("object %s: %w", name, store.ErrNotFound))); gone != nil {
 			return 0, gone
 		}
 		if time.Now().After(end) {
