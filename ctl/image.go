@@ -216,6 +216,7 @@ func (im *image) commit() error {
 			return im.end(err)
 		}
 		_ = os.Remove(im.record)
+		dropSinceRecord(im.path) // of the image that was there before
 	}
 	if err := im.file.Close(); err != nil {
 		if im.kind != imageFile { // it is whole, and has its name

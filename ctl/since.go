@@ -230,6 +230,10 @@ type patched struct {
 	path   string
 	size   int64 // of the disk
 	device bool
+
+	now    sinceRecord // what this run makes of it
+	record string      // the path of the record; empty: there is none
+	begun  bool        // the record is there
 }
 
 // openPatched opens the image that holds the snapshot From.
@@ -244,7 +248,7 @@ func openPatched(path string, x *logdisk.Diff) (*patched, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &patched{path: path, size: x.To.Size, device: isBlockDevice(info.Mode())}
+	p := &patched{path: path, size: x.To.Size, device: isBlockDevice(info.Mode()), now: sinceRecordOf(x)}
 	flags := os.O_RDWR
 	switch {
 	case info.IsDir():
@@ -281,6 +285,9 @@ func (p *patched) check(x *logdisk.Diff) error {
 		}
 		return nil
 	}
+	if err := p.checkRecord(); err != nil {
+		return err
+	}
 	// An interrupted run may have set the new size.
 	if has != x.From.Size && has != x.To.Size {
 		return fmt.Errorf("%s has %d bytes, and the snapshot %s has %d: it is no image of it", p.path, has, x.From.Snapshot, x.From.Size)
@@ -292,12 +299,18 @@ func (p *patched) check(x *logdisk.Diff) error {
 		}
 	}
 	if has < p.size {
+		if err := p.begin(); err != nil {
+			return err
+		}
 		return p.file.Truncate(p.size)
 	}
 	return nil
 }
 
 func (p *patched) put(off, n int64, data []byte) error {
+	if err := p.begin(); err != nil {
+		return err
+	}
 	if data != nil {
 		_, err := p.file.WriteAt(data, off)
 		return err
@@ -319,10 +332,15 @@ func (p *patched) put(off, n int64, data []byte) error {
 func (p *patched) commit() error {
 	var err error
 	if !p.device {
-		err = p.file.Truncate(p.size)
+		if err = p.begin(); err == nil {
+			err = p.file.Truncate(p.size)
+		}
 	}
 	if err == nil {
 		err = p.file.Sync()
+	}
+	if err == nil {
+		err = p.whole()
 	}
 	if err != nil {
 		return p.abort(err)
