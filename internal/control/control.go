@@ -12,7 +12,8 @@
 //
 // A request has a number of its own, and the server does each number once. It
 // may see a request again after it was removed: a replica of the metadata may be
-// behind.
+// behind. One of which it is not known whether it arrived may arrive later, when the
+// one that asked has gone on by another way: that one answers it itself.
 package control
 
 import (
@@ -43,8 +44,12 @@ const (
 	Grow           = "grow"            // to so many bytes, decimal
 )
 
-// done is the answer of a request that was carried out.
-const done = "done"
+const (
+	// done is the answer of a request that was carried out.
+	done = "done"
+	// withdrawn is the answer that the one that asked gives itself: nobody is to do it.
+	withdrawn = "withdrawn"
+)
 
 // Request is what a server is asked for.
 type Request struct {
@@ -90,21 +95,26 @@ const withdrawTime = 10 * time.Second
 // It looks for the answer once in every. serving says whether the lease is still
 // that holder's; it is called from time to time. Errors are a *RefusedError,
 // ErrGone, ErrNoAnswer with ctx's cause, or the store's. In each case nothing of the
-// request remains in the container, as far as the store can be reached.
+// request remains in the container, as far as the store can be reached; but if it may
+// arrive still, an answer does, which the server removes.
 func Ask(ctx context.Context, s store.Store, r Request, every time.Duration, serving func(ctx context.Context) (bool, error)) (err error) {
 	if err := r.Check(); err != nil {
 		return err
 	}
 	number := strconv.FormatUint(1+rand.Uint64N(1e15), 10)
 	ask, answer := keyAsk+number, keyAnswer+number
+	left := map[string]string{ask: "", answer: ""}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 		defer cancel()
-		if werr := s.SetMetadata(ctx, map[string]string{ask: "", answer: ""}); werr != nil && err == nil {
+		if werr := s.SetMetadata(ctx, left); werr != nil && err == nil {
 			err = fmt.Errorf("it is done, but the request for it is still in the container: %w", werr)
 		}
 	}()
 	if err := s.SetMetadata(ctx, map[string]string{ask: r.value()}); err != nil {
+		if store.Ambiguous(err) {
+			left[answer] = fmt.Sprintf("%d %s", r.Lease, withdrawn)
+		}
 		return err
 	}
 	looked := time.Now()

@@ -215,3 +215,51 @@ func TestPanic(t *testing.T) {
 		}
 	})
 }
+
+// TestLateAsk has the request arrive when the one that asked has given up: it was
+// under way for longer than that one waited for Swift. Nobody does it any more, however
+// often it is seen: whoever asked may have gone on by another way.
+func TestLateAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newScene(t)
+		var late map[string]string
+		lost := &store.TransportError{Op: "POST", Err: errors.New("no answer"), Sent: true}
+		line := lateMetadata{c.box, func(items map[string]string) error {
+			if late == nil {
+				late = items
+				return lost
+			}
+			return nil
+		}}
+		err := Ask(t.Context(), line, Request{7, DeleteSnapshot, "x"}, time.Second, func(context.Context) (bool, error) { return true, nil })
+		if !errors.Is(err, lost) || len(late) != 1 {
+			t.Fatalf("%v, %v", err, late)
+		}
+		time.Sleep(time.Minute)
+		for range 2 {
+			c.set(late)
+			time.Sleep(10 * time.Second)
+		}
+		synctest.Wait()
+		if len(c.did) > 0 {
+			t.Errorf("it was done: %q", c.did)
+		}
+		time.Sleep(2 * answerLife)
+		if items := c.items(); len(items) > 0 {
+			t.Errorf("left: %v", items)
+		}
+	})
+}
+
+// lateMetadata asks before it sets metadata whether that gets lost.
+type lateMetadata struct {
+	store.Store
+	lost func(items map[string]string) error
+}
+
+func (l lateMetadata) SetMetadata(ctx context.Context, items map[string]string) error {
+	if err := l.lost(items); err != nil {
+		return err
+	}
+	return l.Store.SetMetadata(ctx, items)
+}

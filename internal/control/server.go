@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,11 +80,13 @@ func (s *Server) Seen(md store.Metadata) {
 		return
 	}
 	for key, value := range md.Items {
-		switch {
-		case strings.HasPrefix(key, keyAsk):
-			s.seeAskLocked(key, value)
-		case strings.HasPrefix(key, keyAnswer):
+		if strings.HasPrefix(key, keyAnswer) { // before a request that was withdrawn
 			s.seeAnswerLocked(key, value)
+		}
+	}
+	for key, value := range md.Items {
+		if strings.HasPrefix(key, keyAsk) {
+			s.seeAskLocked(key, value)
 		}
 	}
 	if len(s.queue) > 0 || len(s.stray) > 0 {
@@ -96,7 +99,13 @@ func (s *Server) Seen(md store.Metadata) {
 
 func (s *Server) seeAskLocked(key, value string) {
 	number := strings.TrimPrefix(key, keyAsk)
-	if s.known[number] != nil || len(s.queue) >= maxWaiting {
+	if a := s.known[number]; a != nil {
+		if a.old() { // it arrived once more, or late
+			s.stray[key] = ""
+		}
+		return
+	}
+	if len(s.queue) >= maxWaiting {
 		return
 	}
 	r, ok := parseRequest(value)
@@ -107,28 +116,44 @@ func (s *Server) seeAskLocked(key, value string) {
 	if r.Lease > s.Lease() {
 		return // for one who comes after us
 	}
-	if len(s.known) >= maxKnown {
-		s.forgetLocked()
-	}
 	a := &asked{Request: r, number: number}
-	s.known[number] = a
+	s.knowLocked(a)
 	s.queue = append(s.queue, a)
 }
 
-// seeAnswerLocked has answers removed that nobody takes.
+// seeAnswerLocked has answers removed that nobody takes, and gives requests up that
+// were withdrawn: also those that have not arrived yet.
 func (s *Server) seeAnswerLocked(key, value string) {
-	a := s.known[strings.TrimPrefix(key, keyAnswer)]
+	number := strings.TrimPrefix(key, keyAnswer)
+	lease, text, _ := strings.Cut(value, " ")
+	a := s.known[number]
 	if a != nil {
-		if !a.answered.IsZero() && time.Since(a.answered) > answerLife {
+		if a.old() {
 			s.stray[key] = ""
+		}
+		if i := slices.Index(s.queue, a); i >= 0 && text == withdrawn {
+			a.answered, s.queue = time.Now(), slices.Delete(s.queue, i, i+1)
 		}
 		return
 	}
-	lease, _, _ := strings.Cut(value, " ")
-	if n, err := strconv.ParseInt(lease, 10, 64); err != nil || n < s.first {
+	switch n, err := strconv.ParseInt(lease, 10, 64); {
+	case err != nil || n < s.first:
 		s.stray[key] = ""
+	case text == withdrawn && n <= s.Lease():
+		s.knowLocked(&asked{number: number, answered: time.Now()})
 	}
 }
+
+// knowLocked remembers a request: its number is not done again.
+func (s *Server) knowLocked(a *asked) {
+	if len(s.known) >= maxKnown {
+		s.forgetLocked()
+	}
+	s.known[a.number] = a
+}
+
+// old says that the request has its answer for so long that nobody takes that any more.
+func (a *asked) old() bool { return !a.answered.IsZero() && time.Since(a.answered) > answerLife }
 
 // forgetLocked forgets the numbers of the requests whose answers are the oldest. No
 // replica is behind for so long that they are seen again.
