@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -188,14 +189,44 @@ func (c *cloning) options() logdisk.Options {
 // find finds the snapshot in the parent, or says what is wrong with that.
 func (c *cloning) find(ctx context.Context, snap string) (*logdisk.Parent, error) {
 	p, err := logdisk.FindParent(ctx, c.parent, snap, c.options())
-	if err == nil || errors.Is(err, logdisk.ErrNoSnapshot) {
-		return p, c.parent.explain(ctx, err)
+	if err == nil {
+		return p, nil
+	}
+	if errors.Is(err, logdisk.ErrNoSnapshot) {
+		if p, nerr := c.findNewest(ctx, snap); nerr == nil {
+			return p, nil
+		}
+		return nil, c.parent.explain(ctx, err)
 	}
 	// Is it a disk, and of which version?
 	if _, _, oerr := c.openLog(ctx, c.parent.name); oerr != nil {
 		return nil, oerr
 	}
 	return nil, c.parent.explain(ctx, err)
+}
+
+// findNewest is find where the listing is late, or may be: the snapshot is in the newest
+// root, which takes more requests.
+func (c *cloning) findNewest(ctx context.Context, snap string) (*logdisk.Parent, error) {
+	_, state, err := c.openLog(ctx, c.parent.name)
+	if err != nil {
+		return nil, err
+	}
+	o := c.options()
+	o.Root, o.Newest = state.Meta.Root, uint32(min(max(state.Epoch, 0), math.MaxUint32))
+	p, err := logdisk.FindParent(ctx, c.parent, snap, o)
+	return p, c.parent.explain(ctx, err)
+}
+
+// stale says whether the snapshot of the name is another one by now: p is of an older
+// root, which was still the newest in the listing. It is in p then.
+func (c *cloning) stale(ctx context.Context, p *logdisk.Parent) bool {
+	now, err := c.findNewest(ctx, p.Pin.Name)
+	if err != nil || now.Pin.Root == p.Pin.Root {
+		return false
+	}
+	*p = *now
+	return true
 }
 
 // take makes room for the clone, and then the clone. p is the snapshot of the parent
@@ -284,6 +315,9 @@ func (c *cloning) make(ctx context.Context, p *logdisk.Parent, roots uint64, mad
 	}
 	m := volume.Meta{Version: volume.Version2, Parent: parentHint(c.parent.name, p.Pin.Name)}
 	m.Root, m.Size, err = child.Clone(within, c.options())
+	if errors.Is(err, logdisk.ErrGoing) && child.Forget(within) == nil && c.stale(within, p) {
+		m.Root, m.Size, err = child.Clone(within, c.options())
+	}
 	if errors.Is(err, logdisk.ErrNoNote) && errors.Is(err, store.ErrForbidden) {
 		child.Notes = nil
 		m.Root, m.Size, err = child.Clone(within, c.options())

@@ -42,7 +42,9 @@ type Parent struct {
 const shortPage = 1000
 
 // FindParent finds a snapshot in a disk's container. The disk may be in use. Two
-// requests are enough, unless the newest root is not listed yet.
+// requests are enough, unless the newest root is not listed yet. A listing may be late
+// by minutes, and have an older root only. What it lacks of the same epoch is found by
+// name, and with Options.Root and Options.Newest all else, as when the disk is opened.
 func FindParent(ctx context.Context, s store.Store, snapshot string, o Options) (*Parent, error) {
 	o.Store, o.Epoch = s, 0
 	d := newDisk(o)
@@ -63,8 +65,17 @@ func FindParent(ctx context.Context, s store.Store, snapshot string, o Options) 
 			break // mostly it is the last one, and saves a request
 		}
 	}
+	if hint, ok := layout.ParseRootText(o.Root); ok && newest.Less(hint) {
+		newest = hint
+	}
 	if newest.IsZero() {
 		return nil, errNoRoot
+	}
+	if o.Newest > 0 {
+		var err error
+		if newest, err = d.rootAfter(ctx, newest); err != nil {
+			return nil, err
+		}
 	}
 	for {
 		root, err := d.rootOf(ctx, newest, p.sizes[newest])
