@@ -90,7 +90,7 @@ func OpenDiff(ctx context.Context, o Options, what DiffOptions) (*Diff, error) {
 	x := &Diff{UUID: o.UUID, d: newDisk(o), exact: what.Exact}
 	if err := x.open(ctx, what); err != nil {
 		x.Close()
-		return nil, x.d.explainGone(ctx, err, what.From, what.To)
+		return nil, x.d.explainGone(ctx, err, Moment{Snapshot: what.From, Root: x.From.Root}, Moment{Snapshot: what.To, Root: x.To.Root})
 	}
 	return x, nil
 }
@@ -195,7 +195,7 @@ func (x *Diff) Changes(ctx context.Context, emit func(Change) error) error {
 		return emit(c)
 	})
 	if err != nil {
-		return x.d.explainGone(ctx, err, x.From.Snapshot, x.To.Snapshot)
+		return x.d.explainGone(ctx, err, x.From, x.To)
 	}
 	if last.Len > 0 {
 		return emit(last)
@@ -210,9 +210,9 @@ func (x *Diff) bytesOf(e blockmap.Extent) (off, n int64) {
 }
 
 // explainGone says of an error that an object is not found whether it is because a
-// snapshot was deleted, or because the newest moment, whose name is empty, is too
-// old by now.
-func (d *Disk) explainGone(ctx context.Context, err error, names ...string) error {
+// snapshot was deleted, whose name another one may have by now, or because the newest
+// moment, whose name is empty, is too old by now.
+func (d *Disk) explainGone(ctx context.Context, err error, moments ...Moment) error {
 	if !errors.As(err, new(*AwayError)) && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
@@ -220,11 +220,15 @@ func (d *Disk) explainGone(ctx context.Context, err error, names ...string) erro
 	if rerr != nil {
 		return err
 	}
-	for _, name := range names {
+	for _, m := range moments {
+		there := pinned(root.Pins, m.Root)
+		if m.Root.IsZero() { // it was not found out
+			there = findPin(root.Pins, m.Snapshot) != nil
+		}
 		switch {
-		case name != "" && findPin(root.Pins, name) == nil:
-			return fmt.Errorf("snapshot %s was deleted meanwhile: %w", name, err)
-		case name == "" && d.rootAt.N > 0 && at != d.rootAt:
+		case m.Snapshot != "" && !there:
+			return fmt.Errorf("snapshot %s was deleted meanwhile: %w", m.Snapshot, err)
+		case m.Snapshot == "" && d.rootAt.N > 0 && at != d.rootAt:
 			return fmt.Errorf("the disk was written on, and what it was when this began is gone: %w", err)
 		}
 	}

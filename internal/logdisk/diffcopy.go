@@ -47,7 +47,7 @@ func (x *Diff) Copy(ctx context.Context, connections int, put func(off, n int64,
 		err = x.copyWindow(ctx, window, connections, put)
 	}
 	if err != nil {
-		return x.d.explainGone(ctx, err, x.From.Snapshot, x.To.Snapshot)
+		return x.d.explainGone(ctx, err, x.From, x.To)
 	}
 	return nil
 }

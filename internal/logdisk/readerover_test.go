@@ -153,3 +153,31 @@ func TestReaderOfFlattened(t *testing.T) {
 		do(err)
 	})
 }
+
+// TestDiffNameAgain: a snapshot is deleted while it is compared, and another one gets
+// its name.
+func TestDiffNameAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newClosing(t, 64*blockSize)
+		v.o = Options{Cache: 8 << 20, Age: time.Second, FlushTime: -1, Timeout: 2 * time.Second, GC: 70}
+		s := newScript(t, 64)
+		d, err := v.open(t.Context(), v.box)
+		do := doer(t)
+		do(err)
+		do(s.write(d, 1, 2, 3))
+		do(d.Snapshot(t.Context(), "nightly"))
+		o := v.o
+		o.Store, o.UUID, o.Newest = v.box, v.uuid, v.epoch
+		x, err := OpenDiff(t.Context(), o, DiffOptions{To: "nightly"})
+		do(err)
+		defer x.Close()
+		do(d.DeleteSnapshot(t.Context(), "nightly", false))
+		do(s.write(d, 1, 2, 3))
+		do(d.Snapshot(t.Context(), "nightly"))
+		time.Sleep(time.Hour)
+		err = x.Copy(t.Context(), 2, func(int64, int64, []byte) error { return nil })
+		if err == nil || !strings.Contains(err.Error(), "snapshot nightly was deleted meanwhile") {
+			t.Error(err)
+		}
+	})
+}
