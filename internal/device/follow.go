@@ -61,13 +61,18 @@ func (f *followed) current() *followedMoment {
 	return f.cur
 }
 
-// due says whether it is time to look for a newer moment.
-func (f *followed) due() bool { return time.Since(time.Unix(0, f.looked.Load())) >= f.every }
+// due says whether a request that came at a time needs a look for a newer moment: the
+// last one began too long before. So those that wait for a look do not each look again,
+// one after the other.
+func (f *followed) due(came time.Time) bool {
+	return came.Sub(time.Unix(0, f.looked.Load())) >= f.every
+}
 
 // look moves to the newest moment if it is time, or if over is read still, which is
 // a moment that is over. If it fails, the moment stays.
 func (f *followed) look(ctx context.Context, over *followedMoment) {
-	if over == nil && !f.due() {
+	came := time.Now()
+	if over == nil && !f.due(came) {
 		return
 	}
 	select {
@@ -78,7 +83,7 @@ func (f *followed) look(ctx context.Context, over *followedMoment) {
 	defer func() { <-f.looking }()
 	cur := f.current()
 	defer cur.users.Done()
-	if over == nil && !f.due() || over != nil && cur != over {
+	if over == nil && !f.due(came) || over != nil && (cur != over || f.looked.Load() > came.UnixNano()) {
 		return // somebody has
 	}
 	begun := time.Now()
@@ -88,6 +93,8 @@ func (f *followed) look(ctx context.Context, over *followedMoment) {
 	f.looked.Store(begun.UnixNano())
 	switch {
 	case err != nil:
+		// Who has come meanwhile has waited for long enough, perhaps for most of timeout.
+		f.looked.Store(time.Now().UnixNano())
 		if f.ctx.Err() == nil {
 			f.log("look for a newer moment of the disk: %v (tried again; until then clients read the one before)", err)
 		}
