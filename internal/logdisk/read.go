@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
@@ -257,14 +258,18 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 	return geometry.ByteRange{Off: lo * layout.BlockSize, Len: min(hi*layout.BlockSize, ChunkSize) - lo*layout.BlockSize}
 }
 
-// Partly says yes of what is wrong with one object, or with the disk's parent.
+// Partly says yes of what is wrong with one object, or chunk, or with the disk's parent.
 // Where nobody has answered, the next request would wait for as long again.
 func (r reader) Partly(err error) bool {
 	var (
-		answer *store.StatusError
-		parent *parentError
+		answer  *store.StatusError
+		parent  *parentError
+		changed *chunked.ChangedError
+		size    *chunked.SizeError
+		foreign *chunked.ForeignError
 	)
-	return content(err) || errors.As(err, &answer) || errors.As(err, &parent)
+	return content(err) || errors.As(err, &answer) || errors.As(err, &parent) ||
+		errors.As(err, &changed) || errors.As(err, &size) || errors.As(err, &foreign)
 }
 
 // want is a run of blocks whose frames lie beside each other in an object in
