@@ -110,7 +110,11 @@ func (h *Held) giveBack(ctx context.Context, items, kept map[string]string) erro
 		return err
 	}
 	defer stop()
-	if _, err := h.certain(ctx); err != nil && !errors.Is(err, errNumber) {
+	_, err = h.certain(ctx)
+	if errors.Is(err, errNumber) {
+		err = h.number(ctx) // marked looks at it
+	}
+	if err != nil {
 		return err
 	}
 	if len(kept) > 0 {
@@ -141,13 +145,18 @@ func (h *Held) giveBack(ctx context.Context, items, kept map[string]string) erro
 	}
 }
 
-// marked says whether our mark is in the volume's metadata.
+// marked says whether our mark is in the volume's metadata. Who takes the volume in the
+// second in which we did may have the same mark, and another number.
 func (h *Held) marked(ctx context.Context) (bool, error) {
+	ours := func(md store.Metadata) bool {
+		n, err := strconv.ParseInt(md.Items[KeyEpoch], 10, 64)
+		return md.Items[volume.KeyClient] == h.mark && (!h.leased || err == nil && h.numbers[n])
+	}
 	md, err := h.store.MetadataHint(ctx)
-	if err == nil && md.Items[volume.KeyClient] == h.mark {
+	if err == nil && ours(md) {
 		md, err = h.store.Metadata(ctx) // the first copy may be behind
 	}
-	return err == nil && md.Items[volume.KeyClient] == h.mark, err
+	return err == nil && ours(md), err
 }
 
 var errReleased = fmt.Errorf("%w: it was given back", ErrLost)
