@@ -93,6 +93,10 @@ type Held struct {
 	was    map[string]string // the volume's metadata before our mark
 	first  int64             // the number that was set with the mark
 
+	tried  time.Time // the mark's; of the last attempt to take the volume
+	stray  bool      // that attempt's mark may be set once more; it was given up
+	strays int       // how many were
+
 	epoch atomic.Int64 // changed under mu
 
 	mu      sync.Mutex     // guards all below; held for a whole renewal
@@ -217,13 +221,17 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	o := &h.o
 	o.disk = identity(s.Meta)
 	begun := time.Now()
-	h.mark, h.key = FormatMark(o.Holder, begun), ""
+	// Each attempt has a mark of its own: one that is given up may leave a lease for it.
+	if h.tried = h.tried.Add(time.Second); h.tried.Before(begun) {
+		h.tried = begun
+	}
+	h.mark, h.key = FormatMark(o.Holder, h.tried), ""
 	h.epoch.Store(epoch)
 	h.numbers = map[int64]bool{epoch: true}
 	h.ends, h.values = turn{late: make([]bool, slots)}, turn{late: make([]bool, keptSlots)}
 	h.old = map[int64]bool{epoch: true}
 	h.former = s.Kept
-	h.signed, h.checked, h.probes = false, false, 0
+	h.signed, h.checked, h.probes, h.stray = false, false, 0, false
 	marked := false
 	defer func() {
 		if err != nil {
@@ -236,7 +244,7 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	if o.Term != Forever {
 		until = s.clock.latest().Add(o.Term)
 	}
-	if err := o.writeRecord(ctx, epoch, h.mark, until, h.ends.now, h.kept(true)); err != nil {
+	if err := h.put(ctx, epoch, until, h.kept(true)); err != nil {
 		// The request may still arrive. It must not change a lease of the same
 		// number that another process has made.
 		marked = store.Ambiguous(err)
@@ -278,9 +286,19 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 		items[KeyFence] = h.key
 	}
 	h.was, h.first, marked = md.Items, epoch, true
-	if err := h.store.SetMetadata(ctx, items); err != nil {
+	var strays atomic.Bool
+	if err := h.store.SetMetadata(store.WithStrays(ctx, &strays), items); err != nil {
 		marked = store.Ambiguous(err)
 		return fmt.Errorf("set the lock mark: %w", err)
+	}
+	if h.stray = strays.Load(); h.stray {
+		// The same mark, number and key may be set once more, after others have had the
+		// volume. We would take that for a proof that nobody has. They get others, unless
+		// the network spoils them all.
+		if h.strays++; h.strays <= maxStrays {
+			return errAgain
+		}
+		h.stray = false
 	}
 	now, err := h.verify(ctx)
 	switch {
@@ -307,12 +325,14 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	}
 	h.found = now
 	h.grant(ctx, c, begun, until)
-	if s.Epoch > 0 && s.Epoch != epoch {
-		h.old[s.Epoch] = true
-	}
-	for _, n := range s.same {
-		if n != epoch {
-			h.old[n] = true
+	if !s.stray { // else its mark may still come
+		if s.Epoch > 0 && s.Epoch != epoch {
+			h.old[s.Epoch] = true
+		}
+		for _, n := range s.same {
+			if n != epoch {
+				h.old[n] = true
+			}
 		}
 	}
 	if o.Term == Forever {
@@ -322,6 +342,10 @@ func (h *Held) take(ctx context.Context, epoch int64, s State, contended bool) (
 	}
 	return nil
 }
+
+// maxStrays is how many attempts to take a volume are given up because their mark may be
+// set once more.
+const maxStrays = 3
 
 // late says whether an attempt to take the volume, begun at that moment, has
 // taken too long. Others may soon count it as left behind.

@@ -52,7 +52,7 @@ func keptIn(items map[string]string) Kept {
 			continue
 		}
 		key := slotOf.ReplaceAllString(item, "")
-		if key == keyHolder || key == keyUntil || key == keyDisk || slices.Contains(k[key], value) {
+		if key == keyHolder || key == keyUntil || key == keyDisk || key == keyStray || slices.Contains(k[key], value) {
 			continue
 		}
 		if k == nil {

@@ -282,7 +282,11 @@ func (h *Held) discard(ctx context.Context, s State, marked, arrived bool) {
 			defer func() { _ = h.o.deleteLease(ctx, s.Epoch) }()
 		}
 	}
-	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, s.Kept.items())
+	kept := s.Kept.items()
+	if h.stray {
+		kept[keyStray] = "1"
+	}
+	_ = h.o.endRecord(ctx, h.epoch.Load(), h.mark, kept)
 }
 
 // remove removes our leases, and those of the holder from whom we took the

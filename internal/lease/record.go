@@ -34,6 +34,11 @@ const (
 	// lease end earlier than its holder knows.
 	keyHolder = "Swiftnbd-Lease-Holder"
 	keyUntil  = "Swiftnbd-Lease-Until"
+
+	// keyStray, in a lease that is over, says that the request that sets its mark, which
+	// was given up, may arrive once more. Then the lease shows that it is over. So
+	// nobody deletes it.
+	keyStray = "Swiftnbd-Lease-Stray"
 )
 
 // slots is how many ends a lease has.
@@ -92,6 +97,7 @@ type record struct {
 	never  bool
 	kept   Kept
 	disk   string // of which volume that is true; empty: it is not said
+	stray  bool   // its mark may still be set
 }
 
 // readRecord reads lease number epoch. If there is none, it returns
@@ -102,7 +108,7 @@ func (o *Options) readRecord(ctx context.Context, epoch int64) (record, clock, e
 	if err != nil {
 		return record{}, clock{}, err
 	}
-	r := record{holder: md.Items[keyHolder], kept: keptIn(md.Items), disk: md.Items[keyDisk]}
+	r := record{holder: md.Items[keyHolder], kept: keptIn(md.Items), disk: md.Items[keyDisk], stray: md.Items[keyStray] != ""}
 	for slot := range slots {
 		v := md.Items[slotKey(keyUntil, slot)]
 		if v == "" {
@@ -243,6 +249,8 @@ type State struct {
 	// gone. unclean says that the holder did not leave its mark in Last either.
 	// Then the volume's notes about its content may be old.
 	left, unclean bool
+	// stray says that the newest lease must stay: its mark may still come.
+	stray bool
 	// fading is an unclean lease that has not ended. Its holder will soon
 	// notice that the mark is gone, or is another's that came late. Until then it
 	// counts as the holder.
@@ -324,7 +332,7 @@ func (o *Options) inspect(ctx context.Context) (State, error) {
 	case err != nil:
 		return s, fmt.Errorf("look at the lease: %w", err)
 	}
-	s.clock, s.Now = c, c.latest()
+	s.clock, s.Now, s.stray = c, c.latest(), r.stray
 	if (s.Mark == "" || r.holder == s.Mark) && (r.disk == "" || r.disk == o.disk) {
 		s.Kept = s.Kept.with(r.kept)
 	}

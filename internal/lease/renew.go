@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"swiftnbd/internal/store"
@@ -205,8 +206,7 @@ func (h *Held) renew(ctx context.Context) error {
 	until := g.Server.Add(begun.Sub(g.Taken)).Add(h.o.Term)
 	bounded, cancel := h.bounded(ctx)
 	h.nextSlot()
-	err = h.o.writeRecord(bounded, h.epoch.Load(), h.mark, until, h.ends.now, h.kept(false))
-	h.ends.late[h.ends.now], h.values.late[h.values.now] = store.Ambiguous(err), store.Ambiguous(err)
+	err = h.put(bounded, h.epoch.Load(), until, h.kept(false))
 	cancel()
 	if errors.Is(err, store.ErrContainerNotFound) {
 		// Somebody has removed the lease: a process that took the volume, or a
@@ -235,6 +235,17 @@ func (h *Held) renew(ctx context.Context) error {
 	}
 	h.grant(ctx, c, begun, until)
 	return nil
+}
+
+// put writes the lease's record in the slots of this renewal, and notes whether that may
+// still arrive: of a request whose answer was lost, too, after which another one was
+// answered.
+func (h *Held) put(ctx context.Context, epoch int64, until time.Time, kept map[string]string) error {
+	var strays atomic.Bool
+	err := h.o.writeRecord(store.WithStrays(ctx, &strays), epoch, h.mark, until, h.ends.now, kept)
+	late := strays.Load() || store.Ambiguous(err)
+	h.ends.late[h.ends.now], h.values.late[h.values.now] = late, late
+	return err
 }
 
 // nextSlot sets the slots of the next renewal.
@@ -267,7 +278,7 @@ func (h *Held) retake(ctx context.Context) error {
 	h.nextSlot()
 	bounded, cancel := h.bounded(ctx)
 	defer cancel()
-	if err := h.o.writeRecord(bounded, epoch, h.mark, until, h.ends.now, h.kept(true)); err != nil {
+	if err := h.put(bounded, epoch, until, h.kept(true)); err != nil {
 		return err
 	}
 	// Look once more, because of a process that may have had an earlier number.

@@ -87,6 +87,7 @@ type party struct {
 	name  string
 	term  time.Duration
 	plain bool // the cluster does not check signatures
+	again bool // its requests are tried again, as those of our programs
 
 	mu    sync.Mutex
 	fence *store.Fence // of the last attempt to take it
@@ -217,6 +218,11 @@ func (p *party) options() lease.Options {
 	o := lease.Options{
 		Store: p.reach("v"), Name: "v", Sibling: p.reach, Holder: p.name, Term: p.term, Fence: fence,
 		Log: func(format string, args ...any) { p.note(p.name + ": " + fmt.Sprintf(format, args...)) },
+	}
+	if p.again {
+		policy := store.Policy{Timeout: 20 * time.Second, Base: 10 * time.Millisecond}
+		o.Store = store.Retry(o.Store, policy)
+		o.Sibling = func(name string) store.Store { return store.Retry(p.reach(name), policy) }
 	}
 	o.Extra = func() map[string]string {
 		p.mu.Lock()

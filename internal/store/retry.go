@@ -101,7 +101,7 @@ func (e *RetryError) Unwrap() []error {
 //     metadata.
 //
 // A success after an ambiguous attempt is a success. But that attempt may still
-// land, later than another Put of the same object. OnRetry reports it.
+// land, later than another Put of the same object. OnRetry reports it, and WithStrays.
 func Retry(s Store, p Policy) Store {
 	p.fill()
 	r := &retrier{s: s, p: p}
@@ -175,6 +175,9 @@ func (r *retrier) run(ctx context.Context, op Op, attempt func(context.Context, 
 		}
 		ambiguous := op.Kind.Writes() && Ambiguous(err)
 		h.ambiguous = h.ambiguous || ambiguous
+		if op.Kind.Writes() && OnItsWay(err) {
+			Stray(ctx)
+		}
 		h.superseded = h.superseded || errors.Is(err, ErrSuperseded)
 		var se *StatusError
 		if errors.As(err, &se) && se.Code == http.StatusUnprocessableEntity {

@@ -90,22 +90,10 @@ func (c *Client) doFenced(ctx context.Context, r request, codes map[int]error, h
 		c.forgetAccountKey(by.key) // it may have been changed
 		r.fence.Doubt()
 	}
-	if onItsWay(err) {
+	if store.OnItsWay(err) {
 		r.late.MayLand(r.object, local)
 	}
 	return err
-}
-
-// onItsWay says whether the request that ended with err may still be on its way
-// to the proxy. A request that has reached the proxy has its timestamp, and is
-// older than all later requests. 502 and 504 come from a load balancer.
-func onItsWay(err error) bool {
-	var te *store.TransportError
-	if errors.As(err, &te) {
-		return te.Sent
-	}
-	var se *store.StatusError
-	return errors.As(err, &se) && (se.Code == http.StatusBadGateway || se.Code == http.StatusGatewayTimeout)
 }
 
 // signer is the key and the digest for the signature of a request.
