@@ -124,6 +124,22 @@ func TestUpload(t *testing.T) {
 	}
 }
 
+// TestUploadSent: what is said to be sent of an image is no more than it has, though all of
+// its last object, or block, is written.
+func TestUploadSent(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, noise(5000), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"1", "2"} {
+		b := newBench(t, devswift.Options{}, "disk")
+		if out := b.ok("upload", path, "disk", "--format", format, "--size", "1M"); !strings.HasSuffix(out, "\nDone, 5000 bytes uploaded, 5000 of them data that was sent\n") {
+			t.Errorf("%q", out)
+		}
+	}
+}
+
 // TestUploadPipe: a pipe has no size, and may end before the disk, but not after
 // it.
 func TestUploadPipe(t *testing.T) {

@@ -102,7 +102,7 @@ func (u *upload) write(job piece) error {
 			if _, err := u.device.WriteAt(job.data[begin:end], job.off+begin); err != nil {
 				return err
 			}
-			u.sent.Add(end - begin)
+			u.sent.Add(min(end, job.n) - begin) // of the image, and not of what fills the last grain
 		}
 		begin = end
 	}
