@@ -3,8 +3,10 @@
 package logdisk
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -38,19 +40,29 @@ func (d *Disk) Flatten(ctx context.Context, add func(n int64)) error {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(d.o.Connections)
-	for first := uint64(0); first < blocks && gctx.Err() == nil; first += chunkBlocks {
-		g.Go(guarded(func() (err error) {
-			n := min(chunkBlocks, blocks-first)
-			if err := d.copyUp(gctx, b, first, n); err != nil {
-				return err
-			}
-			add(int64(n) * layout.BlockSize)
-			return nil
-		}))
+	next := uint64(0)            // all blocks before it are done, or somebody copies them
+	from := func(first uint64) { // next comes here
+		add(int64(first-next) * layout.BlockSize)
+		next = first
 	}
-	err := g.Wait()
+	found := d.eachData(gctx, int64(blocks)*layout.BlockSize, func(off, n int64) {
+		first, count := touchedBlocks(off, n)
+		for at := max(uint64(first)/chunkBlocks*chunkBlocks, next); at < uint64(first+count) && gctx.Err() == nil; at = next {
+			from(at)
+			count := min(chunkBlocks, blocks-at)
+			next += count
+			g.Go(guarded(func() error {
+				if err := d.copyUp(gctx, b, at, count); err != nil {
+					return err
+				}
+				add(int64(count) * layout.BlockSize)
+				return nil
+			}))
+		}
+	})
+	err := cmp.Or(g.Wait(), found, ctx.Err())
 	if err == nil {
-		err = ctx.Err()
+		from(blocks)
 	}
 	// What is copied stays so.
 	if ferr := d.Flush(context.WithoutCancel(ctx)); err == nil {
@@ -64,6 +76,29 @@ func (d *Disk) Flatten(ctx context.Context, add func(n int64)) error {
 		c.root.Requires = without(c.root.Requires, layout.FeatureClone)
 		return nil
 	})
+}
+
+// eachData calls do with each run of the disk's first size bytes that may have data,
+// in order. It does not look at each block of a hole.
+func (d *Disk) eachData(ctx context.Context, size int64, do func(off, n int64)) error {
+	size = min(size, d.size.Load())
+	for off := int64(0); off < size && ctx.Err() == nil; {
+		before := off
+		err := d.Extents(ctx, off, size-off, func(at, n int64, hole bool) bool {
+			if !hole {
+				do(at, n)
+			}
+			off = at + n
+			return ctx.Err() == nil
+		})
+		if err != nil {
+			return err
+		}
+		if off == before {
+			return fmt.Errorf("nothing is known of what the disk has at %d", off)
+		}
+	}
+	return ctx.Err()
 }
 
 // copyUp writes into the disk what the base has of those of the blocks that the
