@@ -257,7 +257,7 @@ func (b *benching) take(ctx context.Context) error {
 	if err := b.hold(ctx); err != nil {
 		return s.explain(ctx, err)
 	}
-	d := &deletion{container: s, connections: defaultConnections, bar: &progress{}}
+	d := &deletion{container: s, store: s, connections: defaultConnections, bar: &progress{}}
 	return s.explain(ctx, d.empty(ctx))
 }
 
@@ -462,7 +462,7 @@ func (b *benching) clean(ctx context.Context) error {
 	}
 	err := b.drop(ctx, names)
 	if err == nil {
-		d := &deletion{container: b.scratch, connections: defaultConnections, bar: &progress{}}
+		d := &deletion{container: b.scratch, store: b.scratch, connections: defaultConnections, bar: &progress{}}
 		err = d.run(ctx)
 	}
 	if err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -149,6 +150,8 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		}
 	}
 	d := &deletion{container: c, connections: o.connections, versions: versions.Inside(), log: state.Meta.Version == volume.Version2, bar: t.newProgress("Deleting "+name, max(state.Objects, 1), false, o.quiet)}
+	d.ours = newStillOurs(held, t.pace.ours)
+	d.store = store.Retry(c.watch(name, d.ours.guard(c.client.Container(name))), t.telling(name, t.pace.work))
 	// A clone that has no objects any more needs no parent. Once its container is gone,
 	// no other run can find out what parent it had.
 	d.emptied = func() { t.dropNotesOfDeleted(ctx, c, base, baseErr) }
@@ -158,17 +161,22 @@ func (t *tool) delete(ctx context.Context, name string, o deleteOptions) error {
 		if versions.Archive() != "" {
 			t.sayArchived(ctx, c, versions, state.Meta.Geometry.Objects())
 		}
-		if err := held.Drop(ctx); err != nil {
-			t.warn("%s: %v", name, oneLine{err})
-		}
-		if unfinished {
-			c.dropLeases(ctx, held.Epoch())
+		if !d.others { // whose leases are those of a new disk by now
+			if err := held.Drop(ctx); err != nil {
+				t.warn("%s: %v", name, oneLine{err})
+			}
+			if unfinished {
+				c.dropLeases(ctx, held.Epoch())
+			}
 		}
 		out := deleted{Container: name, Version: state.Meta.Version, Size: state.Meta.Size, Objects: d.noted, Versions: d.old.Load()}
 		if archive := versions.Archive(); archive != "" {
 			out.Archive = &archive
 		}
 		return t.done(out, "Done, %s has been deleted", name)
+	}
+	if errors.Is(err, lease.ErrLost) {
+		return fmt.Errorf("%s: nothing more is deleted: somebody has unlocked or deleted it meanwhile, and this may be another disk by now (%w)", name, oneLine{err})
 	}
 	err = c.explain(ctx, err)
 	if d.begun || unfinished {
@@ -218,21 +226,30 @@ func (t *tool) confirm(ctx context.Context, question, name, verb, done string) e
 // deletion is one run over a container.
 type deletion struct {
 	container   *container
+	store       store.Store // container's, whose writes ask ours
+	ours        *stillOurs
 	connections int
 	bar         *progress
 	log         bool   // the disk is of version 2
 	versions    bool   // Swift may keep older versions in the container
 	emptied     func() // called before the container goes; may be nil
 
-	begun bool         // something may have been deleted
-	noted int64        // objects that have been deleted
-	old   atomic.Int64 // older versions that have been deleted
+	begun  bool         // something may have been deleted
+	sent   bool         // the container's DELETE
+	others bool         // another deletion has come to the end
+	noted  int64        // objects that have been deleted
+	old    atomic.Int64 // older versions that have been deleted
 }
 
 // run empties the container, page by page, and deletes it. A listing may lack
 // objects that exist and show objects that do not. So if Swift says that the
 // container is not empty, run reads the listing again a little later.
-func (d *deletion) run(ctx context.Context) error {
+func (d *deletion) run(ctx context.Context) (err error) {
+	defer func() {
+		if errors.Is(err, lease.ErrLost) && errors.Is(err, store.ErrContainerNotFound) {
+			d.others, err = !d.sent, nil
+		}
+	}()
 	wait := 100 * time.Millisecond
 	for try := 1; ; try++ {
 		if err := d.empty(ctx); err != nil {
@@ -244,9 +261,13 @@ func (d *deletion) run(ctx context.Context) error {
 			}
 		}
 		if d.emptied != nil && try == 1 {
+			if err := d.ours.look(ctx); err != nil {
+				return err
+			}
 			d.emptied()
 		}
-		err := d.container.DeleteContainer(ctx)
+		d.sent = true
+		err := d.store.DeleteContainer(ctx)
 		switch {
 		case err == nil, errors.Is(err, store.ErrContainerNotFound):
 			return nil
@@ -278,7 +299,11 @@ func (d *deletion) empty(ctx context.Context) error {
 
 // emptyOf deletes those of the objects that are listed of which so says that they go.
 func (d *deletion) emptyOf(ctx context.Context, list store.ListOptions, so func(name string) bool) error {
-	for page, err := range store.Pages(ctx, d.container, list) {
+	for page, err := range store.Pages(ctx, d.store, list) {
+		if err == nil || errors.Is(err, store.ErrContainerNotFound) {
+			// Else these are another disk's, or another deletion has come to the end.
+			err = cmp.Or(d.ours.look(ctx), err)
+		}
 		if err != nil {
 			return err
 		}
@@ -299,7 +324,7 @@ func (d *deletion) emptyOf(ctx context.Context, list store.ListOptions, so func(
 // remove deletes the objects.
 func (d *deletion) remove(ctx context.Context, names []string) error {
 	d.begun = d.begun || len(names) > 0
-	err := store.DeleteAll(ctx, d.container, names, store.DeleteOptions{
+	err := store.DeleteAll(ctx, d.store, names, store.DeleteOptions{
 		Batch: bulkNames, Batches: min(d.connections, bulkAtOnce), Singly: d.connections, Done: func(n int) { d.bar.add(int64(n)) },
 	})
 	if err == nil {

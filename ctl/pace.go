@@ -26,6 +26,8 @@ type pace struct {
 	// least, where the container is there and holds no disk. Whose turn it is not,
 	// waits for three to five times as long.
 	setup time.Duration
+	// ours is how long a look at the lock of a disk that is deleted is good for.
+	ours time.Duration
 	// uploadTerm is the lease of an upload, as downloadTerm is that of a download.
 	uploadTerm time.Duration
 	// uploadNote and downloadNote are the times between two notes of how far an
@@ -47,6 +49,7 @@ var usual = pace{
 	verify:       10 * time.Second,
 	youngest:     10 * time.Minute,
 	setup:        time.Second,
+	ours:         2 * time.Second,
 	uploadTerm:   30 * time.Second,
 	uploadNote:   15 * time.Second,
 	downloadNote: 15 * time.Second,

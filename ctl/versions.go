@@ -57,6 +57,9 @@ func (c *container) oldVersions(ctx context.Context) (n, bytes int64, err error)
 // deletions too. It is no error if a version is gone already.
 func (d *deletion) deleteVersions(ctx context.Context) error {
 	return d.container.eachVersion(ctx, func(page []swiftstore.ObjectVersion) error {
+		if err := d.ours.look(ctx); err != nil {
+			return err
+		}
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(d.connections)
 		for _, v := range page {
@@ -66,6 +69,9 @@ func (d *deletion) deleteVersions(ctx context.Context) error {
 			d.begun = true
 			g.Go(func() error {
 				err := d.container.again(gctx, func(ctx context.Context) error {
+					if err := d.ours.confirm(ctx); err != nil {
+						return err
+					}
 					return d.container.client.DeleteVersion(ctx, d.container.name, v)
 				})
 				if err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -161,6 +161,19 @@ func (h *Held) takeBack(ctx context.Context) {
 // Mark returns the mark's text.
 func (h *Held) Mark() string { return h.mark }
 
+// Look returns ErrLost unless we hold the volume, as far as Swift can tell. It is for
+// who has it for ever: nothing renews that lease. An answer that proves nothing is an
+// error that is store.Transient.
+func (h *Held) Look(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.look(ctx)
+	if errors.Is(err, errBehind) {
+		err = &store.TransportError{Op: "look at the lock mark", Err: err}
+	}
+	return err
+}
+
 // Epoch returns the number of the lease; 0 where there is only the mark. A lease
 // that ran out while nobody else came goes on under a larger number.
 func (h *Held) Epoch() int64 { return h.epoch.Load() }
