@@ -118,6 +118,7 @@ func convert(ctx context.Context, o Options, held *lease.Held, meta volume.Meta,
 		volume.KeyUUID:    hex.EncodeToString(c.UUID[:]),
 		volume.KeySize:    strconv.FormatInt(meta.Size, 10),
 		volume.KeyRoot:    root,
+		volume.KeyRootOf:  "",
 		// With these swiftnbd 0.11 would take it for a disk of its own.
 		volume.KeyObjects: "", volume.KeyObjectSize: "", volume.KeyBlank: "", volume.KeyMap: "", volume.KeyUpload: "",
 	}

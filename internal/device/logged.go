@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strconv"
 	"sync/atomic"
 
 	"swiftnbd/internal/control"
@@ -134,7 +133,7 @@ func (d *loggedDisk) Preferred() int64 { return layout.BlockSize }
 func (d *loggedDisk) Save(ctx context.Context) (Ending, error) {
 	d.Rest()
 	err := d.Disk.Save(ctx)
-	return Ending{Items: map[string]string{volume.KeyRoot: d.RootName(), volume.KeySize: strconv.FormatInt(d.Size(), 10)}}, err
+	return Ending{Items: volume.RootItems(d.UUID(), d.RootName(), d.Size())}, err
 }
 
 // Stats returns the counters of the log and of its cache.

@@ -330,6 +330,9 @@ func (d *Disk) Durable() layout.Position {
 	return layout.Position{Epoch: d.o.Epoch, N: d.durable}
 }
 
+// UUID returns the volume's identity.
+func (d *Disk) UUID() layout.UUID { return d.o.UUID }
+
 // RootName returns the name of the newest root without its prefix.
 func (d *Disk) RootName() string {
 	d.mu.RLock()

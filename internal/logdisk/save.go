@@ -10,7 +10,6 @@ import (
 	"iter"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -290,9 +289,7 @@ func (d *Disk) putRoot(ctx context.Context) error {
 	}
 	d.wakeMerging()
 	// A hint: an old one costs the next start some requests. With it goes the size.
-	err := d.store.SetMetadata(ctx, map[string]string{
-		volume.KeyRoot: layout.RootText(c.at), volume.KeySize: strconv.FormatInt(c.root.Size, 10),
-	})
+	err := d.store.SetMetadata(ctx, volume.RootItems(d.o.UUID, layout.RootText(c.at), c.root.Size))
 	if err != nil {
 		d.o.Log("note the newest root: %v (no data is concerned: the next start takes some requests more)", err)
 	}

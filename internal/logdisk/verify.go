@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -536,7 +535,7 @@ func (v *verification) repair(ctx context.Context, strays []store.ObjectInfo) er
 		if err := v.v.Held(); err != nil {
 			return err
 		}
-		if err := v.store.SetMetadata(ctx, map[string]string{volume.KeyRoot: v.r.Root, volume.KeySize: strconv.FormatInt(v.r.Size, 10)}); err != nil {
+		if err := v.store.SetMetadata(ctx, volume.RootItems(v.o.UUID, v.r.Root, v.r.Size)); err != nil {
 			return fmt.Errorf("note the newest root: %w", err)
 		}
 		v.r.HintFixed = true

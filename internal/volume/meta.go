@@ -49,6 +49,8 @@ const (
 	KeyUUID = "Swiftnbd-Uuid"
 	KeySize = "Swiftnbd-Size"
 	KeyRoot = "Swiftnbd-Root"
+	// KeyRootOf is the identity of the volume of which KeyRoot is true: see RootItems.
+	KeyRootOf = "Swiftnbd-Root-Of"
 	// KeyParent names what the disk is a clone of, for lists: see FormatParent.
 	KeyParent = "Swiftnbd-Parent"
 )
@@ -232,6 +234,9 @@ func parse2(items map[string]string) (Meta, error) {
 	if copy(m.UUID[:], uuid); err != nil || len(uuid) != len(m.UUID) || m.UUID == [16]byte{} {
 		return Meta{}, &FormatError{KeyUUID, items[KeyUUID], Version2, errors.New("not 32 hexadecimal digits, or all of them 0")}
 	}
+	if of := items[KeyRootOf]; of != "" && of != hex.EncodeToString(m.UUID[:]) {
+		m.Root = ""
+	}
 	if m.Size, err = number(items, KeySize, Version2); err != nil {
 		return Meta{}, err
 	}
@@ -281,6 +286,7 @@ func Create2(ctx context.Context, s store.Store, m Meta) error {
 		KeyUUID:    hex.EncodeToString(m.UUID[:]),
 		KeySize:    strconv.FormatInt(m.Size, 10),
 		KeyRoot:    m.Root,
+		KeyRootOf:  "",
 		KeyParent:  m.Parent,
 		KeyClient:  "",
 		KeyLast:    "",
@@ -295,6 +301,16 @@ func Create2(ctx context.Context, s store.Store, m Meta) error {
 	}
 	_, err := s.CreateContainer(ctx, items)
 	return err
+}
+
+// RootItems are what is set when a volume of version 2 has a new root. A request that
+// arrives late, when the volume was deleted and another one made under its name, must
+// not name a root that this one never had: it could not be found, and such a volume is
+// not opened.
+func RootItems(uuid [16]byte, root string, size int64) map[string]string {
+	return map[string]string{
+		KeyRoot: root, KeyRootOf: hex.EncodeToString(uuid[:]), KeySize: strconv.FormatInt(size, 10),
+	}
 }
 
 // FormatParent returns a parent's container and its snapshot as Meta.Parent has
