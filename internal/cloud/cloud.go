@@ -121,7 +121,9 @@ func (c *Cloud) Base(ctx context.Context, url, container string) (store.Store, e
 func (c *Cloud) Writer(container string, term time.Duration) (store.Store, lease.Options) {
 	fence, late := new(store.Fence), new(store.Stragglers)
 	s := c.watched(container, c.account.Fenced(container, fence, late))
-	return store.Ordered(c.limited(store.Retry(s, c.o.Policy)), late), lease.Options{
+	policy := c.o.Policy
+	policy.Resend = true
+	return store.Ordered(c.limited(store.Retry(s, policy)), late), lease.Options{
 		Name:    container,
 		Term:    term,
 		Fence:   fence,

@@ -28,6 +28,9 @@ type Policy struct {
 	// RetryAfter bounds what the store may ask for with Retry-After;
 	// default 30 s.
 	RetryAfter time.Duration
+	// Resend says that a Put whose answer was lost is sent once more before Head
+	// counts as its answer; see Retry.
+	Resend bool
 	// OnRetry, if not nil, is called for each failed attempt that another one
 	// follows. It must be quick.
 	OnRetry func(Retrying)
@@ -92,6 +95,11 @@ func (e *RetryError) Unwrap() []error {
 //     the data. Head would show what a single one has, which is not durable.
 //     That holds for the next Put of the object, too, if this one fails, and
 //     with WithFew.
+//     An answer that was lost may have been such a one, or the proxy has died
+//     before all replicas had the data. So with Policy.Resend the data is sent
+//     again after the first lost answer. When a second one is lost, Head counts:
+//     then answers are slow rather than proxies dead, and a proxy that has all of
+//     the data goes on without its client.
 //   - 422, the data did not match its ETag: it was damaged on the way. It is
 //     sent twice more before this is final, since a wrong ETag would never fit.
 //   - Delete, DeleteContainer. Not found is success if an earlier attempt may
@@ -267,8 +275,13 @@ func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) 
 	op := Op{Kind: OpPut, Name: name, Bytes: len(data)}
 	// An attempt, also one of a Put before, may have stored the data on few replicas only.
 	few := r.leftFew(ctx, name)
+	lost := 0 // attempts that may have stored the data, of which we do not know
+	enough := 1
+	if r.p.Resend {
+		enough = 2
+	}
 	err := r.run(ctx, op, func(ctx context.Context, h history) error {
-		if etag != "" && !few && (h.ambiguous || h.superseded) {
+		if etag != "" && !few && (lost >= enough || h.superseded) {
 			info, err := r.s.Head(ctx, name)
 			switch {
 			case err == nil && info.ETag == etag && info.Size == int64(len(data)):
@@ -278,6 +291,9 @@ func (r *retrier) Put(ctx context.Context, name string, data []byte, etag ETag) 
 			}
 		}
 		err := r.s.Put(ctx, name, data, etag)
+		if Ambiguous(err) {
+			lost++
+		}
 		few = few || tooFew(err)
 		return err
 	})

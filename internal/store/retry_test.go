@@ -344,6 +344,44 @@ func TestRetryPut(t *testing.T) {
 	}
 }
 
+// TestRetryPutResends has the answer to a PUT lost, of which one replica has the data: its
+// proxy has died. A HEAD shows the data, and only another PUT makes it durable. When more
+// answers are lost, they are slow, and HEAD counts.
+func TestRetryPutResends(t *testing.T) {
+	superseded := status(202, store.ErrSuperseded)
+	for _, c := range []struct {
+		name      string
+		faults    []faulty.Fault
+		puts, ops int64
+	}{
+		{"nothing", nil, 1, 1},
+		{"never sent", []faulty.Fault{refused}, 2, 2},
+		{"the answer is lost", []faulty.Fault{resetDone}, 2, 2},
+		{"the request is lost", []faulty.Fault{reset}, 2, 2},
+		{"a gateway's 504", []faulty.Fault{{Err: status(504, nil).Err, After: true}}, 2, 2},
+		{"two answers are lost", []faulty.Fault{resetDone, resetDone}, 2, 3},
+		{"two requests are lost", []faulty.Fault{reset, reset}, 3, 4},
+		{"and a slow clock", []faulty.Fault{resetDone, superseded}, 2, 3},
+		{"and never sent", []faulty.Fault{resetDone, refused}, 3, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var puts int64
+				faults := script(c.faults...)
+				r := newRig(t, store.Policy{Resend: true}, func(op faulty.Op) faulty.Fault {
+					if op.Kind == store.OpPut {
+						puts++
+					}
+					return faults(op)
+				})
+				if err := r.put(t, "new"); err != nil || puts != c.puts || r.faulty.Ops() != c.ops || r.content(t) != "new" {
+					t.Errorf("%v after %d PUTs of %d requests, want %d of %d; the store has %q", err, puts, r.faulty.Ops(), c.puts, c.ops, r.content(t))
+				}
+			})
+		})
+	}
+}
+
 // TestRetryPutOnFewReplicas has a PUT that one replica has stored, which is not enough:
 // a HEAD shows the data, and only another PUT makes it durable.
 func TestRetryPutOnFewReplicas(t *testing.T) {
