@@ -528,7 +528,7 @@ func (d *Disk) find(ctx context.Context, list []victim, tails []logged) (moves [
 		}
 		batch := records[:n]
 		records = records[n:]
-		g.Go(func() error {
+		g.Go(guarded(func() error {
 			var found []move
 			if err := d.viewed(ctx, first, end-first, func() { found = look(batch) }); err != nil {
 				return err
@@ -537,7 +537,7 @@ func (d *Disk) find(ctx context.Context, list []victim, tails []logged) (moves [
 			defer mu.Unlock()
 			moves = append(moves, found...)
 			return nil
-		})
+		}))
 	}
 	return moves, g.Wait()
 }

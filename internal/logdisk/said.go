@@ -4,9 +4,12 @@ package logdisk
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
+
+	"swiftnbd/internal/store"
 )
 
 // saidAgain is how long an error was not there, at least, when it is said once more.
@@ -34,10 +37,18 @@ func (s *said) news(err error) bool {
 }
 
 // cause returns what has made err: without the object that it is about, which is another
-// one each time.
+// one each time, and without how often and how long it was tried.
 func cause(err error) string {
 	for {
 		inner := errors.Unwrap(err)
+		if more, ok := err.(interface{ Unwrap() []error }); ok {
+			if all := more.Unwrap(); len(all) > 0 {
+				inner = all[0]
+			}
+		}
+		if status, ok := err.(*store.StatusError); ok && inner == nil {
+			return fmt.Sprint(status.Code)
+		}
 		if inner == nil {
 			return err.Error()
 		}

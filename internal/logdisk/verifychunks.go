@@ -52,7 +52,7 @@ func (v *verification) checkChunks(ctx context.Context) error {
 		}
 		info, listed := v.chunks[i]
 		checked[i] = true
-		g.Go(func() error {
+		g.Go(guarded(func() error {
 			size, err := v.checkChunk(ctx, vol, i, info, listed)
 			v.found.Lock()
 			defer v.found.Unlock()
@@ -76,7 +76,7 @@ func (v *verification) checkChunks(ctx context.Context) error {
 				v.add(info.Size)
 			}
 			return nil
-		})
+		}))
 	}
 	err = cmp.Or(g.Wait(), err)
 	for i, info := range v.chunks {
