@@ -60,7 +60,7 @@ type patchwork struct {
 
 func (l *patchwork) Preferred() int64 { return 4 }
 
-var errPatchwork = errors.New("Swift is away")
+var errPatchwork = errors.New("no answer from Swift")
 
 func (l *patchwork) Extents(off, n int64, emit func(off, n int64, hole bool) bool) error {
 	l.looked += n
