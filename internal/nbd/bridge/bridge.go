@@ -78,6 +78,8 @@ type Bridge struct {
 	broken  chan struct{}       // closed when links go down
 	why     error               // why they did
 	next    uint64              // the number of the next request
+	left    []*link             // that were taken down since the server was last there
+	loose   bool                // a change of the journal was sent again without an answer
 	pending map[uint64]*request // not answered yet, by number
 	journal journal
 	flusher bool // a flush of our own is under way
@@ -96,6 +98,7 @@ type request struct {
 	data   []byte // of a write
 	before uint64 // of a flush: it covers the journal's changes up to here
 	own    bool   // nobody waits for the answer
+	link   *link  // where the server may have it from, or be about to do so; guarded by Bridge.mu
 }
 
 // link is one connection to the server.
@@ -221,6 +224,7 @@ func (b *Bridge) end(err error) error {
 		_, _ = l.conn.Write(nbd.Request{Command: nbd.Disconnect}.Append(nil))
 	}
 	b.takeDown(nil)
+	b.forgetLinks()
 	if err == nil && b.journal.len() > 0 {
 		err = fmt.Errorf("the last flush failed: %s may not be in Swift", words.Count(b.journal.bytes, "written byte"))
 	}
@@ -288,6 +292,7 @@ func (b *Bridge) sendLocked(r *request) {
 func (b *Bridge) passLocked(r *request) {
 	l := slices.MinFunc(b.links, func(a, c *link) int { return a.waiting - c.waiting })
 	l.waiting++
+	r.link = l
 	l.queue <- r // it has room for all that can be under way
 }
 
@@ -301,6 +306,7 @@ func (b *Bridge) flushLocked() {
 func (b *Bridge) up(conns []net.Conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.forgetLinks()
 	b.links, b.broken = nil, make(chan struct{})
 	for _, c := range conns {
 		b.links = append(b.links, &link{conn: c, queue: make(chan *request, maxPending+1)})
@@ -336,14 +342,19 @@ func (b *Bridge) start(l *link, client io.Writer) {
 				return
 			}
 		}
+		_, _ = l.conn.Write(nbd.Request{Command: nbd.Disconnect}.Append(nil))
 	}()
-	go func() { b.down(l, b.receive(l, client)) }()
+	go func() {
+		b.down(l, b.receive(l, client))
+		l.conn.Close()
+	}()
 }
 
 // errEnding is why the bridge leaves a server that is ending.
 var errEnding = errors.New("the server is ending")
 
-// receive passes the server's replies to the client, until the connection ends.
+// receive passes the server's replies to the client, until the connection ends. When
+// the link is down, a reply says only that the request is done.
 func (b *Bridge) receive(l *link, client io.Writer) error {
 	in := bufio.NewReaderSize(l.conn, 256<<10)
 	for {
@@ -358,7 +369,9 @@ func (b *Bridge) receive(l *link, client io.Writer) error {
 			return fmt.Errorf("a reply to no request (%d)", reply.Cookie)
 		}
 		if reply.Error == nbd.ErrShutdown {
-			return errEnding // the request is for the next server
+			b.down(l, errEnding) // the request is for the next server
+			b.answered(l, r, reply.Error)
+			continue
 		}
 		answer := nbd.Reply{Error: reply.Error, Cookie: r.Cookie}.Append(nil)
 		if r.Command == nbd.Read && reply.Error == 0 {
@@ -369,7 +382,7 @@ func (b *Bridge) receive(l *link, client io.Writer) error {
 			}
 		}
 		if !b.answered(l, r, reply.Error) {
-			return errors.New("the connection is not used any more")
+			continue
 		}
 		if r.own {
 			continue
@@ -378,7 +391,7 @@ func (b *Bridge) receive(l *link, client io.Writer) error {
 		_, err = client.Write(answer)
 		b.toClient.Unlock()
 		if err != nil {
-			return nil // the client has left
+			b.down(l, nil) // the client has left
 		}
 	}
 }
@@ -389,9 +402,13 @@ func (b *Bridge) answered(l *link, r *request, errno uint32) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !slices.Contains(b.links, l) {
+		if r.link == l {
+			r.link = nil
+		}
 		return false
 	}
 	l.waiting--
+	r.link = nil
 	delete(b.pending, r.number)
 	b.room.Broadcast()
 	switch {
@@ -474,26 +491,4 @@ func (b *Bridge) settleLocked() {
 	default:
 		close(b.settled)
 	}
-}
-
-// down is called when a link has come to its end.
-func (b *Bridge) down(l *link, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if slices.Contains(b.links, l) {
-		b.takeDown(err)
-	}
-}
-
-// takeDown ends all links. mu is held.
-func (b *Bridge) takeDown(err error) {
-	if b.links == nil {
-		return
-	}
-	for _, l := range b.links {
-		l.conn.Close()
-		close(l.queue)
-	}
-	b.links, b.why = nil, err
-	close(b.broken)
 }

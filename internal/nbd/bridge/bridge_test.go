@@ -45,6 +45,10 @@ type host struct {
 	// held, if not nil, gets a value when a flush is done, and its answer waits
 	// until it can be sent again.
 	held chan bool
+	// late, if not nil, gets the connection of a write that was read, and the write
+	// is done when it can be sent again: nbdkit does it also when the connection
+	// has broken meanwhile.
+	late chan net.Conn
 }
 
 func newHost(t *testing.T) *host {
@@ -137,7 +141,15 @@ func (h *host) serve(c net.Conn, mark string) {
 				return
 			}
 		}
+		late := h.isLate()
+		if late != nil && r.Command == nbd.Write {
+			late <- c
+			<-late
+		}
 		answer, ok := h.do(r, data, mark)
+		if late != nil && r.Command == nbd.Write {
+			late <- c
+		}
 		if !ok {
 			return
 		}
@@ -155,6 +167,12 @@ func (h *host) holds() chan bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.held
+}
+
+func (h *host) isLate() chan net.Conn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.late
 }
 
 // do is one request of the session mark, or returns false when that has ended.

@@ -93,8 +93,16 @@ func (b *Bridge) tryResume(ctx context.Context, client io.Writer) error {
 	}
 	// What we do now is done in this session.
 	b.mu.Lock()
-	b.session = sessionOf(e)
+	if s := sessionOf(e); s != b.session {
+		b.session = s
+		b.tightenLocked()
+	}
+	loose := b.looseLocked()
 	b.mu.Unlock()
+	if loose {
+		conn.Close()
+		return errLoose
+	}
 	if err := b.replay(ctx, conn); err != nil {
 		conn.Close()
 		return err
@@ -149,6 +157,10 @@ func (b *Bridge) replay(ctx context.Context, conn net.Conn) error {
 	in := bufio.NewReader(conn)
 	for _, c := range changes {
 		if err := ask(conn, in, c.r.Request, c.r.data); err != nil {
+			var refused *refusedError
+			b.mu.Lock()
+			b.loose = !errors.As(err, &refused)
+			b.mu.Unlock()
 			return err
 		}
 	}
@@ -179,7 +191,10 @@ func ask(conn net.Conn, in *bufio.Reader, h nbd.Request, data []byte) error {
 	case reply.Cookie != h.Cookie:
 		return errors.New("a reply to no request")
 	case reply.Error != 0:
-		return fmt.Errorf("the server answers a change with error %d", reply.Error)
+		return &refusedError{fmt.Errorf("the server answers a change with error %d", reply.Error)}
 	}
 	return nil
 }
+
+// refusedError is the server's answer that it has not made a change.
+type refusedError struct{ error }
