@@ -264,5 +264,9 @@ func ParseSeconds(v string) (time.Duration, error) {
 	if err != nil || !(f > 0 && f <= 24*3600) {
 		return 0, errors.New("must be a number of seconds, more than 0 and at most 86400")
 	}
-	return time.Duration(f * float64(time.Second)), nil
+	d := time.Duration(f * float64(time.Second))
+	if d == 0 { // which would mean the default, or none
+		return 0, errors.New("must be at least a nanosecond, 1e-9")
+	}
+	return d, nil
 }

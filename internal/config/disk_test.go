@@ -98,14 +98,14 @@ func TestDiskBad(t *testing.T) {
 		"compression":   {"", "lz4", "Zstd", "1"},
 		"connections":   {"0", "-1", "4097", "many", "1.5", ""},
 		"flush-time":    {"0.09", "-1", "x", "86401", ""},
-		"follow":        {"-1", "x", "86401", ""},
+		"follow":        {"1e-12", "-1", "x", "86401", ""},
 		"gc":            {"19", "96", "-1", "70.5", "half", ""},
 		"lease":         {"4", "-1", "x", "86401", ""},
 		"readahead":     {"-1", "x", ""},
 		"removed":       {"yes", "End", ""},
 		"snapshot":      {""},
-		"timeout":       {"0", "-1", "x", "NaN", "86401", ""},
-		"writeback-age": {"0", "-1", "x", "Inf", ""},
+		"timeout":       {"0", "1e-12", "-1", "x", "NaN", "86401", ""},
+		"writeback-age": {"0", "1e-12", "-1", "x", "Inf", ""},
 	}
 	for _, p := range DiskParameters {
 		if len(bad[p.Key]) == 0 {
