@@ -120,9 +120,12 @@ func (e *exports) defaultName() string {
 // resolve returns the export that a client asks for by name.
 func (e *exports) resolve(name string) (config.Export, error) {
 	secrets := e.current()
+	e.mu.Lock()
+	defaults := e.params.defaults(e.inCloud)
+	e.mu.Unlock()
 	if e.params.container != "" {
 		// As in most plugins, there is one disk, and any name means it.
-		return secrets.Export(e.params.container, e.params.defaults(e.inCloud), e.env)
+		return secrets.Export(e.params.container, defaults, e.env)
 	}
 	if name == "" {
 		name = e.defaultName()
@@ -133,7 +136,7 @@ func (e *exports) resolve(name string) (config.Export, error) {
 	if !secrets.Has(name) {
 		return config.Export{}, fmt.Errorf("export %q: no such section in %s", name, secrets.Path())
 	}
-	return secrets.Export(name, e.params.defaults(e.inCloud), e.env)
+	return secrets.Export(name, defaults, e.env)
 }
 
 // open is called for a new client. The first client opens the disk.
