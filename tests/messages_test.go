@@ -35,6 +35,7 @@ var unseen = map[string]string{
 	"swiftstore: request without an exchange":                 "a defect of the program",
 	"read object …: … of … bytes have come in":                "a defect of the program",
 	"read … bytes at … of chunk …: they are not whole blocks": "a defect of the program",
+	"nothing is known of what the disk has at …":              "a defect of the program",
 }
 
 // TestMessages checks that docs/TROUBLESHOOTING.md or docs/MESSAGES.md has each error
