@@ -67,8 +67,8 @@ func TestTroubleBench(t *testing.T) {
 
 	// If the request that makes the container is interrupted, nobody knows whose it
 	// is: it stays, empty.
-	const created = 6
-	for at := int64(1); at <= 12; at++ {
+	const created = 8
+	for at := int64(1); at <= 14; at++ {
 		r, _ := b.interruptAt(at, b.words(bench)...)
 		said(r, ": interrupted")
 		if _, err := b.store(scratch).Metadata(t.Context()); at != created {

@@ -10,8 +10,9 @@ import (
 
 const allowAll = "HEAD, POST, DELETE, PUT, GET, OPTIONS"
 
-// policy is the name of the only storage policy.
-const policy = "Policy-0"
+// firstPolicy is the name of the storage policy with the number 0. No other policy may have
+// this name (swift/common/storage_policy.py).
+const firstPolicy = "Policy-0"
 
 func (c *call) serveAccount(a *account) {
 	switch c.method {
@@ -86,7 +87,7 @@ func (c *call) getAccount(a *account) {
 	for key, n := range map[string]int64{"Container-Count": int64(len(containers)), "Object-Count": objects, "Bytes-Used": bytes} {
 		c.header("X-Account-"+key, strconv.FormatInt(n, 10))
 		if len(containers) > 0 {
-			c.header("X-Account-Storage-Policy-"+policy+"-"+key, strconv.FormatInt(n, 10))
+			c.header("X-Account-Storage-Policy-"+c.s.policy+"-"+key, strconv.FormatInt(n, 10))
 		}
 	}
 	c.header("X-Timestamp", created.String())

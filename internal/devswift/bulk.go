@@ -167,6 +167,8 @@ func (c *call) bulkDeleteOne(name string) int {
 	switch {
 	case containerName == "":
 		return http.StatusForbidden // the account itself
+	case c.s.accountAway.Load():
+		return http.StatusNotFound
 	case objectName == "":
 		return c.deleteContainer(a, containerName)
 	}

@@ -250,6 +250,7 @@ func (c *call) dispatch() {
 		return
 	}
 	switch {
+	case c.away():
 	case c.objectName != "":
 		c.serveObject(a)
 	case c.containerName != "":

@@ -68,7 +68,7 @@ func (c *call) putContainer(a *account) {
 		c.answerText(http.StatusBadRequest, typeHTML, fmt.Sprintf("Container name length of %d longer than %d", n, maxContainerName))
 		return
 	}
-	if wanted := c.r.Header.Get("X-Storage-Policy"); wanted != "" && !strings.EqualFold(wanted, policy) {
+	if wanted := c.r.Header.Get("X-Storage-Policy"); wanted != "" && !strings.EqualFold(wanted, c.s.policy) {
 		c.answerText(http.StatusBadRequest, typePlain, "Invalid X-Storage-Policy '"+wanted+"'")
 		return
 	}
@@ -197,7 +197,7 @@ func (c *call) getContainer(a *account) {
 	c.header("X-Container-Bytes-Used", strconv.FormatInt(bytes, 10))
 	c.header("X-Timestamp", created.String())
 	c.header("Last-Modified", changed.httpDate())
-	c.header("X-Storage-Policy", policy)
+	c.header("X-Storage-Policy", c.s.policy)
 	c.header("Accept-Ranges", "bytes")
 	if c.method == http.MethodHead {
 		c.listingHeaders(format)

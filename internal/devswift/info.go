@@ -9,7 +9,7 @@ import (
 
 // infoSections returns the content of /info: the real Swift's sections for
 // everything that this Server does, with the same limits.
-func infoSections() map[string]map[string]any {
+func infoSections(policy string) map[string]map[string]any {
 	return map[string]map[string]any{
 		"swift": {
 			"version": "2.30.1", "strict_cors_mode": true, "account_autocreate": true, "allow_account_management": true,
@@ -48,7 +48,7 @@ func (c *call) info() {
 		c.notAllowed("GET, OPTIONS, HEAD")
 		return
 	}
-	sections := infoSections()
+	sections := infoSections(c.s.policy)
 	for section := range c.s.without {
 		delete(sections, section)
 	}

@@ -3,6 +3,7 @@
 package devswift
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -81,6 +82,10 @@ type Options struct {
 	// their features. "tempurl" and "bulk_delete" are known.
 	Without []string
 
+	// Policy is the name of the only storage policy. Empty means Policy-0, which
+	// is the name of the first one.
+	Policy string
+
 	// Logger logs failures of the server itself, such as a full disk. Nil means
 	// slog.Default.
 	Logger *slog.Logger
@@ -95,6 +100,7 @@ type Server struct {
 	ticks   ticker
 	disk    *disk // nil when in memory
 	without map[string]bool
+	policy  string // the name of the only one
 
 	accounts map[string]*account // fixed by New
 	tokens   tokens
@@ -105,8 +111,10 @@ type Server struct {
 	seed     maphash.Seed
 	stripes  [stripeCount]sync.Mutex
 	active   atomic.Int64
-	closed   chan struct{}
-	closing  sync.Once
+	// accountAway says that no account server answers; see SetAccountAway.
+	accountAway atomic.Bool
+	closed      chan struct{}
+	closing     sync.Once
 }
 
 // New returns a Server that is ready to answer. With Options.Dir it reads the
@@ -122,6 +130,7 @@ func New(o Options) (*Server, error) {
 		without:  map[string]bool{},
 		seed:     maphash.MakeSeed(),
 		closed:   make(chan struct{}),
+		policy:   cmp.Or(o.Policy, firstPolicy),
 	}
 	if len(s.users) == 0 {
 		s.users = []User{{Account: "test", Name: "tester", Key: "testing"}}

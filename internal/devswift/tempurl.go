@@ -98,7 +98,7 @@ func (c *call) signed(sig, expiresText string) bool {
 // tempURLKeys returns up to two keys of the account and two of the container.
 func (c *call) tempURLKeys() []string {
 	a := c.s.accounts[c.accountName]
-	if a == nil {
+	if a == nil || c.s.accountAway.Load() {
 		return nil
 	}
 	var keys []string

@@ -206,18 +206,23 @@ func (c *container) bulkDelete(ctx context.Context, names []string) error {
 		defer stop()
 		ctx, r.fence = guarded, c.fence
 	}
-	return c.client.withToken(ctx, r, nil, func(x *exchange) error {
-		answer, err := io.ReadAll(io.LimitReader(x.stream, maxBulkAnswer))
-		if err != nil {
-			return readError(op, x, len(answer), err)
-		}
-		return bulkError(op, answer)
+	// A name that is not found is a 404 like any other: see absent.go.
+	return c.client.certain(ctx, op, func() (missing bool, err error) {
+		err = c.client.withToken(ctx, r, nil, func(x *exchange) error {
+			answer, err := io.ReadAll(io.LimitReader(x.stream, maxBulkAnswer))
+			if err != nil {
+				return readError(op, x, len(answer), err)
+			}
+			missing, err = bulkResult(op, answer)
+			return err
+		})
+		return missing, err
 	})
 }
 
-// bulkError reads the answer to a bulk delete. Its HTTP status is 200 even
-// after a failure.
-func bulkError(op string, body []byte) error {
+// bulkResult reads the answer to a bulk delete. Its HTTP status is 200 even
+// after a failure. missing says that some of the names were not there.
+func bulkResult(op string, body []byte) (missing bool, err error) {
 	var answer struct {
 		Status  string     `json:"Response Status"`
 		Message string     `json:"Response Body"`
@@ -226,7 +231,7 @@ func bulkError(op string, body []byte) error {
 		Errors  [][]string `json:"Errors"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return &store.TransportError{Op: op, Sent: true, Err: fmt.Errorf("answer: %w", err)}
+		return false, &store.TransportError{Op: op, Sent: true, Err: fmt.Errorf("answer: %w", err)}
 	}
 	for _, e := range answer.Errors {
 		if len(e) != 2 {
@@ -244,16 +249,16 @@ func bulkError(op string, body []byte) error {
 		if found.Err != nil {
 			found.Body = "" // the status only
 		}
-		return found
+		return false, found
 	}
 	if code := statusCode(answer.Status); code < 200 || code > 299 {
 		// A bulk delete that found nothing at all is "404 Not Found".
 		if code == http.StatusNotFound {
-			return nil
+			return true, nil
 		}
-		return &store.StatusError{Op: op, Code: code, Body: errorText([]byte(answer.Message)), Err: general[code]}
+		return false, &store.StatusError{Op: op, Code: code, Body: errorText([]byte(answer.Message)), Err: general[code]}
 	}
-	return nil
+	return answer.Absent > 0, nil
 }
 
 // statusCode reads the number from "409 Conflict"; 0 where there is none.

@@ -60,7 +60,11 @@ type Options struct {
 	Connections int
 	// Timeout bounds one request, with sending and reading its body; 0
 	// means DefaultTimeout.
-	Timeout   time.Duration
+	Timeout time.Duration
+	// Believe is how long 404s are believed after an answer of the account, as absent.go
+	// says; 0 means 10 s. Negative: never without a question. Tests set it, whose account
+	// servers come and go quickly.
+	Believe   time.Duration
 	UserAgent string
 	// Session, if not nil, is the result of an earlier login. No login is made
 	// until it is refused.
@@ -101,6 +105,7 @@ type Client struct {
 	auth      atomic.Pointer[auth] // a login changes it, and nothing else
 	container string
 	timeout   time.Duration
+	believe   time.Duration
 	userAgent string
 	transport *http.Transport
 	rt        roundTripper
@@ -127,7 +132,8 @@ type Client struct {
 	byAccount  bool
 	accountKey string
 
-	limits limits // the limits that have refused PUTs
+	limits  limits // the limits that have refused PUTs
+	account account
 
 	options Options            // of Dial
 	others  map[string]*Client // by their storage URLs: see At
@@ -160,7 +166,7 @@ func Dial(o Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		container: o.Container, timeout: cmp.Or(o.Timeout, DefaultTimeout),
+		container: o.Container, timeout: cmp.Or(o.Timeout, DefaultTimeout), believe: cmp.Or(o.Believe, defaultBelieve),
 		userAgent: cmp.Or(o.UserAgent, "swiftnbd"), transport: t, rt: roundTripper{t},
 	}
 	c.options = o

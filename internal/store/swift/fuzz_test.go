@@ -119,7 +119,7 @@ func FuzzBulkError(f *testing.F) {
 	f.Add([]byte(`{"Response Status": "400 Bad Request", "Errors": [["/c/o%201", "409 Conflict"], ["/c/%0a", "403\nForbidden"], ["x"]]}`))
 	f.Add([]byte(`{"Response Status": "502\nBad", "Response Body": "a\nb"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		if err := bulkError("BULK DELETE c", body); err != nil && strings.ContainsAny(err.Error(), "\n\r") {
+		if _, err := bulkResult("BULK DELETE c", body); err != nil && strings.ContainsAny(err.Error(), "\n\r") {
 			t.Errorf("an error of more than one line: %q", err)
 		}
 	})

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,7 +53,7 @@ func TestBulkError(t *testing.T) {
 		{`{"Response Status": "502 Bad Gateway", "Response Body": "broken", "Errors": []}`, 502, nil, "broken"},
 		{`{"Response Status": "401 Unauthorized", "Errors": []}`, 401, errToken, ""},
 	} {
-		err := bulkError("BULK DELETE c", []byte(c.body))
+		_, err := bulkResult("BULK DELETE c", []byte(c.body))
 		if c.code == 0 {
 			if err != nil {
 				t.Errorf("%s: %v", c.body, err)
@@ -63,7 +65,7 @@ func TestBulkError(t *testing.T) {
 			t.Errorf("%s: %v", c.body, err)
 		}
 	}
-	if err := bulkError("BULK DELETE c", []byte(`{"Response Sta`)); !store.Transient(err) || !store.Ambiguous(err) {
+	if _, err := bulkResult("BULK DELETE c", []byte(`{"Response Sta`)); !store.Transient(err) || !store.Ambiguous(err) {
 		t.Errorf("cut short: %v", err)
 	}
 }
@@ -204,5 +206,66 @@ func TestConnReadFrom(t *testing.T) {
 			t.Errorf("%s: %d bytes and %v, %d left to send, %d came; want %d and %v", c.name, n, err, limited.N, len(b), len(c.want), c.err)
 		}
 		here.Close()
+	}
+}
+
+// TestBelieved is which 404s count: what was sent after the account's answer, and answered
+// within ten seconds of it.
+func TestBelieved(t *testing.T) {
+	now := time.Now()
+	ago := func(s float64) time.Time { return now.Add(-time.Duration(s * float64(time.Second))) }
+	for _, tc := range []struct {
+		account account
+		sent    time.Time
+		want    bool
+	}{
+		{account{}, ago(1), false},
+		{account{answered: ago(2)}, ago(1), true},
+		{account{answered: ago(1)}, ago(2), false},
+		{account{answered: ago(9.9)}, ago(9), true},
+		{account{answered: ago(10)}, ago(9), false},
+		{account{answered: ago(1), refused: true}, ago(2), true},
+		{account{answered: ago(10), refused: true}, ago(2), false},
+	} {
+		c := &Client{believe: defaultBelieve, account: tc.account}
+		if got := c.believed(tc.sent, now); got != tc.want {
+			t.Errorf("%+v, sent %v ago: %t", tc.account, now.Sub(tc.sent), got)
+		}
+	}
+}
+
+// TestAccountForgotten has the account not answer a question, after it has answered one
+// before: then nothing is believed.
+func TestAccountForgotten(t *testing.T) {
+	var status atomic.Int64
+	var web *httptest.Server
+	web = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/auth/v1.0" { // a 403 is worth a login
+			w.Header().Set("X-Storage-Url", web.URL)
+			w.Header().Set("X-Auth-Token", "new")
+			return
+		}
+		w.WriteHeader(int(status.Load()))
+	}))
+	defer web.Close()
+	c, err := Dial(Options{
+		Login:   config.Login{AuthURL: web.URL + "/auth/v1.0", Version: 1, Username: "u", Password: "p"},
+		Session: &Session{StorageURL: web.URL, Token: "t"}, Believe: time.Nanosecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, tc := range []struct {
+		status            int64
+		answered, refused bool
+	}{{204, true, false}, {503, false, false}, {403, true, true}, {204, true, false}, {404, true, true}, {429, false, false}} {
+		status.Store(tc.status)
+		if refused, err := c.askAccount(t.Context()); refused != tc.refused || (err == nil) != tc.answered {
+			t.Errorf("%d: refused is %t, %v", tc.status, refused, err)
+		}
+		if a := c.account; a.answered.IsZero() == tc.answered || a.refused != tc.refused || a.asking != nil {
+			t.Errorf("%d: known is %+v", tc.status, a)
+		}
 	}
 }

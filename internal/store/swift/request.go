@@ -77,8 +77,20 @@ func (c *Client) do(ctx context.Context, r request, codes map[int]error, handle 
 	return c.withToken(ctx, r, codes, handle)
 }
 
-// withToken is do without a look at the fence.
+// withToken is do without a look at the fence. A 404 counts only if it is certain; see
+// absent.go.
 func (c *Client) withToken(ctx context.Context, r request, codes map[int]error, handle func(*exchange) error) error {
+	if r.container == "" {
+		return c.withTokens(ctx, r, codes, handle)
+	}
+	return c.certain(ctx, r.op(), func() (missing bool, err error) {
+		err = c.withTokens(ctx, r, codes, handle)
+		return absent(err), err
+	})
+}
+
+// withTokens makes the request, with a new token where it needs one.
+func (c *Client) withTokens(ctx context.Context, r request, codes map[int]error, handle func(*exchange) error) error {
 	t, err := c.token(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.op(), err)
