@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"swiftnbd/internal/store"
@@ -25,7 +26,8 @@ import (
 // was answered soon after that: the HEAD has put the account into the proxies' memory.
 // Otherwise the account is asked first, once for all that wait, and the request is made
 // once more. A request that is signed needs no such care: without the account Swift has no
-// key, and answers 401.
+// key, and answers 401. Nor does a GET or HEAD of an object in a container of the first
+// policy, once an answer of the container has named that: it is found in any case.
 
 const (
 	// defaultBelieve is how long 404s are believed after an answer of the account, unless
@@ -36,6 +38,42 @@ const (
 	// the proxies remember.
 	askTimeout = 20 * time.Second
 )
+
+// firstPolicy is the name of the storage policy with the number 0. No other one may have
+// it (swift/common/storage_policy.py).
+const firstPolicy = "Policy-0"
+
+// firsts are the containers that are known to be of the first storage policy. The zero
+// value is ready for use.
+type firsts struct {
+	mu    sync.Mutex // guards names
+	names map[string]bool
+}
+
+// found says whether Swift looks in the right place for what the request reads, with the
+// account or without it.
+func (f *firsts) found(r request) bool {
+	if r.object == "" || r.method != http.MethodGet && r.method != http.MethodHead {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.names[r.container]
+}
+
+// see notes the policy that a container's answer names.
+func (f *firsts) see(container string, h http.Header) {
+	policy := h.Get("X-Storage-Policy")
+	if policy == "" {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.names == nil {
+		f.names = make(map[string]bool)
+	}
+	f.names[container] = policy == firstPolicy
+}
 
 // account is what is known of the account. Client.mu guards it.
 type account struct {

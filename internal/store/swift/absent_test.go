@@ -188,6 +188,39 @@ func TestAbsentCosts(t *testing.T) {
 	}
 }
 
+// TestAbsentFirstPolicy reads what is not there in a container whose policy an answer has
+// named. Of the first policy it is believed at once; deletes, and other policies, are not.
+func TestAbsentFirstPolicy(t *testing.T) {
+	for _, c := range []struct {
+		policy, name string
+		requests     int64 // for ten 404s
+	}{{"", "GET", 10}, {"", "HEAD", 10}, {"", "DELETE", 12}, {"gold", "GET", 12}, {"gold", "HEAD", 12}} {
+		a := newAway(t, c.policy)
+		s := dial(t, swiftstore.Options{Login: a.login}).Container("c")
+		if _, err := s.List(t.Context(), store.ListOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		requests := a.count(func(int64, *devswift.Request) *devswift.Action { return nil })
+		for range 10 {
+			var err error
+			switch c.name {
+			case "GET":
+				_, err = s.Get(t.Context(), "absent", make([]byte, 10), store.GetOptions{Newest: true})
+			case "HEAD":
+				_, err = s.Head(t.Context(), "absent")
+			default:
+				err = s.Delete(t.Context(), "absent")
+			}
+			if !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%+v: %v", c, err)
+			}
+		}
+		if n := requests.Load(); n != c.requests {
+			t.Errorf("%+v: %d requests for ten that are 404", c, n)
+		}
+	}
+}
+
 // TestAbsentTogether has many requests be 404 while the account is asked. It is asked
 // once for them all, and for longer than the request waits that was the first.
 func TestAbsentTogether(t *testing.T) {

@@ -118,6 +118,7 @@ type Client struct {
 	logins  atomic.Int64
 	again   again // of the login that is being made
 	refused refusals
+	firsts  firsts
 
 	// mu guards the rest. It is never held across a request.
 	mu        sync.Mutex

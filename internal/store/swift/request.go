@@ -85,7 +85,7 @@ func (c *Client) withToken(ctx context.Context, r request, codes map[int]error, 
 	}
 	return c.certain(ctx, r.op(), func() (missing bool, err error) {
 		err = c.withTokens(ctx, r, codes, handle)
-		return absent(err), err
+		return absent(err) && !c.firsts.found(r), err
 	})
 }
 
@@ -160,6 +160,9 @@ func (c *Client) once(ctx context.Context, t *token, r request, codes map[int]er
 		return transportError(r.op(), x, err)
 	case x.status < 200 || x.status > 299:
 		return statusError(r.op(), x, codes, append(r.keys(), t.conn.AuthToken)...)
+	}
+	if r.container != "" && r.object == "" {
+		c.firsts.see(r.container, x.header)
 	}
 	// Read to the end, or else the connection cannot be used again.
 	defer x.stream.Close()
