@@ -40,7 +40,7 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 	var (
 		pinned *chunk // pinned so that it is not evicted before its bytes are copied
 		much   bool
-		failed failed
+		failed int
 	)
 	defer func() { c.unpin(pinned) }()
 	for first := true; ; first = false {
@@ -89,9 +89,6 @@ func (c *Cache) readPiece(ctx context.Context, p []byte, piece geometry.Piece) e
 	}
 }
 
-// failed is how often a request has waited for a fetch that failed.
-type failed int
-
 // mostFailed bounds how many fetches that others began, of more than it needs, a
 // request waits for.
 const mostFailed = 3
@@ -99,12 +96,12 @@ const mostFailed = 3
 // bring waits for a fetch of the bytes r of chunk i, or of some of them: of the whole
 // chunk with much, and else of as much as is worth a request. A Reader may have r and not
 // what is fetched with it, by us or for somebody else. When such a fetch fails, bring
-// returns no error, and r is fetched alone the next time. If the chunk is not nil, the
-// caller has a pin on it, with or without an error.
-func (c *Cache) bring(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange, much bool, f *failed) (*chunk, error) {
+// returns no error and counts it in failed, and r is fetched alone the next time. If the
+// chunk is not nil, the caller has a pin on it, with or without an error.
+func (c *Cache) bring(ctx context.Context, i geometry.ChunkIndex, r geometry.ByteRange, much bool, failed *int) (*chunk, error) {
 	want := geometry.ByteRange{Len: c.geo.ObjectSize()}
 	switch {
-	case *f > 0:
+	case *failed > 0:
 		want = c.beside(i, r, r)
 	case !much:
 		want = c.worth(i, r)
@@ -115,7 +112,7 @@ func (c *Cache) bring(ctx context.Context, i geometry.ChunkIndex, r geometry.Byt
 	}
 	alone := c.beside(i, r, r)
 	if more := got.Off < alone.Off || got.End() > alone.End(); more && c.partly(err) {
-		if *f++; *f < mostFailed {
+		if *failed++; *failed < mostFailed {
 			return ch, nil
 		}
 	}

@@ -85,7 +85,7 @@ func (c *Cache) through(ctx context.Context, piece geometry.Piece, data []byte, 
 	}
 	var (
 		pinned *chunk // so that nobody makes room of what it has just got
-		failed failed
+		failed int
 	)
 	defer func() { c.unpin(pinned) }()
 	for {

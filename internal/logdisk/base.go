@@ -373,8 +373,3 @@ func (d *Disk) readLows(ctx context.Context, b *base, size int64, lows []low) (h
 	err = g.Wait() // before holes is looked at
 	return err == nil && !slices.Contains(holes, false), err
 }
-
-// parentError says that the parent of a clone could not be read.
-type parentError struct{ error }
-
-func (e *parentError) Unwrap() error { return e.error }

@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"swiftnbd/internal/chunked"
 	"swiftnbd/internal/geometry"
 	"swiftnbd/internal/logdisk/blockmap"
 	"swiftnbd/internal/logdisk/layout"
@@ -261,15 +260,7 @@ func (r reader) Beside(i geometry.ChunkIndex, need, wide geometry.ByteRange) geo
 // Partly says yes of what is wrong with one object, or chunk, or with the disk's parent.
 // Where nobody has answered, the next request would wait for as long again.
 func (r reader) Partly(err error) bool {
-	var (
-		answer  *store.StatusError
-		parent  *parentError
-		changed *chunked.ChangedError
-		size    *chunked.SizeError
-		foreign *chunked.ForeignError
-	)
-	return content(err) || errors.As(err, &answer) || errors.As(err, &parent) ||
-		errors.As(err, &changed) || errors.As(err, &size) || errors.As(err, &foreign)
+	return content(err) || chunkContent(err) || errors.As(err, new(*store.StatusError)) || errors.As(err, new(*BaseError))
 }
 
 // want is a run of blocks whose frames lie beside each other in an object in
@@ -315,9 +306,6 @@ func (d *Disk) readRoomy(ctx context.Context, first uint64, p []byte, roomy bool
 		if len(lows) > 0 {
 			zero, err := d.readLows(ctx, base, size, lows)
 			if err != nil {
-				if base.lower == nil {
-					err = &parentError{err}
-				}
 				return false, err
 			}
 			hole = hole && zero

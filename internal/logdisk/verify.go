@@ -242,6 +242,11 @@ func content(err error) bool {
 	return errors.As(err, &damaged) || away(err)
 }
 
+// chunkContent is content for a chunk, as package chunked says it.
+func chunkContent(err error) bool {
+	return errors.As(err, new(*chunked.ChangedError)) || errors.As(err, new(*chunked.SizeError)) || errors.As(err, new(*chunked.ForeignError))
+}
+
 // away says whether the error is that an object is not there.
 func away(err error) bool {
 	var e *AwayError

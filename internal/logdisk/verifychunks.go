@@ -59,16 +59,12 @@ func (v *verification) checkChunks(ctx context.Context) error {
 			if size > 0 {
 				v.r.Chunks.add(size)
 			}
-			var changed *chunked.ChangedError
-			switch {
-			case err == nil:
-			case errors.As(err, &changed):
-				f.Lost = changed.Got == "" && !listed
-			case errors.As(err, new(*chunked.SizeError)), errors.As(err, new(*chunked.ForeignError)):
-			default:
+			if err != nil && !chunkContent(err) {
 				return fmt.Errorf("check object %s: %w", f.Object, err)
 			}
 			if err != nil {
+				var changed *chunked.ChangedError
+				f.Lost = errors.As(err, &changed) && changed.Got == "" && !listed
 				f.Why = err.Error()
 				v.r.Damage = append(v.r.Damage, f)
 			}
